@@ -1,7 +1,11 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("boxless", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("boxless")
 
 
 @pytest.fixture(scope="session")

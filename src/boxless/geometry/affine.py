@@ -1,0 +1,57 @@
+"""Affine maps between pixel frames, as (B, 2, 3) tensors: ``new = map[:, :, :2] @ old + map[:, :, 2]``."""
+
+import torch
+from torch import Tensor
+
+
+def identity(batch: int) -> Tensor:
+    """The map that changes nothing, (B, 2, 3)."""
+    return torch.eye(2, 3).expand(batch, 2, 3).clone()
+
+
+def crop_and_resize(window: Tensor, width: int | Tensor, height: int | Tensor) -> Tensor:
+    """The map that shows a window of the old frame as a width x height image.
+
+    Args:
+        window: (B, 4), xyxy in the old frame, px; not empty.
+        width: of the new frame, px.
+        height: of the new frame, px.
+
+    Returns:
+        (B, 2, 3).
+    """
+    x1, y1, x2, y2 = window.unbind(-1)
+    scale_x, scale_y = width / (x2 - x1), height / (y2 - y1)
+    zero = torch.zeros_like(scale_x)
+    return torch.stack(
+        [torch.stack([scale_x, zero, -x1 * scale_x], -1), torch.stack([zero, scale_y, -y1 * scale_y], -1)], -2
+    )
+
+
+def mirror(width: int | Tensor, mirrored: Tensor) -> Tensor:
+    """The map that flips left and right where `mirrored` (B,) is true, in a frame `width` px wide; (B, 2, 3)."""
+    sign = 1 - 2 * mirrored.to(torch.float32)
+    zero, one = torch.zeros_like(sign), torch.ones_like(sign)
+    return torch.stack(
+        [torch.stack([sign, zero, mirrored.to(torch.float32) * width], -1), torch.stack([zero, one, zero], -1)], -2
+    )
+
+
+def compose(second: Tensor, first: Tensor) -> Tensor:
+    """The map that applies `first`, then `second`; both and the result (B, 2, 3)."""
+    linear = second[..., :2] @ first[..., :2]
+    shift = second[..., :2] @ first[..., 2:] + second[..., 2:]
+    return torch.cat([linear, shift], -1)
+
+
+def invert(forward: Tensor) -> Tensor:
+    """The map back, (B, 2, 3); `forward` must not flatten the plane."""
+    linear = torch.linalg.inv(forward[..., :2])
+    return torch.cat([linear, -linear @ forward[..., 2:]], -1)
+
+
+def transform_points(forward: Tensor, points: Tensor) -> Tensor:
+    """Points (B, ..., 2) in the old frame as points (B, ..., 2) in the new one."""
+    flat = points.flatten(1, -2)
+    moved = flat @ forward[..., :2].transpose(-1, -2) + forward[..., 2].unsqueeze(-2)
+    return moved.view(points.shape)

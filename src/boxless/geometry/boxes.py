@@ -1,0 +1,80 @@
+"""Boxes as (..., 4) tensors, xyxy in continuous pixels."""
+
+import torch
+from torch import Tensor
+
+from boxless.geometry.affine import transform_points
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Areas (...) in square pixels; 0 for empty or inverted boxes."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def clip(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Boxes (..., 4) cut to a width x height frame."""
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def transform_boxes(forward: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes (B, K, 4) carried by maps (B, 2, 3) that scale, shift and mirror; the result is xyxy again."""
+    corners = transform_points(forward, boxes.unflatten(-1, (2, 2)))
+    return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
+
+
+def jitter(boxes: Tensor, amount: float, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Shift and resize some boxes at random: SoCo's box jitter.
+
+    With the given probability, each box gets four independent draws r of U(-amount, amount):
+    x1 += r1 w, y1 += r2 h, w *= 1 + r3, h *= 1 + r4. (The paper writes one symbol r for the four; its code draws four.)
+
+    Args:
+        boxes: (..., 4) px.
+        amount: largest change as a share of the box's width or height.
+        probability: that a box is changed at all.
+        generator: on the boxes' device.
+    """
+    shape = boxes.shape[:-1]
+    draws = (torch.rand(*shape, 4, generator=generator, device=boxes.device) * 2 - 1) * amount
+    chosen = torch.rand(*shape, 1, generator=generator, device=boxes.device) < probability
+    size = boxes[..., 2:] - boxes[..., :2]
+    start = boxes[..., :2] + draws[..., :2] * size
+    return torch.where(chosen, torch.cat([start, start + size * (1 + draws[..., 2:])], -1), boxes)
+
+
+def assign_level(boxes: Tensor) -> Tensor:
+    """The pyramid level 2..5 of each box by SoCo's scale-aware assignment (paper, section 3.3).
+
+    Sides up to 48 px go to P2, up to 96 to P3, up to 192 to P4, larger ones to P5, where a side is the square root of
+    the area in the *view's* pixels. As in the official code, corners are first truncated to integers that count
+    as inclusive pixels: (111 - 44 + 1) is the width of a box from 44.8 to 111.55.
+
+    Args:
+        boxes: (..., 4) in view pixels.
+
+    Returns:
+        (...) int64, 2 to 5.
+    """
+    corners = boxes.float().trunc()
+    sides = (corners[..., 2:] - corners[..., :2] + 1).clamp(min=0)
+    side = sides.prod(-1).sqrt()
+    return 2 + torch.bucketize(side, torch.tensor([48.0, 96.0, 192.0], device=boxes.device))
+
+
+def choose(valid: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Choose boxes at random without replacement, the same number of places in every image.
+
+    Args:
+        valid: (B, N) which of N boxes may be chosen.
+        count: K, places per image.
+        generator: on the same device.
+
+    Returns:
+        indices (B, K) into N, and (B, K) whether each place holds a chosen box (false where an image has too few).
+    """
+    score = torch.rand(valid.shape, generator=generator, device=valid.device).masked_fill(~valid, -1.0)
+    if valid.shape[1] < count:
+        score = torch.nn.functional.pad(score, (0, count - valid.shape[1]), value=-1.0)
+    best, indices = score.topk(count, dim=1)
+    return indices.clamp(max=max(valid.shape[1] - 1, 0)), best >= 0
