@@ -28,6 +28,18 @@ FORMAT = 1  # raise when the drawing changes, so that folders drawn by older cod
 HELD_OUT = 360  # the last samples, a fifth, are kept for val
 STENCIL = 60  # px, side of an enlarged 8 x 8 sample with a margin of one sample pixel
 JPEG_QUALITY = 95
+PHOTOGRAPHS = (  # of skimage.data, those that ship in its wheel and show no digits
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "immunohistochemistry",
+    "hubble_deep_field",
+    "brick",
+    "grass",
+    "gravel",
+    "camera",
+)
 
 
 def make_scenes(out: Path, unlabelled: int, train: int, val: int, size: int = 96, seed: int = 0) -> None:
@@ -155,9 +167,10 @@ def _overlap(a: tuple[float, float, float], b: tuple[float, float, float]) -> fl
 def _draw_digit(rng: np.random.Generator, canvas: Array, stencil: Array, x: float, y: float, height: float) -> Array:
     """Paint one sample on the canvas in place; returns where it can be seen, (H, W) bool."""
     size = canvas.shape[0]
-    turn = cv2.getRotationMatrix2D((STENCIL / 2, STENCIL / 2), float(rng.normal(0, 9)), height / STENCIL)
+    middle = STENCIL / 2
+    turn = np.array(cv2.getRotationMatrix2D((middle, middle), float(rng.normal(0, 9)), height / STENCIL), np.float64)
     turn[:, 0] *= rng.uniform(0.8, 1.15)
-    turn[:, 2] += np.array([x, y]) - turn @ [STENCIL / 2, STENCIL / 2, 1]
+    turn[:, 2] += np.array([x, y]) - turn @ [middle, middle, 1]
     ink = cv2.warpAffine(stencil, turn, (size, size), flags=cv2.INTER_LINEAR)
     edge = max(1.5, height / 10) * rng.uniform(0.6, 1.3)  # alpha per unit of ink: a border of about 1 px
     weight = rng.uniform(0.42, 0.62)  # ink level of the border: thick to thin strokes
@@ -230,18 +243,7 @@ def _stencils() -> tuple[Array, Array]:
 
 @functools.cache
 def _photographs() -> list[Array]:
-    """RGB uint8 photographs that ship inside the installed wheels and show no digits."""
-    from_skimage = (
-        skimage.data.astronaut,
-        skimage.data.chelsea,
-        skimage.data.coffee,
-        skimage.data.rocket,
-        skimage.data.immunohistochemistry,
-        skimage.data.hubble_deep_field,
-        skimage.data.brick,
-        skimage.data.grass,
-        skimage.data.gravel,
-        skimage.data.camera,
-    )
-    photos = [*load_sample_images().images, skimage.data.stereo_motorcycle()[0], *(load() for load in from_skimage)]
-    return [photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, 2) for photo in photos]
+    """RGB uint8, (H, W, 3) each."""
+    photos = [*load_sample_images().images, *(getattr(skimage.data, name)() for name in PHOTOGRAPHS)]
+    left, _, _ = skimage.data.stereo_motorcycle()  # type: ignore[no-untyped-call]
+    return [photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, 2) for photo in [*photos, left]]
