@@ -1,0 +1,176 @@
+"""Files to pixels: every image that Pillow can read becomes (H, W, 3) uint8 RGB, upright, or raises `BadImage`.
+
+Pillow decodes all formats. On 640 x 480 JPEG and one thread it takes 1.6 ms with the copy-free export below, against
+1.5 ms for torchvision and 1.4 ms for OpenCV. Those two were turned down all the same: OpenCV 4 fills truncated files
+with grey without a word, and both let libjpeg print to stderr.
+"""
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+_WARNINGS = threading.Lock()  # warnings.catch_warnings changes the whole process
+
+
+class BadImage(Exception):
+    """An image file that cannot be used: `path`, and `reason` in one short line."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:
+        return BadImage, (self.path, self.reason)  # crosses worker processes
+
+
+def decode(path: str | Path) -> np.ndarray:
+    """Return the image as (H, W, 3) uint8 RGB, EXIF orientation applied; the first frame of an animation.
+
+    Transparent pixels are laid over white, as the person who draws the boxes sees them; the colour stored below them is
+    arbitrary. 16-bit images are scaled by their full range (65535 -> 255). Integers beyond 16 bits and floats beyond
+    0..1 have no agreed range: they are stretched from their own minimum to maximum.
+
+    Raises:
+        BadImage: the file is missing, unreadable, truncated, no image, or larger than Pillow's bomb limit.
+    """
+    return decode_reduced(path, 1.0)[0]
+
+
+def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the image, shrunken by at most `min_scale` where that is cheaper to decode, and its full size (W, H).
+
+    JPEG is decoded at 1/2, 1/4 or 1/8, the smallest that is >= `min_scale`; all else in full. With s = round(W / w),
+    source pixel x lies at exactly x / s: w = ceil(W / s), so the last column may reach beyond the source's edge.
+    """
+    with _open(path) as (image, orientation):
+        full = upright_size(image, orientation)
+        if image.format in ("JPEG", "MPO"):
+            shrink = _shrink(image.size, min_scale, orientation)
+            image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
+        image.load()
+        image = _eight_bit(image)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return _array(image), full
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return (W, H) in px after EXIF orientation, from the header only; raises `BadImage` like `decode`."""
+    with _open(path) as (image, orientation):
+        return upright_size(image, orientation)
+
+
+def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """Return (W, H) of an image once its EXIF orientation (1..8) is applied."""
+    return (image.height, image.width) if orientation in _SWAPS_SIDES else image.size
+
+
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
+    """Open an image and its orientation; whatever goes wrong inside the block becomes `BadImage`."""
+    try:
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)
+            orientation = _orientation(image)
+        with image:
+            yield image, orientation
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error on broken files
+        raise BadImage(path, _reason(path, error)) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8 that is still to be applied; 1 where there is none or it is broken."""
+    if image.format == "TIFF":  # Pillow turns TIFF itself
+        return 1
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # getexif would decode all pixels to look behind them
+    try:
+        value: Any = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # broken metadata must not cost the image
+        return 1
+    return value if value in _UPRIGHT else 1
+
+
+def _shrink(size: tuple[int, int], min_scale: float, orientation: int) -> int:
+    """Largest of 8, 4, 2, 1 that `min_scale` allows; turned images must divide, or the padding would come first."""
+    return next(
+        s
+        for s in (8, 4, 2, 1)
+        if s == 1 or (1 / s >= min_scale and (orientation == 1 or (size[0] % s == 0 and size[1] % s == 0)))
+    )
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_scale(np.asarray(image)))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    """Wide grey values (H, W) to 0..255: by 65535 or 1 where all fit, else stretched from minimum to maximum."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    full = 1.0 if values.dtype.kind == "f" else 65535.0
+    if low >= 0 and high <= full:
+        low, high = 0.0, full
+    share = (values.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
+    return (np.nan_to_num(share, nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    try:  # Pillow keeps RGB as RGBX; reading that in place saves a tenth of the whole decoding
+        pixels = pa.array(image).flatten().to_numpy(zero_copy_only=True).reshape(image.height, image.width, 4)
+    except (TypeError, ValueError, pa.ArrowException):  # old Pillow; beyond 16 MiB it lies in several blocks
+        return np.array(image)
+    rgb: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
+    return rgb
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"too large: more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "empty file" if os.path.getsize(path) == 0 else "not an image in a known format"
+    if "truncated" in str(error).lower():
+        return "truncated"
+    return f"cannot be decoded ({' '.join(str(error).split())[:80] or type(error).__name__})"

@@ -1,0 +1,130 @@
+"""Labelled data sets, whatever their format: one call finds out which it is and reads one split of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from boxless.data import coco, voc, yolo
+from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem, problem_report
+from boxless.errors import UserError
+
+__all__ = ["LabelledData", "LabelledImage", "Mask", "Problem", "is_voc_split", "problem_report", "read_labels"]
+
+Role = Literal["train", "val"]
+Format = Literal["auto", "coco", "voc", "yolo"]
+
+_SPLITS = {"train": ("train", "trainval"), "val": ("val", "test")}  # what a role reads, in order of preference
+
+
+def read_labels(
+    where: str | Path,
+    role: Role = "train",
+    format: Format = "auto",
+    images: Path | None = None,
+    classes: Sequence[str] | None = None,
+) -> LabelledData:
+    """Read labels: a COCO .json, a VOC root or split file, a YOLO .yaml, or a folder that holds exactly one of these.
+
+    A suffix `:split` picks the split (`neu-det:train`, `data.yaml:val`), else `role` does. `images`: folder of the
+    images. `classes`: the classes to use, e.g. those trained on; others are left out. Entries that are broken are left
+    out or mended, and listed in `problems`; image files are looked for, not opened.
+
+    Raises:
+        UserError: nothing usable there, an unknown split, or more than one format.
+    """
+    path, split = _split_off(where)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if images is not None and not images.is_dir():
+        raise UserError(f"images: no such folder: {images}")
+    if is_voc_split(path):
+        return voc.read(path.parents[2], path, images, classes)
+    kind = _format(path, format)
+    if kind == "coco":
+        return coco.read(_coco_file(path, split, role), images, classes)
+    if kind == "voc":
+        return voc.read(path, _voc_split(path, split, role), images, classes)
+    path = _yaml_file(path)
+    config = yolo.load_config(path)
+    return yolo.read(path, split or next((s for s in _SPLITS[role] if config.get(s)), role), images, classes)
+
+
+def is_voc_split(path: Path) -> bool:
+    """Whether `path` is a split file of a VOC root, ImageSets/Main/*.txt."""
+    return path.suffix == ".txt" and path.parts[-3:-1] == ("ImageSets", "Main") and path.is_file()
+
+
+def _split_off(where: str | Path) -> tuple[Path, str | None]:
+    path = Path(where)
+    name, colon, split = path.name.rpartition(":")
+    if path.exists() or not colon or not name:
+        return path, None
+    return path.with_name(name), split
+
+
+def _format(path: Path, wanted: Format) -> str:
+    if path.is_file():
+        found = {".json": ["coco"], ".yaml": ["yolo"], ".yml": ["yolo"]}.get(path.suffix.lower(), [])
+    else:
+        tests = {"coco": _jsons(path), "voc": (path / "Annotations").is_dir(), "yolo": _yamls(path)}
+        found = [kind for kind, there in tests.items() if there]
+    if wanted != "auto":
+        found = [wanted] if wanted in found else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{path}: holds labels as {' and '.join(found)}; set format= to one, or name the file")
+    looked = "a COCO .json, a VOC root (Annotations/, JPEGImages/) or a YOLO data.yaml"
+    raise UserError(f"{path}: no labels found; expected {looked if wanted == 'auto' else f'the format {wanted}'}")
+
+
+def _jsons(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("annotations/*.json"), *folder.glob("*.json")])
+
+
+def _yamls(folder: Path) -> list[Path]:
+    return [folder / "data.yaml"] if (folder / "data.yaml").is_file() else sorted(folder.glob("*.y*ml"))
+
+
+def _coco_file(path: Path, split: str | None, role: Role) -> Path:
+    if path.is_file():
+        if split:
+            raise UserError(f"{path}: a COCO file is one split; leave out ':{split}'")
+        return path
+    files = _jsons(path)
+    names = (split,) if split else ("train",) if role == "train" else ("val", "test")
+    for name in names:
+        found = [file for file in files if name in file.stem]
+        found = [file for file in found if file.stem.startswith("instances")] or found  # beside captions, keypoints
+        if len(found) > 1:
+            raise UserError(f"{path}: several files for '{name}': {', '.join(f.name for f in found[:5])}; name one")
+        if found:
+            return found[0]
+    if len(files) == 1 and not split and not any(name in files[0].stem for name in ("train", "val", "test")):
+        return files[0]
+    have = ", ".join(file.name for file in files[:5])
+    raise UserError(f"{path}: no COCO file for '{' or '.join(names)}'; it has: {have}")
+
+
+def _voc_split(root: Path, split: str | None, role: Role) -> Path | None:
+    """Return the split file, None (all images) where the root has no splits."""
+    folder = root / "ImageSets" / "Main"
+    names = (split,) if split else _SPLITS[role]
+    for name in names:
+        if (folder / f"{name}.txt").is_file():
+            return folder / f"{name}.txt"
+    have = sorted(file.stem for file in folder.glob("*.txt"))
+    if not have and not split:
+        return None
+    raise UserError(
+        f"{folder}: no {' or '.join(f'{n}.txt' for n in names)}; it has: {', '.join(have[:8]) or 'nothing'}"
+    )
+
+
+def _yaml_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    files = _yamls(path)
+    if len(files) > 1:
+        raise UserError(f"{path}: several YAML files: {', '.join(file.name for file in files[:5])}; name one")
+    return files[0]
