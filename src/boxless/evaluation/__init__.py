@@ -1,0 +1,1 @@
+"""What a detector is worth: average precision against labels."""

@@ -1,0 +1,1 @@
+"""Functions that return matplotlib figures of runs, scores, detections and views."""

@@ -1,0 +1,155 @@
+"""COCO average precision of detections against labels, computed by faster-coco-eval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import mask as coco_mask
+
+from boxless.data.labelled import LabelledData
+from boxless.errors import UserError
+
+MAX_DETECTIONS = 100  # per image and class, as COCO scores them
+AREAS = ("all", "small", "medium", "large")  # borders at 32 x 32 and 96 x 96 source px
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image.
+
+    boxes: (N, 4) float32, source px, xyxy; scores: (N,) in 0..1; labels: (N,) 0-based class; masks: N COCO RLE
+    dicts of the source image's size, or None for a detector of boxes only.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    masks: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCO's summary, each 0..1 and nan where there is no ground truth; `per_class` has each class's AP."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar100: float
+    per_class: dict[str, float]
+
+    def as_dict(self) -> dict[str, float]:
+        """The seven summary numbers under COCO's short names: AP, AP50, AP75, APs, APm, APl, AR100."""
+        return {
+            "AP": self.ap,
+            "AP50": self.ap50,
+            "AP75": self.ap75,
+            "APs": self.ap_small,
+            "APm": self.ap_medium,
+            "APl": self.ap_large,
+            "AR100": self.ar100,
+        }
+
+
+def average_precision(
+    truth: LabelledData, detections: Sequence[Detections], kind: Literal["bbox", "segm"] = "bbox"
+) -> Scores:
+    """Score detections, one entry per image of `truth` in its order, by boxes or by masks.
+
+    Crowd regions count neither for nor against. A class without ground truth has AP nan and stays out of the means.
+
+    Raises:
+        UserError: `kind="segm"` and labels or detections carry no masks.
+    """
+    results = coco_results(truth, detections)
+    if kind == "segm":
+        _require_masks(truth, results)
+        for result in results:
+            del result["bbox"]  # else a detection's area, which sorts it into small to large, is that of its box
+    labels = COCO(truth.as_coco())
+    evaluation = COCOeval_faster(labels, labels.loadRes(results), iouType=kind, print_function=_silent)
+    evaluation.params.imgIds = _image_ids(truth)
+    evaluation.params.catIds = list(truth.category_ids)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # The library sorts categories by id; the labels' own order need not be sorted.
+    rows = np.argsort(np.argsort(truth.category_ids))
+    return _summary(evaluation.eval["precision"], evaluation.eval["recall"], truth.classes, rows)
+
+
+def coco_results(truth: LabelledData, detections: Sequence[Detections]) -> list[dict[str, Any]]:
+    """Detections as COCO's results list: ids as in `truth.as_coco()`, `bbox` as coco_xywh, source px."""
+    results: list[dict[str, Any]] = []
+    for image_id, found in zip(_image_ids(truth), detections, strict=True):
+        corners = np.asarray(found.boxes, np.float64).reshape(-1, 4)
+        coco_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+        for row, box in enumerate(coco_xywh):
+            result = {
+                "image_id": image_id,
+                "category_id": int(truth.category_ids[int(found.labels[row])]),
+                "bbox": box.tolist(),
+                "score": float(found.scores[row]),
+            }
+            if found.masks is not None:
+                result["segmentation"] = found.masks[row]
+            results.append(result)
+    return results
+
+
+def _image_ids(truth: LabelledData) -> list[int]:
+    return [image["id"] for image in truth.as_coco()["images"]]  # it numbers the images where ids are not integers
+
+
+def masks_to_rle(masks: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Boolean masks (N, H, W) as N compressed COCO RLE dicts, `counts` as text so that JSON can hold them."""
+    if not len(masks):
+        return []
+    encoded = coco_mask.encode(np.asfortranarray(np.transpose(masks, (1, 2, 0)), dtype=np.uint8))
+    return [{"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])} for rle in encoded]
+
+
+def _text(counts: bytes | str) -> str:
+    return counts if isinstance(counts, str) else counts.decode("ascii")
+
+
+def _require_masks(truth: LabelledData, results: list[dict[str, Any]]) -> None:
+    bare = sum(mask is None for image in truth.images for mask in image.masks or (None,) * len(image.boxes))
+    if bare:
+        raise UserError(f"{truth.origin}: expected a mask for every object, {bare} have none; use kind='bbox'")
+    if any("segmentation" not in result for result in results):
+        raise UserError("detections: expected a mask for every detection, found boxes only; use kind='bbox'")
+
+
+def _silent(*_: object) -> None:
+    """The library prints its progress unless it is given something else to call."""
+
+
+def _summary(
+    precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64], classes: Sequence[str], rows: Any
+) -> Scores:
+    """`precision`: (thresholds, 101 recalls, classes, areas, limits); `recall`: the same without the 101; -1 = none."""
+
+    def ap(threshold: int | slice = slice(None), area: str = "all") -> float:
+        return _mean(precision[threshold, ..., AREAS.index(area), -1])
+
+    return Scores(
+        ap=ap(),
+        ap50=ap(0),
+        ap75=ap(5),
+        ap_small=ap(area="small"),
+        ap_medium=ap(area="medium"),
+        ap_large=ap(area="large"),
+        ar100=_mean(recall[..., 0, -1]),
+        per_class={name: _mean(precision[:, :, row, 0, -1]) for name, row in zip(classes, rows, strict=True)},
+    )
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else math.nan

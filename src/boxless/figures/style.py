@@ -1,0 +1,116 @@
+"""The one look of every figure, and how a figure is written to disk."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+# Okabe and Ito, "Color Universal Design" (2008), told apart by colour-blind readers; without its yellow, which
+# vanishes on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK = "#222222"
+MUTED = "#6B6B6B"
+GRID = "#E2E2E2"
+
+_SETTINGS: Any = {  # matplotlib types the keys as one long Literal
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that text has the same size on every machine
+    "font.size": 14,
+    "axes.titlesize": 15,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 14,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 13,
+    "ytick.labelsize": 13,
+    "lines.linewidth": 2.5,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 160,
+    "svg.hashsalt": "boxless",  # the same figure gives the same file
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Inside, matplotlib draws in this style; the caller's own settings are back afterwards. Also a decorator."""
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches that is bound to no window and to no pyplot state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def colour(index: int) -> str:
+    """Colour of the index-th thing; colours repeat after the palette's seven."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def show_image(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
+    """Show (H, W, 3) uint8 RGB in the frame of our boxes: continuous pixels, [0, W] x [0, H], no axis."""
+    height, width = image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest" if width < 200 else "antialiased")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+
+
+def draw_box(axes: Axes, box: npt.NDArray[Any], hue: str, tag: str = "", dashed: bool = False) -> None:
+    """Outline one box (4,), px, xyxy, with an optional tag on its top left corner."""
+    x0, y0, x1, y1 = (float(side) for side in box)
+    xs, ys = [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0]
+    # the white rim keeps a dark line readable on a dark image
+    rim = [withStroke(linewidth=4, foreground="white", alpha=0.8)]
+    axes.plot(xs, ys, color=hue, linewidth=2, linestyle="--" if dashed else "-", path_effects=rim)
+    if not tag:
+        return
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    corner = (min(max(x0, left), right), min(max(y0, top), bottom))
+    axes.annotate(
+        tag,
+        corner,
+        xytext=(1, -1),
+        textcoords="offset points",
+        ha="left",
+        va="top",
+        fontsize=10,
+        color="white",
+        bbox={"boxstyle": "square,pad=0.15", "facecolor": hue, "edgecolor": "none"},
+        annotation_clip=False,
+        clip_on=True,
+    )
+
+
+def save(figure: Figure, path: Path | str) -> tuple[Path, Path]:
+    """Write `<path>.png` and `<path>.svg`, each whole or not at all; returns both paths."""
+    stem = Path(path)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        target = stem.with_name(stem.name + suffix)
+        half = stem.with_name(f".{stem.name}.{os.getpid()}{suffix}")
+        with styled():
+            figure.savefig(half, format=suffix[1:], metadata=metadata)
+        os.replace(half, target)
+        written.append(target)
+    return written[0], written[1]
