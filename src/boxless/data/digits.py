@@ -173,7 +173,7 @@ def _draw_digit(rng: np.random.Generator, canvas: Array, stencil: Array, x: floa
     turn[:, 2] += np.array([x, y]) - turn @ [middle, middle, 1]
     ink = cv2.warpAffine(stencil, turn, (size, size), flags=cv2.INTER_LINEAR)
     edge = max(1.5, height / 10) * rng.uniform(0.6, 1.3)  # alpha per unit of ink: a border of about 1 px
-    weight = rng.uniform(0.42, 0.62)  # ink level of the border: thick to thin strokes
+    weight = rng.uniform(0.46, 0.62)  # ink level of the border: thick to thin strokes
     body = np.clip((ink - weight) * edge + 0.5, 0, 1)
     outline = body
     colour = _contrasting(rng, canvas[body > 0.5].mean(0) if (body > 0.5).any() else canvas.mean((0, 1)))

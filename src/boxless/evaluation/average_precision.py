@@ -62,18 +62,18 @@ def average_precision(
 ) -> Scores:
     """Score detections, one entry per image of `truth` in its order, by boxes or by masks.
 
-    Crowd regions count neither for nor against. A class without ground truth has AP nan and stays out of the means.
+    Crowd regions count neither for nor against; nor, by masks, do objects labelled with a box only. A class without
+    ground truth has AP nan and stays out of the means.
 
     Raises:
-        UserError: `kind="segm"` and labels or detections carry no masks.
+        UserError: `kind="segm"` and the labels have no mask at all or a detection has none.
     """
     results = coco_results(truth, detections)
+    labels = truth.as_coco()
     if kind == "segm":
-        _require_masks(truth, results)
-        for result in results:
-            del result["bbox"]  # else a detection's area, which sorts it into small to large, is that of its box
-    labels = COCO(truth.as_coco())
-    evaluation = COCOeval_faster(labels, labels.loadRes(results), iouType=kind, print_function=_silent)
+        _score_masks(labels, results, truth.origin)
+    coco = COCO(labels)
+    evaluation = COCOeval_faster(coco, coco.loadRes(results), iouType=kind, print_function=_silent)
     evaluation.params.imgIds = _image_ids(truth)
     evaluation.params.catIds = list(truth.category_ids)
     evaluation.evaluate()
@@ -118,12 +118,19 @@ def _text(counts: bytes | str) -> str:
     return counts if isinstance(counts, str) else counts.decode("ascii")
 
 
-def _require_masks(truth: LabelledData, results: list[dict[str, Any]]) -> None:
-    bare = sum(mask is None for image in truth.images for mask in image.masks or (None,) * len(image.boxes))
-    if bare:
-        raise UserError(f"{truth.origin}: expected a mask for every object, {bare} have none; use kind='bbox'")
-    if any("segmentation" not in result for result in results):
+def _score_masks(labels: dict[str, Any], results: list[dict[str, Any]], origin: str) -> None:
+    """Turn both sides, in place, into what is scored by masks."""
+    if not any("segmentation" in annotation for annotation in labels["annotations"]):
+        raise UserError(f"{origin}: expected masks to score against, found boxes only; use kind='bbox'")
+    if not all("segmentation" in result for result in results):
         raise UserError("detections: expected a mask for every detection, found boxes only; use kind='bbox'")
+    for annotation in labels["annotations"]:
+        if "segmentation" not in annotation:
+            x, y, w, h = annotation["bbox"]
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotation["iscrowd"] = 1
+    for result in results:
+        del result["bbox"]  # else a detection's area, which sorts it into small to large, is that of its box
 
 
 def _silent(*_: object) -> None:

@@ -30,11 +30,11 @@ def detection_pairs(
     """One row per image: labels on the left, detections with `score >= score_threshold` on the right, masks if any.
 
     `images`: (H, W, 3) uint8 RGB, source px, as the boxes of `truths` and `detections`. A class has the same colour
-    on both sides; dashed boxes are crowd regions. Made for a few rows.
+    on both sides; dashed boxes are crowd regions; boxes too narrow for a tag have none. Made for a few rows.
     """
-    shape = max((image.shape[0] / image.shape[1] for image in images), default=1.0)
-    figure = blank(10, 0.6 + 4.9 * shape * len(images))
-    grid = figure.subplots(len(images), 2, squeeze=False)
+    shapes = [image.shape[0] / image.shape[1] for image in images]
+    figure = blank(10, 0.5 + 4.9 * sum(shapes))
+    grid = figure.subplots(len(images), 2, squeeze=False, height_ratios=shapes)
     for (left, right), image, truth, found in zip(grid, images, truths, detections, strict=True):
         show_image(left, image)
         show_image(right, image)
@@ -72,7 +72,7 @@ def _draw_masks(axes: Axes, masks: Sequence[Any], labels: npt.NDArray[Any], heig
     layer = np.zeros((height, width, 4), np.float32)
     for mask, label in zip(masks, labels, strict=True):
         if mask:
-            layer[_decode(mask, height, width)] = to_rgba(colour(int(label)), 0.5)
+            layer[_decode(mask, height, width)] = to_rgba(colour(int(label)), 0.4)
     axes.imshow(layer, extent=(0, width, height, 0), interpolation="nearest")
 
 

@@ -73,6 +73,7 @@ def show_image(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
     axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest" if width < 200 else "antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
+    axes.set_anchor("N")  # images of one row start at one height, whatever their shapes
 
 
 def draw_box(axes: Axes, box: npt.NDArray[Any], hue: str, tag: str = "", dashed: bool = False) -> None:
@@ -84,20 +85,18 @@ def draw_box(axes: Axes, box: npt.NDArray[Any], hue: str, tag: str = "", dashed:
     axes.plot(xs, ys, color=hue, linewidth=2, linestyle="--" if dashed else "-", path_effects=rim)
     if not tag:
         return
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    corner = (min(max(x0, left), right), min(max(y0, top), bottom))
+    bottom, top = axes.get_ylim()  # y grows downwards
+    above = y0 - top > 0.07 * (bottom - top)  # there is room, and the tag hides nothing of the object
     axes.annotate(
         tag,
-        corner,
-        xytext=(1, -1),
+        (max(x0, axes.get_xlim()[0]), max(y0, top)),
+        xytext=(0, 1 if above else -1),
         textcoords="offset points",
         ha="left",
-        va="top",
+        va="bottom" if above else "top",
         fontsize=10,
         color="white",
         bbox={"boxstyle": "square,pad=0.15", "facecolor": hue, "edgecolor": "none"},
-        annotation_clip=False,
-        clip_on=True,
     )
 
 

@@ -24,9 +24,9 @@ def show_views(
     `titles`: one per column.
     """
     columns = max(len(row) for row in images)
-    shape = float(np.mean([image.shape[0] / image.shape[1] for row in images for image in row]))
-    figure = blank(3.3 * columns, 0.4 + 3.3 * shape * len(images))
-    grid = figure.subplots(len(images), columns, squeeze=False)
+    shapes = [min(1.2, max(image.shape[0] / image.shape[1] for image in row)) for row in images]
+    figure = blank(3.3 * columns, 0.4 + 3.3 * sum(shapes))
+    grid = figure.subplots(len(images), columns, squeeze=False, height_ratios=shapes)
     for axes in grid.flat:
         axes.set_axis_off()
     for line, row, row_boxes, row_visible in zip(grid, images, boxes, visible, strict=True):

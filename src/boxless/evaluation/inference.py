@@ -1,0 +1,77 @@
+"""Running a detector over images: resized as in training, its boxes carried back to the source."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+
+from boxless.data.detection import DetectionDataset, DetectionSample
+from boxless.data.loader import one_thread
+from boxless.evaluation.average_precision import Detections, masks_to_rle
+from boxless.geometry.affine import invert
+from boxless.geometry.boxes import clip, transform_boxes
+
+
+def detect(
+    fabric: Fabric, detector: nn.Module, dataset: DetectionDataset, batch: int = 4, workers: int = 0
+) -> Iterator[tuple[DetectionSample, Detections]]:
+    """Detections of every image of a data set, in its order; the detector is left in the mode that it was in."""
+    training = detector.training
+    detector.eval()
+    loader: DataLoader[list[DetectionSample]] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=one_thread,
+    )
+    try:
+        for samples in loader:
+            images = [sample.image.to(fabric.device).float() / 255 for sample in samples]
+            with torch.inference_mode(), fabric.autocast():
+                outputs = detector(images)
+            for sample, output in zip(samples, outputs, strict=True):
+                yield sample, to_source(output, sample)
+    finally:
+        detector.train(training)
+
+
+def to_source(output: dict[str, Tensor], sample: DetectionSample) -> Detections:
+    """A torchvision detector's output for one sample, in source pixels and 0-based classes."""
+    width, height = sample.source_size
+    back = invert(sample.from_source[None])
+    boxes = clip(transform_boxes(back, output["boxes"].float().cpu()[None])[0], width, height)
+    masks = None
+    if "masks" in output:
+        masks = _source_masks(output["masks"].float().cpu(), width, height)
+    return Detections(
+        boxes=boxes.numpy(),
+        scores=output["scores"].float().cpu().numpy(),
+        labels=(output["labels"].cpu().numpy() - 1).astype(np.int64),
+        masks=masks,
+    )
+
+
+def _source_masks(masks: Tensor, width: int, height: int) -> list[dict[str, object]]:
+    encoded: list[dict[str, object]] = []
+    for part in masks.split(8):  # a hundred masks of a large image at once would need gigabytes
+        resized = interpolate(part, (height, width), mode="bilinear", align_corners=False)
+        encoded += masks_to_rle((resized[:, 0] > 0.5).numpy())
+    return encoded
+
+
+def as_list(results: Iterator[tuple[DetectionSample, Detections]]) -> tuple[list[Detections], dict[str, str]]:
+    """All detections, and the images that could not be read with their reasons."""
+    found: list[Detections] = []
+    skipped: dict[str, str] = {}
+    for sample, detections in results:
+        found.append(detections)
+        if sample.skipped is not None:
+            skipped.update([sample.skipped])
+    return found, skipped
+
+
