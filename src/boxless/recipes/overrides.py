@@ -1,0 +1,205 @@
+"""Change any key of a recipe: nested frozen dataclasses in, a checked copy out, and the way to YAML and back."""
+
+import dataclasses
+import difflib
+import re
+from argparse import ArgumentError
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentParser
+
+from boxless.errors import UserError
+
+R = TypeVar("R")
+
+
+class Key(NamedTuple):
+    """One settable value of a recipe: its type, its present value and the attribute docstring ("" without one)."""
+
+    type: Any
+    value: object
+    help: str
+
+
+def override(recipe: R, changes: Mapping[str, object]) -> R:
+    """Return a copy of `recipe` with `changes` applied.
+
+    `{"optim.base_lr": "0.1"}` and `{"optim": {"base_lr": 0.1}}` say the same: strings are parsed as on the command
+    line, other values are checked as they are.
+
+    Raises:
+        UserError: for an unknown key (with the near ones), a value of the wrong type, or one that the recipe refuses.
+    """
+    entries = dict(_walk(recipe, ""))
+    groups = {name: entry for name, entry in entries.items() if _is_group(entry.value)}
+    leaves = {name: entry for name, entry in entries.items() if name not in groups}
+    values = {name: _checked(name, value, leaves, groups) for name, value in _flatten(changes, groups, "")}
+    return _rebuilt(recipe, values, "")
+
+
+def from_mapping(recipe: R, mapping: Mapping[str, object]) -> R:
+    """Return `recipe` with the keys of a loaded YAML file set; the inverse of `to_yaml` for the same recipe class.
+
+    Raises:
+        UserError: as `override` does.
+    """
+    return override(recipe, mapping)
+
+
+def to_yaml(recipe: object) -> str:
+    """Return every key of the recipe as YAML text, nested as the dataclasses are and in their order."""
+    return yaml.dump(_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def keys(recipe: object) -> dict[str, Key]:
+    """Return every settable key by its dotted name, in the order of the fields."""
+    return {name: entry for name, entry in _walk(recipe, "") if not _is_group(entry.value)}
+
+
+def parse(key: str, expected: Any, value: object) -> Any:
+    """Return `value` as the type `expected`; `key` is how the message names it.
+
+    Several values may be written without brackets: `0.9,0.999` reads as `[0.9, 0.999]`.
+
+    Raises:
+        UserError: when the value is not of that type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=expected)
+    try:
+        if not isinstance(value, str):
+            return parser.parse_object({"value": value}).value
+        bare = is_sequence(expected) and not _is_text(expected) and value != "null" and not value.startswith("[")
+        return parser.parse_args([f"--value=[{value}]" if bare else f"--value={value}"]).value
+    except ArgumentError:
+        raise UserError(f"{key}: expected {spell(expected)}, got {value!r}") from None
+
+
+def spell(expected: Any) -> str:
+    """Return a type as a user would say it: `float or null`, `sgd|lars`, `float,float`."""
+    arguments = get_args(expected)
+    if get_origin(expected) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(spell(member) for member in arguments))
+    if get_origin(expected) is Literal:
+        return "|".join(map(str, arguments))
+    if get_origin(expected) is tuple:
+        return ",".join("..." if member is Ellipsis else spell(member) for member in arguments)
+    if is_sequence(expected) and arguments:
+        return f"{spell(arguments[0])},..."
+    return "null" if expected is NoneType else getattr(expected, "__name__", str(expected)).lower()
+
+
+def is_sequence(expected: Any) -> bool:
+    """Whether the type, or a member of the union, holds several values (a string does not)."""
+    if get_origin(expected) in (Union, UnionType):
+        return any(is_sequence(member) for member in get_args(expected))
+    kind = get_origin(expected) or expected
+    return isinstance(kind, type) and issubclass(kind, Sequence) and not issubclass(kind, str)
+
+
+def _is_text(expected: Any) -> bool:
+    if get_origin(expected) in (Union, UnionType):
+        return any(_is_text(member) for member in get_args(expected))
+    return isinstance(expected, type) and issubclass(expected, str | PurePath)
+
+
+def did_you_mean(word: str, choices: Collection[str]) -> str:
+    """Return `: did you mean 'x'?` with up to three near choices, or "" where none is near."""
+    last = _words(word)[-1]
+    near = [choice for choice in choices if last in _words(choice)] or difflib.get_close_matches(
+        word, choices, cutoff=0.7
+    )
+    return f": did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", name.lower())
+
+
+def _flatten(changes: Mapping[str, object], groups: Collection[str], prefix: str) -> Iterator[tuple[str, object]]:
+    for key, value in changes.items():
+        name = f"{prefix}{key}"
+        if name in groups and isinstance(value, Mapping):
+            yield from _flatten(value, groups, f"{name}.")
+        else:
+            yield name, value
+
+
+def _checked(name: str, value: object, leaves: Mapping[str, Key], groups: Mapping[str, Key]) -> object:
+    if name in groups:
+        if isinstance(value, groups[name].type):
+            return value
+        raise UserError(f"{name!r} is a group of keys: {_keys_of(name, leaves)}")
+    if name not in leaves:
+        group = name.rpartition(".")[0]
+        raise UserError(f"unknown key {name!r}{did_you_mean(name, leaves) or ':'} {_keys_of(group, leaves)}")
+    leaf = leaves[name]
+    if name.endswith(".name") and get_args(leaf.type) == (leaf.value,) and value != leaf.value:
+        group = name.rpartition(".")[0]
+        raise UserError(
+            f"{name} is {leaf.value!r} in this recipe and can't become {value!r}: "
+            f"choose a recipe of that {group} (boxless recipes lists them)"
+        )
+    return parse(name, leaf.type, value)
+
+
+def _rebuilt(node: R, values: Mapping[str, object], prefix: str) -> R:
+    """Build `node` anew from the inside out, so that each dataclass's own checks see the new values."""
+    new: dict[str, object] = {}
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        name, old = prefix + field.name, getattr(node, field.name)
+        if name in values:
+            new[field.name] = values[name]
+        elif _is_group(old):
+            new[field.name] = _rebuilt(old, values, f"{name}.")
+    try:
+        return dataclasses.replace(node, **new)  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(f"{prefix.rstrip('.') or 'recipe'}: {error}") from error
+
+
+def _keys_of(group: str, leaves: Collection[str]) -> str:
+    """List the keys of the innermost existing group at or above `group`."""
+    while group and not any(name.startswith(f"{group}.") for name in leaves):
+        group = group.rpartition(".")[0]
+    below = [name.removeprefix(f"{group}.") for name in leaves if not group or name.startswith(f"{group}.")]
+    heads = dict.fromkeys(name.partition(".")[0] + (".*" if "." in name else "") for name in below)
+    return f"keys of {group}: {', '.join(heads)}" if group else f"keys: {', '.join(heads)}"
+
+
+def _walk(node: object, prefix: str) -> Iterator[tuple[str, Key]]:
+    """Yield leaves and groups alike, by dotted name."""
+    cls = type(node)
+    hints = get_type_hints(cls)
+    helps = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(cls).params}
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        name, value = prefix + field.name, getattr(node, field.name)
+        yield name, Key(hints[field.name], value, " ".join(helps.get(field.name, "").split()))
+        if _is_group(value):
+            yield from _walk(value, f"{name}.")
+
+
+def _is_group(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes `[0.5, 1.0]` on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
+
+
+def _plain(value: Any) -> Any:
+    if _is_group(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(member) for member in value]
+    return str(value) if isinstance(value, PurePath) else value

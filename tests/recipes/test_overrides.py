@@ -1,0 +1,200 @@
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from boxless.errors import UserError
+from boxless.recipes import catalogue
+from boxless.recipes.overrides import did_you_mean, from_mapping, keys, override, parse, spell, to_yaml
+
+
+@dataclass(frozen=True)
+class Optim:
+    base_lr: float = 0.1
+    """Learning rate for a batch
+    of 256."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    name: Literal["sgd", "lars"] = "sgd"
+
+    def __post_init__(self) -> None:
+        if self.base_lr < 0:
+            raise ValueError(f"base_lr must be positive, got {self.base_lr}")
+
+
+@dataclass(frozen=True)
+class Alpha:
+    name: Literal["alpha"] = "alpha"
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Beta:
+    name: Literal["beta"] = "beta"
+    width: int = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    method: Alpha | Beta = Beta()
+    optim: Optim = field(default_factory=Optim)
+    epochs: int = 100
+    ema: bool = False
+    seed: int | None = None
+    note: str = ""
+    weights: Path | None = None
+    sizes: tuple[int, ...] = (224, 112)
+    terms: tuple[str, ...] = ()
+
+
+optims = st.builds(
+    Optim,
+    base_lr=st.floats(0, 1e6),
+    betas=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    name=st.sampled_from(["sgd", "lars"]),
+)
+recipes = st.builds(
+    Recipe,
+    method=st.builds(Beta, width=st.integers()),
+    optim=optims,
+    epochs=st.integers(),
+    ema=st.booleans(),
+    seed=st.none() | st.integers(),
+    note=st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs", "S"))),
+    weights=st.none() | st.just(Path("runs/a b.safetensors")),
+    sizes=st.lists(st.integers()).map(tuple),
+    terms=st.lists(st.sampled_from(["global", "true", "1", "1e3", "null", "a,b", "a: b"])).map(tuple),
+)
+
+
+@given(recipes)
+def test_yaml_round_trip(recipe: Recipe) -> None:
+    assert from_mapping(Recipe(), yaml.safe_load(to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optim.base_lr", "1e-3", 1e-3),
+        ("optim.base_lr", 1, 1.0),
+        ("optim.betas", "0.5,0.6", (0.5, 0.6)),
+        ("optim.betas", "[0.5, 0.6]", (0.5, 0.6)),
+        ("optim.betas", [0.5, 0.6], (0.5, 0.6)),
+        ("optim.name", "lars", "lars"),
+        ("method.width", "7", 7),
+        ("method.name", "beta", "beta"),
+        ("ema", "true", True),
+        ("seed", "null", None),
+        ("seed", "3", 3),
+        ("note", "3", "3"),
+        ("note", "", ""),
+        ("weights", "a/b", Path("a/b")),
+        ("sizes", "96", (96,)),
+        ("terms", "global,object", ("global", "object")),
+    ],
+)
+def test_values_are_parsed_as_their_type(key: str, value: object, expected: object) -> None:
+    changed = keys(override(Recipe(), {key: value}))
+    assert changed[key].value == expected and type(changed[key].value) is type(expected)
+    assert {name for name in changed if changed[name].value != keys(Recipe())[name].value} <= {key}
+
+
+def test_groups_as_mappings_and_as_instances() -> None:
+    assert override(Recipe(), {"optim": {"base_lr": "0.2"}, "epochs": 3}) == Recipe(optim=Optim(0.2), epochs=3)
+    assert override(Recipe(), {"optim": Optim(0.3)}) == Recipe(optim=Optim(0.3))
+    assert override(Recipe(), {}) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optim.lr": "0.1"},
+            "unknown key 'optim.lr': did you mean 'optim.base_lr'? keys of optim: base_lr, betas",
+        ),
+        ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'? keys: method.*, optim.*, epochs"),
+        ({"lr": 3}, "did you mean 'optim.base_lr'?"),
+        ({"optim.base_lr.x": 3}, "unknown key 'optim.base_lr.x'"),
+        ({"optim": 3}, "'optim' is a group of keys: keys of optim: base_lr"),
+        ({"epochs": "many"}, "epochs: expected int, got 'many'"),
+        ({"epochs": 2.5}, "epochs: expected int, got 2.5"),
+        ({"epochs": True}, "epochs: expected int, got True"),
+        ({"seed": "x"}, "seed: expected int or null, got 'x'"),
+        ({"optim.name": "adam"}, "optim.name: expected sgd|lars, got 'adam'"),
+        ({"optim.betas": "0.9"}, "optim.betas: expected float,float, got '0.9'"),
+        ({"method.name": "alpha"}, "can't become 'alpha': choose a recipe of that method"),
+        ({"method.depth": 1}, "unknown key 'method.depth'"),
+        ({"optim.base_lr": -1}, "optim: base_lr must be positive, got -1.0"),
+    ],
+)
+def test_mistakes_are_one_line_that_helps(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        override(Recipe(), changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_keys_carry_type_value_and_docstring() -> None:
+    assert keys(replace(Recipe(), method=Alpha()))["method.depth"] == (int, 2, "")
+    assert keys(Recipe())["optim.base_lr"] == (float, 0.1, "Learning rate for a batch of 256.")
+    assert list(keys(Recipe()))[:3] == ["method.name", "method.width", "optim.base_lr"]
+
+
+def test_unions_with_text_take_commas_as_they_are() -> None:
+    assert parse("methods", str | list[str], "none,soco") == "none,soco"
+    assert spell(Path | None) == "path or null"
+    assert did_you_mean("zzz", ["epochs"]) == ""
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with the one more shipped recipe `toy-one`."""
+    (tmp_path / "toy_one.py").write_text(
+        '"""A toy.\n\nMore."""\nfrom test_overrides import Recipe\nRECIPE = Recipe(epochs=7)\n'
+    )
+    monkeypatch.setattr(catalogue.shipped, "__path__", [*catalogue.shipped.__path__, str(tmp_path)])
+    return tmp_path
+
+
+def test_recipe_by_name_and_by_file(shipped: Path) -> None:
+    assert "toy-one" in catalogue.names() and catalogue.docstring("toy-one") == "A toy.\n\nMore."
+    recipe = catalogue.load("toy-one", object)
+    file = shipped / "recipe.yaml"
+    file.write_text("recipe: toy-one\noptim:\n  base_lr: 1e-3\n")
+    changed = catalogue.load(file, object)
+    assert changed == override(recipe, {"optim.base_lr": 1e-3})
+    file.write_text(catalogue.describe(changed, file))
+    assert catalogue.load(str(file), object) == changed and "recipe: toy-one\n" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 3", "expected a line `recipe: NAME`"),
+        ("recipe: [", "not a YAML file"),
+        ("recipe: toy-two", "unknown recipe 'toy-two': did you mean 'toy-one'?"),
+        ("recipe: toy-one\nepoch: 3", "recipe.yaml: unknown key 'epoch'"),
+        (None, "can't read this recipe file"),
+    ],
+)
+def test_recipe_file_mistakes(shipped: Path, text: str | None, message: str) -> None:
+    file = shipped / "recipe.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        catalogue.load(file, object)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_recipe_of_another_kind(shipped: Path) -> None:
+    with pytest.raises(UserError, match="recipe 'toy-one' is a Recipe, expected a Optim"):
+        catalogue.load("toy-one", Optim)
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_shipped_recipes(name: str) -> None:
+    recipe = catalogue.load(name, object)
+    assert from_mapping(recipe, yaml.safe_load(to_yaml(recipe))) == recipe
+    assert catalogue.docstring(name).partition("\n")[0].endswith(".")
