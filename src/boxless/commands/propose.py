@@ -1,0 +1,146 @@
+"""`boxless propose`: boxes without labels for every image, in one Parquet file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from boxless.proposals.production import Method, Produced
+    from boxless.proposals.recall import Recall
+    from boxless.proposals.table import Index
+
+
+@dataclass(frozen=True)
+class ProposeResult:
+    """What is in the table that `propose` wrote.
+
+    Attributes:
+        path: the table.
+        images: images of the data.
+        computed: images that this run computed.
+        boxes_per_image: median over the usable images.
+        seconds_per_image: wall time per computed image, nan where there was nothing to do.
+        fallback: images that no box fitted, so that limits were given up.
+        missing: images without a row (only with `boxes_from`); training uses the whole image.
+        skipped: (key, reason) of the images that could not be used.
+        recall: share of labelled objects covered, where asked for.
+    """
+
+    path: Path
+    images: int
+    computed: int
+    boxes_per_image: float
+    seconds_per_image: float
+    fallback: int
+    missing: int
+    skipped: list[tuple[str, str]]
+    recall: "Recall | None" = None
+
+    def __str__(self) -> str:
+        time = f", {self.seconds_per_image:.3f} s per image" if self.computed else ""
+        lines = [f"{self.path}: {self.images} images, {self.boxes_per_image:g} boxes per image (median){time}"]
+        if self.fallback:
+            lines.append(f"{self.fallback} images where no box kept all limits: see `fallback` in the table")
+        if self.missing:
+            lines.append(f"{self.missing} images are not in the given file: they count as one box, the whole image")
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} images could not be used (to try them again, delete the table):")
+            lines += [f"  {key}: {reason}" for key, reason in self.skipped[:20]]
+        if len(self.skipped) > 20:
+            lines.append(f"  and {len(self.skipped) - 20} more, under `skipped` in the table")
+        return "\n".join([*lines, str(self.recall)] if self.recall else lines)
+
+
+def propose(
+    data: str | list[str],
+    out: str,
+    method: Literal["selective_search", "grid", "random"] = "selective_search",
+    preset: Literal["fast", "paper", "official-code"] = "fast",
+    max_side: int | None = None,
+    boxes_from: str | None = None,
+    recall: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> ProposeResult:
+    """Propose boxes for all images and write them to one Parquet file.
+
+    A run that is stopped goes on when the same command is given again. Where the file is complete nothing is done;
+    where the data has grown only the new images are computed.
+
+    Args:
+        data: Images: a folder, a list file, a labelled data set (labels are not used), or several of these.
+        out: The Parquet file to write or to complete.
+        method: What draws the boxes; grid and random are baselines.
+        preset: Settings of selective search. fast: three colour spaces at 256 px; paper: SoCo's appendix;
+            official-code: SoCo's released script. The last two use one colour space at full size.
+        max_side: Shrink images to this longer side, px, for selective search; 0 never; default as the preset has it.
+        boxes_from: Take the boxes of this COCO JSON file instead.
+        recall: Labels to compare with, e.g. a COCO JSON file of some of the images.
+        workers: Processes; default one per core.
+        quiet: Print nothing.
+
+    Raises:
+        UserError: for data, labels or an output file that cannot be used.
+    """
+    from boxless.data.index import index_images
+    from boxless.errors import UserError
+
+    if workers is not None and workers < 1:
+        raise UserError(f"workers={workers}: expected 1 or more")
+    if Path(out).is_dir() or Path(out).suffix != ".parquet":
+        raise UserError(f"out={out}: expected a file name that ends in .parquet")
+    index = index_images(data)
+    if boxes_from is not None:
+        from boxless.proposals.from_coco import take_from_coco
+
+        made = take_from_coco(index, out, boxes_from)
+    else:
+        from boxless.proposals.production import make_proposals
+
+        made = make_proposals(index, out, _method(method, preset, max_side), workers, quiet)
+    result = _result(made, index, recall)
+    if not quiet:
+        print(result)
+    return result
+
+
+def _method(method: str, preset: str, max_side: int | None) -> "Method":
+    from dataclasses import replace
+
+    from boxless.errors import UserError
+    from boxless.proposals.grid import Grid
+    from boxless.proposals.random_boxes import RandomBoxes
+    from boxless.proposals.selective_search import PRESETS
+
+    if preset not in PRESETS:
+        raise UserError(f"preset={preset}: expected {', '.join(PRESETS)}")
+    search = PRESETS[preset] if max_side is None else replace(PRESETS[preset], max_side=max_side or None)
+    choices: dict[str, Method] = {"selective_search": search, "grid": Grid(), "random": RandomBoxes()}
+    if method not in choices:
+        raise UserError(f"method={method}: expected {', '.join(choices)}")
+    return choices[method]
+
+
+def _result(made: "Produced", index: "Index", labels: str | None) -> ProposeResult:
+    import numpy as np
+
+    table = made.table
+    boxes = table.packed.counts()[table.sizes[:, 0] > 0]
+    return ProposeResult(
+        path=made.path,
+        images=len(index),
+        computed=made.computed,
+        boxes_per_image=float(np.median(boxes)) if len(boxes) else 0.0,
+        seconds_per_image=made.seconds / made.computed if made.computed else float("nan"),
+        fallback=int((table.fallback > 0).sum()),
+        missing=int((table.rows_of(index) < 0).sum()),
+        skipped=table.skipped_images(),
+        recall=_recall(made, index, labels) if labels else None,
+    )
+
+
+def _recall(made: "Produced", index: "Index", labels: str) -> "Recall":
+    from boxless.data.labels import read_labels
+    from boxless.proposals.recall import labelled_pairs, recall
+
+    return recall(labelled_pairs(made.table.aligned_to(index), index, read_labels(labels, "val")))

@@ -1,0 +1,109 @@
+"""Proposals that somebody else made: the annotations of a COCO file, whatever drew them."""
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from boxless.data.images import BadImage, image_size
+from boxless.errors import UserError
+from boxless.proposals.limits import Array, whole_image
+from boxless.proposals.production import Produced, existing
+from boxless.proposals.table import Index, ProposalTable, TableBuilder
+
+
+def take_from_coco(index: Index, out: str | Path, coco_json: str | Path) -> Produced:
+    """Write the boxes of `coco_json` to `out` for the index's images; see `from_coco`.
+
+    Raises:
+        UserError: as `from_coco`, or `out` holds something else.
+    """
+    started, out = time.monotonic(), Path(out)
+    table = from_coco(index, coco_json)
+    existing(out, index, table.settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.write(out)
+    return Produced(out, table, len(table), time.monotonic() - started)
+
+
+def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
+    """Return the annotations of a COCO file, crowds left out, as the proposals of the images that they name.
+
+    `file_name` must be the end of an image's key, or the key the end of it. Boxes are clipped to the image, those
+    without area are dropped, no other limit applies. A listed image without boxes gets the whole image; an image that
+    the file does not list gets no row, see `ProposalTable.aligned_to`.
+
+    Raises:
+        UserError: no COCO file, a broken entry, or not one image of the index in it.
+    """
+    path = Path(coco_json)
+    document, digest = _load(path)
+    boxes: dict[Any, list[list[float]]] = defaultdict(list)
+    try:
+        for annotation in document["annotations"]:
+            if not annotation.get("iscrowd"):
+                x, y, w, h = map(float, annotation["bbox"])
+                boxes[annotation["image_id"]].append([x, y, x + w, y + h])
+        entries = {str(image["file_name"]): (image["id"], _size(image)) for image in document["images"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: broken entry ({type(error).__name__}: {error}); expected COCO form") from error
+    rows = _matches(index, list(entries))
+    if not rows:
+        raise UserError(f"{path}: its {len(entries)} file names match none of the images, e.g. {index.key(0)}")
+    table = TableBuilder({"method": "coco", "file": path.name, "sha256": digest})
+    for name, row in sorted(rows.items(), key=lambda item: item[1]):
+        image_id, size = entries[name]
+        try:
+            size = size or image_size(index.path(row))
+        except BadImage as error:
+            table.skip(index.key(row), error.reason)
+        else:
+            table.add(index.key(row), size, *_clipped(boxes[image_id], size))
+    return table.table()
+
+
+def _load(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        content = path.read_bytes()
+        document = json.loads(content)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a COCO file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); expected a COCO file") from error
+    if not isinstance(document, dict) or not {"images", "annotations"} <= document.keys():
+        raise UserError(f"{path}: no COCO file, it needs the keys images (id, file_name) and annotations (bbox)")
+    return document, hashlib.sha256(content).hexdigest()
+
+
+def _matches(index: Index, names: list[str]) -> dict[str, int]:
+    """Return the row of each file name that fits exactly one key."""
+    by_last: dict[str, list[int]] = defaultdict(list)
+    wanted = {PurePosixPath(name).name for name in names}
+    for row, key in enumerate(index.keys().to_pylist()):
+        if (last := key.rpartition("/")[2]) in wanted:
+            by_last[last].append(row)
+    found = {}
+    for name in names:
+        rows = [row for row in by_last[PurePosixPath(name).name] if _is_end(name, index.key(row))]
+        if len(rows) == 1:
+            found[name] = rows[0]
+    return found
+
+
+def _is_end(a: str, b: str) -> bool:
+    return f"/{a}".endswith(f"/{b}") or f"/{b}".endswith(f"/{a}")
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    stated = int(entry.get("width") or 0), int(entry.get("height") or 0)
+    return stated if min(stated) > 0 else None
+
+
+def _clipped(found: list[list[float]], size: tuple[int, int]) -> tuple[Array, int]:
+    boxes = np.array(found, np.float32).reshape(-1, 4).clip(0, np.array([*size, *size], np.float32))
+    kept = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    return (kept, 0) if len(kept) else (whole_image(*size), 3)

@@ -1,0 +1,251 @@
+"""From images to a table of proposals on all cores; a run that is stopped, even by kill -9, goes on where it was.
+
+Workers write each finished block of images as a part (`parts.py`); at the end the parts become one table in the order
+of the index. A row depends on its image and the settings alone, so neither the number of workers nor any interruption
+changes the table.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from boxless.data.images import BadImage, decode
+from boxless.errors import UserError
+from boxless.proposals.grid import Grid
+from boxless.proposals.parts import Parts
+from boxless.proposals.progress import progress
+from boxless.proposals.random_boxes import RandomBoxes
+from boxless.proposals.selective_search import PRESETS, SelectiveSearch
+from boxless.proposals.table import Index, ProposalTable, TableBuilder, settings_hash
+
+Method = SelectiveSearch | Grid | RandomBoxes
+Block = list[tuple[str, str]]  # (key, path)
+
+LARGEST_BLOCK = 64  # images: what a kill may cost each worker
+
+
+@dataclass(frozen=True, eq=False)
+class Produced:
+    """A finished table, how many of its images this run computed, in how many seconds of wall time."""
+
+    path: Path
+    table: ProposalTable
+    computed: int
+    seconds: float
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """Return the method's name and settings as JSON values, as a table's metadata holds them."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(method).__name__).lower()
+    settings: dict[str, Any] = json.loads(json.dumps({"method": name, **dataclasses.asdict(method)}))
+    return settings
+
+
+def make_proposals(
+    index: Index, out: str | Path, method: Method = PRESETS["fast"], workers: int | None = None, quiet: bool = False
+) -> Produced:
+    """Write the proposals of all images of the index to `out`, computing only what `out` and its parts lack.
+
+    `workers`: processes, default one per core; 1 computes in this process. Rows of `out` that the index lacks are kept
+    at the end. Images that cannot be read get a row that says why.
+
+    Raises:
+        UserError: `out` holds something else, belongs to other images or has other settings; a worker died.
+    """
+    out = Path(out)
+    settings = settings_of(method)
+    say = _silent if quiet else _say
+    old = existing(out, index, settings)
+    parts = Parts(out)
+    finished = parts.load(settings_hash(settings), say)
+    if finished:
+        say(f"{out}: going on with {sum(map(len, finished))} images of an earlier run")
+    todo = _lacking(index, [*old, *finished])
+    started = time.monotonic()
+    if len(todo):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        parts.folder.mkdir(exist_ok=True)
+        workers = min(workers or available_cores(), len(todo))
+        _compute(index, todo, method, settings, parts, workers, quiet)
+        finished = parts.load(settings_hash(settings), say)
+    if finished or not old:
+        table = _merged(index, old, finished, settings)
+        table.write(out)
+    else:
+        table = old[0]
+        say(f"{out}: nothing to do, it has all {len(index)} images")
+    parts.remove()
+    return Produced(out, table, len(todo), time.monotonic() - started)
+
+
+def ensure_proposals(
+    index: Index, out: str | Path, method: Method | None = None, workers: int | None = None, quiet: bool = False
+) -> ProposalTable:
+    """Return the table at `out`, made or completed where it lacks images of the index; the call that training makes.
+
+    Without `method` a complete table is taken whatever its settings are, and anything to be made uses the preset
+    `fast`.
+
+    Raises:
+        UserError: as `make_proposals`.
+    """
+    if method is None and Path(out).exists():
+        table = ProposalTable.open(out)
+        if not len(_lacking(index, [table])):
+            return table
+    return make_proposals(index, out, method or PRESETS["fast"], workers, quiet).table
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def existing(out: Path, index: Index, settings: dict[str, Any]) -> list[ProposalTable]:
+    """Return the table at `out`, if any; raises `UserError` unless these settings made it for some of these images."""
+    if not out.exists():
+        return []
+    table = ProposalTable.open(out)
+    if table.settings != settings:
+        changed = {k: v for k, v in table.settings.items() if settings.get(k) != v}
+        raise UserError(f"{out}: made with other settings ({_brief(changed)}); give another --out or delete it")
+    if len(table) and len(index) and (table.rows_of(index) < 0).all():
+        raise UserError(f"{out}: belongs to other images ({table.keys[0].as_py()} ...); give another --out")
+    return [table]
+
+
+def _brief(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())[:120] or "fewer settings"
+
+
+def _lacking(index: Index, tables: list[ProposalTable]) -> np.ndarray:
+    """Rows of the index, ascending, that no table has."""
+    keys = index.keys().cast(pa.large_string())
+    have = pa.chunked_array([t.keys for t in tables], type=pa.large_string())
+    return np.flatnonzero(~np.asarray(pc.is_in(keys, value_set=have)))
+
+
+def _merged(
+    index: Index, old: list[ProposalTable], parts: list[ProposalTable], settings: dict[str, Any]
+) -> ProposalTable:
+    everything = ProposalTable.concatenate([*old, *parts, TableBuilder(settings).table()])
+    rows = everything.rows_of(index)
+    if (rows < 0).any():
+        raise UserError(f"{index.key(int(np.argmin(rows)))}: its part has vanished; run the same command again")
+    others = [
+        np.flatnonzero(~np.asarray(pc.is_in(t.keys, value_set=index.keys().cast(pa.large_string())))) for t in old
+    ]
+    return everything.take(np.concatenate([rows, *others]))
+
+
+def _compute(
+    index: Index,
+    todo: np.ndarray,
+    method: Method,
+    settings: dict[str, Any],
+    parts: Parts,
+    workers: int,
+    quiet: bool,
+) -> None:
+    size = max(1, min(LARGEST_BLOCK, len(todo) // (4 * workers)))
+    blocks = (
+        [(index.key(i), index.path(i)) for i in todo[at : at + size].tolist()] for at in range(0, len(todo), size)
+    )
+    tasks = ((block, method, settings, parts.file_of([key for key, _ in block])) for block in blocks)
+    with progress(len(todo), quiet) as advance:
+        if workers == 1:
+            with _one_thread():
+                for task in tasks:
+                    advance(_compute_block(*task))
+            return
+        try:
+            _in_processes(tasks, workers, advance)
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a worker process died, perhaps for lack of memory; finished images are kept in {parts.folder}: run "
+                "the same command again, with fewer workers (1 if this is a script without a __main__ guard)"
+            ) from error
+
+
+def _in_processes(tasks: Iterator[tuple[Any, ...]], workers: int, advance: Callable[[int], None]) -> None:
+    # spawn: a fork would copy locks that OpenCV's or PyTorch's threads may hold in this process
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+        running: set[Future[int]] = set()
+        try:
+            for task in tasks:
+                running.add(pool.submit(_compute_block, *task))
+                if len(running) >= 2 * workers:  # a million tasks at once would only fill the memory
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    advance(sum(future.result() for future in done))
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                advance(sum(future.result() for future in done))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)  # the pool's workers would wait forever for a parent that was killed
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _compute_block(block: Block, method: Method, settings: dict[str, Any], part: Path) -> int:
+    """Write the part of a block's images; returns their number."""
+    rows = TableBuilder(settings)
+    for key, path in block:
+        try:
+            image = decode(path)
+            boxes, fallback = method.propose(image, key)
+        except BadImage as error:
+            rows.skip(key, error.reason)
+        except (cv2.error, MemoryError) as error:
+            rows.skip(key, f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+        else:
+            rows.add(key, (image.shape[1], image.shape[0]), boxes, fallback)
+    rows.table().write(part)
+    return len(block)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _silent(message: str) -> None:
+    pass

@@ -1,0 +1,294 @@
+"""Proposals on disk: one Parquet file, one row per image, and the packed boxes that training reads.
+
+Columns: key string, width and height int32 px (0 where skipped), boxes list<float32> (x1 y1 x2 y2 x1 ... source px),
+fallback int8 (`limits.keep_fitting`), skipped string (why the image could not be used, else null). The schema's
+metadata holds the settings as JSON under `boxless.proposals`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from boxless.data.images import BadImage, image_size
+from boxless.errors import UserError
+from boxless.proposals.limits import Array, whole_image
+
+ROWS = 16384  # per row group, so that a group's boxes stay far below the 2^31 values of an Arrow list
+
+_METADATA = b"boxless.proposals"
+_FIELDS = [
+    pa.field("key", pa.large_string()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("boxes", pa.list_(pa.float32())),
+    pa.field("fallback", pa.int8()),
+    pa.field("skipped", pa.large_string()),
+]
+
+
+class Index(Protocol):
+    """Images by row: `boxless.data.index.ImageIndex`."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, i: int) -> str:
+        """The name of a row."""
+
+    def keys(self) -> Any:
+        """All names, a pyarrow array of strings."""
+
+    def path(self, i: int) -> str:
+        """The file of a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBoxes:
+    """Boxes of N images end to end: two arrays however many images there are.
+
+    Attributes:
+        values: (T, 4) float32, source px xyxy.
+        offsets: (N + 1,) int64; image i owns rows `offsets[i]` to `offsets[i + 1]`.
+        missing: images that had no row in the table; they got one box, the whole image.
+    """
+
+    values: Array
+    offsets: NDArray[np.int64]
+    missing: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def boxes(self, i: int) -> Array:
+        """Return the boxes (N, 4) of image i; none if it could not be read."""
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of boxes of each image, (N,)."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: NDArray[np.int64]) -> "PackedBoxes":
+        """Return the images at `rows`, in their order."""
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
+        offsets = _offsets(self.counts()[rows])
+        values = np.empty((offsets[-1], 4), np.float32)
+        for start in range(0, len(rows), ROWS):  # in blocks: one index per box of a million images is large
+            block = rows[start : start + ROWS]
+            end = start + len(block)
+            first = np.repeat(self.offsets[block] - offsets[start:end], np.diff(offsets[start : end + 1]))
+            values[offsets[start] : offsets[end]] = self.values[first + np.arange(offsets[start], offsets[end])]
+        return PackedBoxes(values, offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalTable:
+    """Proposals of N images in memory; row i of all attributes is one image.
+
+    Attributes:
+        keys: N names, a pyarrow array of strings.
+        sizes: (N, 2) int32, (W, H) px; 0 where skipped.
+        packed: the boxes.
+        fallback: (N,) int8, steps back from the limits.
+        skipped: N reasons or nulls, a pyarrow array of strings.
+        settings: what made the boxes, JSON values.
+    """
+
+    keys: Any
+    sizes: NDArray[np.int32]
+    packed: PackedBoxes
+    fallback: NDArray[np.int8]
+    skipped: Any
+    settings: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @cached_property
+    def settings_hash(self) -> str:
+        """16 hex digits that depend on the settings alone."""
+        return settings_hash(self.settings)
+
+    def skipped_images(self) -> list[tuple[str, str]]:
+        """Return (key, reason) of the images that could not be used."""
+        bad = pc.is_valid(self.skipped)
+        return list(zip(self.keys.filter(bad).to_pylist(), self.skipped.filter(bad).to_pylist(), strict=True))
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ProposalTable":
+        """Read a table; raises `UserError` if the file is missing, broken or something else."""
+        try:
+            with pq.ParquetFile(path) as file:
+                settings = json.loads((file.schema_arrow.metadata or {})[_METADATA])
+                return cls._read(file, settings)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            message = f"{path}: broken, or no table of proposals; delete it and make it anew with `boxless propose`"
+            raise UserError(message) from error
+
+    @classmethod
+    def _read(cls, file: pq.ParquetFile, settings: dict[str, Any]) -> "ProposalTable":
+        facts = file.read(["key", "width", "height", "fallback", "skipped"])
+        column = file.schema_arrow.get_field_index("boxes")
+        groups = [file.metadata.row_group(i).column(column).num_values for i in range(file.num_row_groups)]
+        values = np.empty(sum(groups), np.float32)  # an upper bound: rows without boxes count as one value
+        counts = [np.zeros(0, np.int64)]
+        end = 0
+        for group in range(file.num_row_groups):
+            boxes = file.read_row_group(group, ["boxes"])["boxes"].combine_chunks()
+            flat = boxes.flatten().to_numpy(zero_copy_only=False)
+            values[end : end + len(flat)] = flat
+            counts.append(np.asarray(boxes.value_lengths()).astype(np.int64) // 4)
+            end += len(flat)
+        return cls(
+            keys=facts["key"].combine_chunks(),
+            sizes=np.stack([facts["width"].to_numpy(), facts["height"].to_numpy()], axis=1),
+            packed=PackedBoxes(values[:end].reshape(-1, 4), _offsets(np.concatenate(counts))),
+            fallback=facts["fallback"].to_numpy(),
+            skipped=facts["skipped"].combine_chunks(),
+            settings=settings,
+        )
+
+    def write(self, path: str | Path) -> None:
+        """Write the table, atomically; equal tables give equal bytes."""
+        metadata = {_METADATA: json.dumps(self.settings, sort_keys=True).encode()}
+        schema = pa.schema(_FIELDS, metadata=metadata)
+        with NamedTemporaryFile(dir=Path(path).parent, prefix=".proposals-", delete=False) as file:
+            try:
+                with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["skipped"]) as writer:
+                    for start in range(0, len(self), ROWS):
+                        writer.write_table(self._arrow(start, min(start + ROWS, len(self)), schema))
+                file.close()
+                os.chmod(file.name, 0o644)  # temporary files are private, results are not
+                os.replace(file.name, path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+    def _arrow(self, start: int, end: int, schema: pa.Schema) -> pa.Table:
+        offsets = self.packed.offsets[start : end + 1]
+        values = pa.array(self.packed.values[offsets[0] : offsets[-1]].reshape(-1))
+        columns = [
+            self.keys[start:end],
+            pa.array(self.sizes[start:end, 0]),
+            pa.array(self.sizes[start:end, 1]),
+            pa.ListArray.from_arrays(pa.array((offsets - offsets[0]) * 4, pa.int32()), values),
+            pa.array(self.fallback[start:end]),
+            self.skipped[start:end],
+        ]
+        return pa.table(columns, schema=schema)
+
+    @staticmethod
+    def concatenate(tables: Sequence["ProposalTable"]) -> "ProposalTable":
+        """Return the rows of all `tables`, at least one, of equal settings, in their order."""
+        return ProposalTable(
+            keys=pa.concat_arrays([t.keys for t in tables]),
+            sizes=np.concatenate([t.sizes for t in tables]),
+            packed=PackedBoxes(
+                np.concatenate([t.packed.values for t in tables]),
+                _offsets(np.concatenate([t.packed.counts() for t in tables])),
+            ),
+            fallback=np.concatenate([t.fallback for t in tables]),
+            skipped=pa.concat_arrays([t.skipped for t in tables]),
+            settings=tables[0].settings,
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> "ProposalTable":
+        """Return the images at `rows`, in their order."""
+        chosen = pa.array(rows)
+        return ProposalTable(
+            keys=self.keys.take(chosen),
+            sizes=self.sizes[rows],
+            packed=self.packed.take(rows),
+            fallback=self.fallback[rows],
+            skipped=self.skipped.take(chosen),
+            settings=self.settings,
+        )
+
+    def rows_of(self, index: Index) -> NDArray[np.int64]:
+        """Return (N,) the row of each of the index's N images, -1 where there is none."""
+        keys = index.keys().cast(pa.large_string())
+        return np.asarray(pc.fill_null(pc.index_in(keys, value_set=self.keys), -1)).astype(np.int64)
+
+    def aligned_to(self, index: Index) -> PackedBoxes:
+        """Return the boxes in the order of the index's images.
+
+        Images without a row get one box, the whole image (its size is read from the file), and are counted in
+        `missing`. Images that were skipped have no boxes.
+
+        Raises:
+            UserError: no image of the index has a row, so the table belongs to other images.
+        """
+        rows = self.rows_of(index)
+        missing = np.flatnonzero(rows < 0)
+        if len(index) and len(missing) == len(index):
+            raise UserError(f"the proposals belong to other images: {self._mismatch(index)}; run `boxless propose`")
+        if not len(missing):
+            return self.packed.take(rows)
+        whole = [_whole(index.path(int(i))) for i in missing]
+        rows[missing] = len(self) + np.arange(len(missing))
+        lengths = [self.packed.counts(), np.array([len(boxes) for boxes in whole], np.int64)]
+        joined = PackedBoxes(np.concatenate([self.packed.values, *whole]), _offsets(np.concatenate(lengths)))
+        taken = joined.take(rows)
+        return PackedBoxes(taken.values, taken.offsets, len(missing))
+
+    def _mismatch(self, index: Index) -> str:
+        ours = f"{len(self)} of {self.keys[0].as_py()} ..." if len(self) else "none"
+        return f"the table has {ours}, the data {len(index)} of {index.key(0)} ..."
+
+
+class TableBuilder:
+    """Collects rows in lists: for the few images of a part."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
+        self._rows: list[tuple[str, tuple[int, int], Array, int, str | None]] = []
+
+    def add(self, key: str, size: tuple[int, int], boxes: Array, fallback: int = 0) -> None:
+        """Append an image of `size` (W, H) px with its boxes (N, 4)."""
+        self._rows.append((key, size, boxes, fallback, None))
+
+    def skip(self, key: str, reason: str) -> None:
+        """Append an image that could not be used."""
+        self._rows.append((key, (0, 0), np.zeros((0, 4), np.float32), 0, reason))
+
+    def table(self) -> ProposalTable:
+        """Return the table of all rows so far."""
+        boxes = [row[2] for row in self._rows]
+        values = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+        return ProposalTable(
+            keys=pa.array([row[0] for row in self._rows], pa.large_string()),
+            sizes=np.array([row[1] for row in self._rows], np.int32).reshape(-1, 2),
+            packed=PackedBoxes(values, _offsets(np.array([len(b) for b in boxes], np.int64))),
+            fallback=np.array([row[3] for row in self._rows], np.int8),
+            skipped=pa.array([row[4] for row in self._rows], pa.large_string()),
+            settings=self._settings,
+        )
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that depend on the settings (JSON values) alone."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _whole(path: str) -> Array:
+    try:
+        return whole_image(*image_size(path))
+    except BadImage:
+        return np.zeros((0, 4), np.float32)
