@@ -193,7 +193,7 @@ def _across_crops(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor
 def sinkhorn(
     cost: Tensor, row_marginals: Tensor, column_marginals: Tensor, regularization: float, iterations: int
 ) -> Tensor:
-    """Transport plan (N, n, m) of the entropic problem with kernel `exp(-regularization * cost)` (Self-EMD, Alg. 1).
+    """Transport plan (N, n, m) of the entropic problem with kernel `exp(-regularization * cost)` (Self-EMD, eq. 6-9).
 
     cost: (N, n, m); row_marginals: (N, n) and column_marginals: (N, m), not negative, of equal positive totals.
     Rows are scaled first, so columns are exact after every iteration and rows approach. Computed on logarithms, so a
@@ -213,7 +213,7 @@ def sinkhorn(
 def emd_loss(
     x: Tensor, y: Tensor, x_vector: Tensor, y_vector: Tensor, regularization: float, iterations: int
 ) -> Tensor:
-    """Mean of `2 - 2 <plan, 1 - cost>` with `cost_ij = 1 - cos(x_i, y_j)`, between 0 and 4 (Self-EMD).
+    """Mean of `2 - 2 <plan, 1 - cost>` with `cost_ij = 1 - cos(x_i, y_j)`, between 0 and 4 (Self-EMD, eq. 4-11).
 
     x, y: (N, C, h, w) or (N, C, cells), sizes may differ; x_vector, y_vector: (N, C), the images' global vectors.
     A cell weighs `relu(cos with the other image's vector) + 0.001` (eq. 13; floor and sum of 1 as in DeepEMD).
@@ -235,18 +235,19 @@ def _cell_weights(feature_map: Tensor, other_vector: Tensor) -> Tensor:
 
 @_full_precision
 def local_contrastive_loss(target_map: Tensor, online_map: Tensor, points: Tensor, temperature: float) -> Tensor:
-    """Each target cell must find its own place among the online view's cells; mean over all points (LC-loss, eq. 2).
+    """Each target cell must find its own place among the online view's cells; mean over all points (LC-loss, eq. 2-4).
 
     target_map: (N, C, h, w); online_map: (N, C, h', w'); points: (N, h, w, 2), where each target cell's centre lies in
     the online view, xy as shares of its width and height, NaN outside. The loss between cell centres is the bilinear
     mix of the four neighbours' negative log-likelihoods, clamped at the border; 0 where no point is kept. No gradient
-    to `target_map`.
+    to `target_map` and `points`.
     """
+    points = points.detach().to(online_map.dtype)
     kept = points.isfinite().all(-1)  # (N, h, w)
     target, online = F.normalize(target_map.detach(), dim=1), F.normalize(online_map, dim=1)
     logits = torch.einsum("nchw,ncs->nhws", target, online.flatten(2)) / temperature
     # Mixing is linear, so the mixed NLLs need only the mixed features; renormalising these would be another loss.
-    grid = 2 * points.nan_to_num(0.5).to(online.dtype) - 1
+    grid = 2 * points.nan_to_num(0.5) - 1
     found = F.grid_sample(online, grid, mode="bilinear", padding_mode="border", align_corners=False)
     nll = logits.logsumexp(-1) - (target * found).sum(1) / temperature
     return (nll * kept).sum() / kept.sum().clamp(min=1)
@@ -300,7 +301,7 @@ def pixpro_loss(
 
 @_full_precision
 def object_contrastive_loss(prediction: Tensor, target: Tensor, match: Tensor) -> Tensor:
-    """Mean over images of `-2 sum(match * cos) / (sum(match) + 1e-6)`, from -2 to 2 (SoCo, eq. 6, as in its code).
+    """Mean over images of `-2 sum(match * cos) / (sum(match) + 1e-6)`, from -2 to 2 (SoCo, eq. 5-6, its code).
 
     prediction: (N, P, D), target: (N, Q, D), the boxes of two views; match: (N, P, Q), bool or weights. All matched
     pairs of an image weigh alike; an image without a match gives 0 and counts. No gradient to `target`.
