@@ -145,7 +145,15 @@ def test_keys_carry_type_value_and_docstring() -> None:
 def test_unions_with_text_take_commas_as_they_are() -> None:
     assert parse("methods", str | list[str], "none,soco") == "none,soco"
     assert spell(Path | None) == "path or null"
-    assert did_you_mean("zzz", ["epochs"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("epoch", "epochs"), ("lr", "optim.base_lr"), ("optim.lr", "optim.base_lr"), ("soc", "soco-r50"), ("zzz", None)],
+)
+def test_nearest_names(word: str, near: str | None) -> None:
+    choices = ["epochs", "optim.base_lr", "optim.name", "soco-r50"]
+    assert did_you_mean(word, choices) == (f": did you mean {near!r}?" if near else "")
 
 
 @pytest.fixture

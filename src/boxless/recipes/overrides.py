@@ -111,9 +111,9 @@ def _is_text(expected: Any) -> bool:
 def did_you_mean(word: str, choices: Collection[str]) -> str:
     """Return `: did you mean 'x'?` with up to three near choices, or "" where none is near."""
     last = _words(word)[-1]
-    near = [choice for choice in choices if last in _words(choice)] or difflib.get_close_matches(
-        word, choices, cutoff=0.7
-    )
+    near = difflib.get_close_matches(word, choices, cutoff=0.8)
+    near = near or [choice for choice in choices if any(part.startswith(last) for part in _words(choice))]
+    near = near or difflib.get_close_matches(word, choices, cutoff=0.6)
     return f": did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
 
 
