@@ -10,7 +10,7 @@ import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
-from boxless.data.labelled import LabelledData
+from boxless.data.labels import LabelledData
 from boxless.errors import UserError
 
 MAX_DETECTIONS = 100  # per image and class, as COCO scores them

@@ -1,7 +1,7 @@
 """Labels and detections side by side, image by image."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+from boxless.data.labels import LabelledImage
+from boxless.evaluation.average_precision import Detections
 from boxless.figures.style import blank, colour, draw_box, show_image, styled
-
-if TYPE_CHECKING:
-    from boxless.data.labelled import LabelledImage
-    from boxless.evaluation.average_precision import Detections
 
 TAG_SIDE = 0.07  # boxes narrower than this share of the image get no tag: it would hide them
 
@@ -22,8 +20,8 @@ TAG_SIDE = 0.07  # boxes narrower than this share of the image get no tag: it wo
 @styled()
 def detection_pairs(
     images: Sequence[npt.NDArray[np.uint8]],
-    truths: "Sequence[LabelledImage]",
-    detections: "Sequence[Detections]",
+    truths: Sequence[LabelledImage],
+    detections: Sequence[Detections],
     classes: Sequence[str],
     score_threshold: float = 0.5,
 ) -> Figure:
