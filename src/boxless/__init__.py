@@ -8,10 +8,9 @@ from contextlib import suppress
 # The command `recipes` and the package `boxless.recipes` share a name. Loading the package first leaves the name to the
 # command for good; `from boxless.recipes.catalogue import load` works all the same.
 import boxless.recipes  # noqa: F401
+from boxless.commands.propose import propose
 from boxless.commands.recipes import recipes
 
-with suppress(ModuleNotFoundError):
-    from boxless.commands.propose import propose
 with suppress(ModuleNotFoundError):
     from boxless.commands.pretrain import pretrain
 with suppress(ModuleNotFoundError):
