@@ -1,0 +1,101 @@
+import os
+import pickle
+import re
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from bad_images import good_images, picture, refused_images, write_bad_images
+from PIL import Image
+
+from boxless.data.images import BadImage, decode, decode_reduced, image_size
+
+GOOD, REFUSED = sorted(good_images()), sorted([*refused_images(), "folder.jpg", "dangling.jpg"])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    return folder, write_bad_images(folder)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_images_are_read_upright_and_quietly(written, name, capfd):
+    folder, expected = written
+    pixels = decode(folder / name)
+    wanted = expected[name].pixels
+    assert pixels.shape == wanted.shape and pixels.dtype == np.uint8
+    assert pixels.flags.writeable and pixels.flags.c_contiguous
+    assert np.abs(pixels.astype(int) - wanted).max() <= expected[name].tolerance
+    assert image_size(folder / name) == (wanted.shape[1], wanted.shape[0])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_broken_images_are_refused_with_a_reason_and_quietly(written, name, capfd):
+    folder, expected = written
+    with pytest.raises(BadImage) as caught:
+        decode(folder / name)
+    assert re.search(expected[name].reason, caught.value.reason)
+    assert "\n" not in caught.value.reason and len(caught.value.reason) < 120
+    assert caught.value.path == str(folder / name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bomb_is_refused_by_its_header(written):
+    with pytest.raises(BadImage, match="too large: more than"):
+        image_size(written[0] / "bomb.png")
+
+
+def test_warning_filters_of_the_caller_are_left_alone(written):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        decode(written[0] / "broken_exif.jpg")
+        assert warnings.filters == before
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
+def test_no_permission(tmp_path):
+    path = tmp_path / "locked.png"
+    Image.new("RGB", (2, 2)).save(path)
+    path.chmod(0)
+    with pytest.raises(BadImage, match="no permission"):
+        decode(path)
+
+
+def test_bad_image_crosses_processes():
+    error = pickle.loads(pickle.dumps(BadImage("a.jpg", "empty file")))
+    assert (error.path, error.reason, str(error)) == ("a.jpg", "empty file", "a.jpg: empty file")
+
+
+@pytest.mark.parametrize(("min_scale", "shrink"), [(1.0, 1), (0.7, 1), (0.5, 2), (0.3, 2), (0.25, 4), (0.01, 8)])
+def test_reduced_jpeg_never_falls_below_the_scale(written, min_scale, shrink):
+    pixels, size = decode_reduced(written[0] / "big.jpg", min_scale)
+    assert size == (1600, 1200)
+    assert pixels.shape == (1200 // shrink, 1600 // shrink, 3)
+    wanted = cv2.resize(picture(1200, 1600), None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
+    assert np.abs(pixels.astype(int) - wanted)[:-1, :-1].max() <= 8
+
+
+def test_reduced_decoding_of_odd_sizes_keeps_the_frame(tmp_path):
+    """w = ceil(W / s), source x at x / s: of a turned image the padding would come first, so it is read in full."""
+    Image.fromarray(picture(101, 203)).save(tmp_path / "a.jpg", quality=95)
+    pixels, size = decode_reduced(tmp_path / "a.jpg", 0.5)
+    assert size == (203, 101) and pixels.shape == (51, 102, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(picture(101, 203)).save(tmp_path / "b.jpg", exif=exif)
+    assert decode_reduced(tmp_path / "b.jpg", 0.5)[0].shape == (101, 203, 3)
+
+
+def test_other_formats_and_turned_images_reduced(written):
+    assert decode_reduced(written[0] / "plain.bmp", 0.1)[0].shape == (48, 64, 3)
+    pixels, size = decode_reduced(written[0] / "turned_6.jpg", 0.5)
+    assert size == (64, 48) and pixels.shape == (24, 32, 3)
+
+
+def test_agrees_with_opencv_on_photographs(shared_data):
+    for path in sorted((shared_data / "coco256" / "images" / "val").glob("*.jpg"))[:8]:
+        assert np.abs(decode(path).astype(int) - cv2.imread(str(path))[..., ::-1]).max() <= 1
