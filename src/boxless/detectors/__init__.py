@@ -1,0 +1,1 @@
+"""Detectors whose label-free part, the trunk, is what pretraining trains: one definition for both."""

@@ -33,11 +33,11 @@ def jitter(boxes: Tensor, amount: float, probability: float, generator: torch.Ge
         boxes: (..., 4) px.
         amount: largest change as a share of the box's width or height.
         probability: that a box is changed at all.
-        generator: on the boxes' device.
+        generator: on the CPU, so that every device draws the same.
     """
     shape = boxes.shape[:-1]
-    draws = (torch.rand(*shape, 4, generator=generator, device=boxes.device) * 2 - 1) * amount
-    chosen = torch.rand(*shape, 1, generator=generator, device=boxes.device) < probability
+    draws = ((torch.rand(*shape, 4, generator=generator) * 2 - 1) * amount).to(boxes.device)
+    chosen = (torch.rand(*shape, 1, generator=generator) < probability).to(boxes.device)
     size = boxes[..., 2:] - boxes[..., :2]
     start = boxes[..., :2] + draws[..., :2] * size
     return torch.where(chosen, torch.cat([start, start + size * (1 + draws[..., 2:])], -1), boxes)
@@ -68,12 +68,12 @@ def choose(valid: Tensor, count: int, generator: torch.Generator | None = None) 
     Args:
         valid: (B, N) which of N boxes may be chosen.
         count: K, places per image.
-        generator: on the same device.
+        generator: on the CPU, so that every device draws the same.
 
     Returns:
         indices (B, K) into N, and (B, K) whether each place holds a chosen box (false where an image has too few).
     """
-    score = torch.rand(valid.shape, generator=generator, device=valid.device).masked_fill(~valid, -1.0)
+    score = torch.rand(valid.shape, generator=generator).to(valid.device).masked_fill(~valid, -1.0)
     if valid.shape[1] < count:
         score = torch.nn.functional.pad(score, (0, count - valid.shape[1]), value=-1.0)
     best, indices = score.topk(count, dim=1)

@@ -1,7 +1,6 @@
 """A view of a source image that remembers where each of its pixels came from."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +9,7 @@ from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, tr
 from boxless.geometry.boxes import area, clip, transform_boxes
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """Views of a batch of images, all of one size.
 
     Attributes:
@@ -48,7 +46,7 @@ class View:
 
     def with_image(self, image: Tensor) -> "View":
         """The same places under other pixel values (B, 3, H, W)."""
-        return replace(self, image=image)
+        return View(image, self.from_source)
 
     def boxes(self, source_boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Where source boxes lie in these views.

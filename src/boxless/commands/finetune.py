@@ -1,0 +1,57 @@
+"""`boxless finetune`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxless.recipes.schema import FinetuneRecipe
+    from boxless.runs.folder import Run
+
+DEFAULT_RECIPE = "faster-rcnn-fpn"
+
+
+def finetune(
+    data: str,
+    val: str,
+    out: str,
+    weights: str | None = None,
+    recipe: str = DEFAULT_RECIPE,
+    quiet: bool = False,
+    **overrides: Any,
+) -> "Run":
+    """Fine-tune a detector on labelled images, from pretrained weights or from scratch.
+
+    Args:
+        data: Labels to learn from: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; a suffix :split picks a split.
+        val: Labels to measure AP with, in the same forms.
+        out: Folder of the run. Given again, an unfinished run goes on where it was.
+        weights: A pretraining run, or a file with torchvision's names; by default nothing, from scratch.
+        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        quiet: Print nothing but errors.
+        **overrides: Keys of the recipe, such as label_fraction.
+
+    Returns:
+        The run; summary.json has its AP, weights.safetensors the detector.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.recipes.catalogue import describe
+    from boxless.recipes.overrides import override
+    from boxless.runs.finetuning import run_finetuning, with_trunk_of
+    from boxless.runs.labels import training_labels, validation_labels
+    from boxless.runs.weights import weights_file
+
+    settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
+    file = weights_file(weights) if weights else None
+    train_data = training_labels(data, quiet)
+    val_data = validation_labels(val, train_data.classes, quiet)
+    return run_finetuning(train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet)
+
+
+def recipe_of(arguments: dict[str, Any]) -> "FinetuneRecipe":
+    """The recipe that the arguments name, before any key is changed."""
+    from boxless.recipes.catalogue import load
+    from boxless.recipes.schema import FinetuneRecipe
+
+    return load(arguments.get("recipe", DEFAULT_RECIPE), FinetuneRecipe)

@@ -1,0 +1,56 @@
+"""Cutting views out of one source image, in the data workers: decoded once, cropped and resized to uint8."""
+
+import math
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+
+from boxless.data.specs import ViewSpec
+
+Window = tuple[float, float, float, float]
+
+
+def draw_window(spec: ViewSpec, width: int, height: int, boxes: NDArray[np.float32], random: Generator) -> Window:
+    """The part of a width x height source that a view shows, xyxy in source px.
+
+    Random crops follow torchvision's RandomResizedCrop: 10 tries, then the largest centred window of an allowed ratio.
+    With `spec.min_boxes`, a crop that shows fewer boxes (N, 4) is drawn anew up to 5 times; from the second draw on one
+    box is enough (SoCo's code).
+    """
+    if spec.scale is None:
+        return 0.0, 0.0, float(width), float(height)
+    window = _random_window(spec, width, height, random)
+    wanted = min(spec.min_boxes, len(boxes))
+    for _ in range(5):
+        if wanted == 0 or _shown(boxes, window) >= wanted:
+            break
+        window, wanted = _random_window(spec, width, height, random), 1
+    return window
+
+
+def cut(image: NDArray[np.uint8], window: Window, size: int) -> NDArray[np.uint8]:
+    """A window of an image (H, W, 3) as a (size, size, 3) image; bilinear and anti-aliased."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=window))
+
+
+def _random_window(spec: ViewSpec, width: int, height: int, random: Generator) -> Window:
+    assert spec.scale is not None
+    for _ in range(10):
+        target = random.uniform(*spec.scale) * width * height
+        ratio = math.exp(random.uniform(math.log(spec.ratio[0]), math.log(spec.ratio[1])))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(random.integers(0, width - w + 1)), int(random.integers(0, height - h + 1))
+            return float(x), float(y), float(x + w), float(y + h)
+    ratio = min(max(width / height, spec.ratio[0]), spec.ratio[1])
+    w, h = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
+    x, y = (width - w) // 2, (height - h) // 2
+    return float(x), float(y), float(x + w), float(y + h)
+
+
+def _shown(boxes: NDArray[np.float32], window: Window) -> int:
+    x1, y1, x2, y2 = window
+    overlaps = (boxes[:, 0] < x2) & (boxes[:, 2] > x1) & (boxes[:, 1] < y2) & (boxes[:, 3] > y1)
+    return int(overlaps.sum())

@@ -1,0 +1,160 @@
+"""Labelled images as a detector takes them: resized, sometimes flipped, with boxes and masks that follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from boxless.data.images import BadImage, decode
+from boxless.data.labels import LabelledData, LabelledImage
+from boxless.data.loader import Order, one_thread
+from boxless.geometry.affine import compose, crop_and_resize, mirror
+from boxless.geometry.boxes import transform_boxes
+
+
+@dataclass(frozen=True)
+class DetectionSample:
+    """One image as the detector sees it.
+
+    Attributes:
+        image: (3, H, W) uint8.
+        from_source: (2, 3), source px -> image px.
+        target: torchvision's: boxes (N, 4) image px, labels (N,) from 1, and masks (N, H, W) where wanted.
+        row: of the data set.
+        source_size: width and height, px.
+        skipped: (path, reason) of an image that could not be read; the sample is then empty and grey.
+    """
+
+    image: Tensor
+    from_source: Tensor
+    target: dict[str, Tensor]
+    row: int
+    source_size: tuple[int, int]
+    skipped: tuple[str, str] | None = None
+
+
+class DetectionDataset(Dataset[DetectionSample]):
+    """Reads labelled images.
+
+    Args:
+        data: images and labels.
+        min_sizes: shorter side, px; in training one of them is drawn for each image.
+        max_size: longest side, px.
+        training: draw flips and sizes from (seed, epoch, row); else the last size and no flip.
+        masks: whether to rasterise the masks.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, data: LabelledData, min_sizes: Sequence[int], max_size: int, training: bool, masks: bool, seed: int = 0
+    ) -> None:
+        self.data, self.min_sizes, self.max_size = data, tuple(min_sizes), max_size
+        self.training, self.masks, self.seed = training, masks, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: tuple[int, int] | int) -> DetectionSample:
+        epoch, row = (0, place) if isinstance(place, int) else place
+        random = np.random.default_rng((self.seed, epoch, row, 1))
+        labelled = self.data.images[row]
+        skipped = None
+        try:
+            source = decode(labelled.path)
+        except BadImage as error:
+            skipped = (str(error.path), error.reason)
+            source = np.full((labelled.height, labelled.width, 3), 128, np.uint8)
+            labelled = _without_objects(labelled)
+        flipped = self.training and random.random() < 0.5
+        shorter = int(random.choice(self.min_sizes)) if self.training else self.min_sizes[-1]
+        image, from_source = resize(source, shorter, self.max_size, flipped)
+        height, width = image.shape[-2:]
+        target = self._target(labelled, from_source, width, height, flipped)
+        return DetectionSample(image, from_source, target, row, (source.shape[1], source.shape[0]), skipped)
+
+    def _target(
+        self, labelled: LabelledImage, from_source: Tensor, width: int, height: int, flipped: bool
+    ) -> dict[str, Tensor]:
+        keep = ~labelled.crowd
+        boxes = transform_boxes(from_source[None], torch.from_numpy(labelled.boxes[keep])[None])[0]
+        target = {"boxes": boxes, "labels": torch.from_numpy(labelled.labels[keep]) + 1}
+        if self.masks:
+            assert labelled.masks is not None
+            kept = [mask for mask, chosen in zip(labelled.masks, keep, strict=True) if chosen]
+            size = (labelled.width, labelled.height)
+            rasters = [
+                _rasterise(mask, size, (width, height))[:, :: -1 if flipped else 1] if mask else _filled(width, height, box)
+                for mask, box in zip(kept, boxes, strict=True)
+            ]
+            stacked = np.stack(rasters) if rasters else np.zeros((0, height, width), np.uint8)
+            target["masks"] = torch.from_numpy(stacked)
+        return target
+
+
+def resize(
+    source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool = False
+) -> tuple[Tensor, Tensor]:
+    """An image (H, W, 3) with its shorter side at `shorter` px unless the longer would pass `longest` px.
+
+    Returns:
+        (3, h, w) uint8 and the map (2, 3), source px -> px.
+    """
+    height, width = source.shape[:2]
+    scale = min(shorter / min(height, width), longest / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = np.asarray(Image.fromarray(source).resize(size, Image.Resampling.BILINEAR))
+    from_source = crop_and_resize(torch.tensor([[0.0, 0.0, width, height]]), *size)
+    if flipped:
+        pixels = pixels[:, ::-1]
+        from_source = compose(mirror(size[0], torch.tensor([True])), from_source)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1), from_source[0]
+
+
+def detection_batches(dataset: DetectionDataset, order: Order, workers: int) -> DataLoader[list[DetectionSample]]:
+    """Training batches in the given order."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=one_thread,
+    )
+
+
+def _without_objects(labelled: LabelledImage) -> LabelledImage:
+    none = np.zeros(0, bool)
+    return replace(
+        labelled,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        crowd=none,
+        masks=None if labelled.masks is None else (),
+    )
+
+
+def _rasterise(mask: object, source: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A COCO mask (polygons or run lengths) at the image's size, (h, w) of 0 and 1."""
+    width, height = size
+    if isinstance(mask, list):
+        scale = np.array([width / source[0], height / source[1]])
+        polygons = [(np.asarray(polygon, float).reshape(-1, 2) * scale).ravel().tolist() for polygon in mask]
+        runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        return np.asarray(coco_mask.decode(runs), np.uint8)
+    assert isinstance(mask, dict)
+    runs = coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
+    full = np.asarray(coco_mask.decode(runs), np.uint8)
+    return np.asarray(Image.fromarray(full).resize(size, Image.Resampling.NEAREST))
+
+
+def _filled(width: int, height: int, box: Tensor) -> NDArray[np.uint8]:
+    """The mask of an object that has only a box."""
+    raster = np.zeros((height, width), np.uint8)
+    x1, y1, x2, y2 = (round(float(value)) for value in box)
+    raster[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)] = 1
+    return raster

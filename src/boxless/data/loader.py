@@ -1,0 +1,217 @@
+"""From files to batches: what each worker does with one image, and the order of images over a whole run.
+
+Every random number of a sample comes from (seed, epoch, row), and the order of images from (seed, epoch). So batches do
+not depend on the number of workers, and a run that resumes at step s sees what an undisturbed one would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from boxless.data.crops import cut, draw_window
+from boxless.data.images import BadImage, decode
+from boxless.data.specs import ViewSpec
+from boxless.geometry.affine import crop_and_resize
+from boxless.geometry.view import View
+
+
+class Paths(Protocol):
+    """Images by row: `boxless.data.index.ImageIndex`."""
+
+    def __len__(self) -> int: ...
+
+    def path(self, row: int) -> str:
+        """The file of a row."""
+
+
+class Boxes(Protocol):
+    """Proposals by row: `boxless.proposals.table.PackedBoxes`."""
+
+    def boxes(self, row: int) -> NDArray[np.float32]:
+        """(N, 4), source px."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image's views, still on the CPU.
+
+    Attributes:
+        views: (3, size, size) uint8 each.
+        maps: (2, 3) each, source px -> view px.
+        boxes: (N, 4), source px.
+        skipped: images that could not be read and were passed over for this one: (path, reason).
+    """
+
+    views: tuple[Tensor, ...]
+    maps: tuple[Tensor, ...]
+    boxes: Tensor
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of B images with their proposals.
+
+    Attributes:
+        views: in the order of the method's specs; those with `resize_of` are None until `fill_resized`.
+        boxes: (B, N, 4), source px, padded with zeros.
+        valid: (B, N), which boxes are not padding.
+        skipped: images that could not be read, as in `Sample`.
+    """
+
+    views: tuple[View | None, ...]
+    boxes: Tensor
+    valid: Tensor
+    skipped: tuple[tuple[str, str], ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, for copies that do not wait."""
+        views = tuple(v and View(v.image.pin_memory(), v.from_source.pin_memory()) for v in self.views)
+        return replace(self, views=views, boxes=self.boxes.pin_memory(), valid=self.valid.pin_memory())
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        views = tuple(v and v.to(device, non_blocking=True) for v in self.views)
+        boxes, valid = (t.to(device, non_blocking=True) for t in (self.boxes, self.valid))
+        return replace(self, views=views, boxes=boxes, valid=valid)
+
+
+class ViewDataset(Dataset[Sample]):
+    """Decodes a source image and cuts a method's views out of it.
+
+    Args:
+        paths: the images.
+        specs: the method's views.
+        boxes: proposals of the images, or None where the method needs none.
+        seed: of the run.
+    """
+
+    def __init__(self, paths: Paths, specs: Sequence[ViewSpec], boxes: Boxes | None, seed: int) -> None:
+        self.paths, self.specs, self.proposals, self.seed = paths, tuple(specs), boxes, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        """The views of a row in an epoch; an unreadable image gives its place to the next one that can be read."""
+        epoch, row = place
+        skipped: list[tuple[str, str]] = []
+        for offset in range(len(self.paths)):
+            candidate = (row + offset) % len(self.paths)
+            try:
+                image = decode(self.paths.path(candidate))
+            except BadImage as error:
+                skipped.append((str(error.path), error.reason))
+                if len(skipped) >= 1000:
+                    break
+                continue
+            return self._cut(image, candidate, np.random.default_rng((self.seed, epoch, row)), skipped)
+        raise RuntimeError(f"{len(skipped)} images in a row could not be read, the first: {skipped[0][0]}: {skipped[0][1]}")
+
+    def _cut(
+        self, image: NDArray[np.uint8], row: int, random: np.random.Generator, skipped: list[tuple[str, str]]
+    ) -> Sample:
+        height, width = image.shape[:2]
+        none = np.zeros((0, 4), np.float32)
+        boxes = none if self.proposals is None else self.proposals.boxes(row)
+        views, maps = [], []
+        for spec in self.specs:
+            if spec.resize_of is not None:
+                continue
+            window = draw_window(spec, width, height, boxes, random)
+            views.append(torch.from_numpy(cut(image, window, spec.size).copy()).permute(2, 0, 1))
+            maps.append(crop_and_resize(torch.tensor([window]), spec.size, spec.size)[0])
+        return Sample(tuple(views), tuple(maps), torch.from_numpy(boxes), tuple(skipped))
+
+
+def collate(samples: Sequence[Sample], specs: Sequence[ViewSpec]) -> Batch:
+    """Samples as a batch."""
+    count = max(1, max(len(sample.boxes) for sample in samples))
+    boxes = torch.zeros(len(samples), count, 4)
+    valid = torch.zeros(len(samples), count, dtype=torch.bool)
+    for number, sample in enumerate(samples):
+        boxes[number, : len(sample.boxes)] = sample.boxes
+        valid[number, : len(sample.boxes)] = True
+    images = zip(*(sample.views for sample in samples), strict=True)
+    maps = zip(*(sample.maps for sample in samples), strict=True)
+    cut_views = iter([View(torch.stack(i), torch.stack(m)) for i, m in zip(images, maps, strict=True)])
+    views = tuple(None if spec.resize_of is not None else next(cut_views) for spec in specs)
+    skipped = tuple(entry for sample in samples for entry in sample.skipped)
+    return Batch(views, boxes, valid, skipped)
+
+
+def fill_resized(batch: Batch, specs: Sequence[ViewSpec]) -> tuple[View, ...]:
+    """All views of a batch, those that are smaller copies of others made on the device."""
+    views = list(batch.views)
+    for number, spec in enumerate(specs):
+        if spec.resize_of is not None:
+            original = views[spec.resize_of]
+            assert original is not None, "a view can only be a smaller copy of an earlier one"
+            views[number] = original.resized(spec.size)
+    return tuple(view for view in views if view is not None)
+
+
+class Order(Sampler[list[tuple[int, int]]]):
+    """The places (epoch, row) of each batch from a step on to the end of the run; incomplete last batches are dropped.
+
+    Args:
+        rows: of the data set.
+        batch: images per step of this process.
+        start: first step.
+        total: steps of the whole run.
+        seed: of the run.
+        rank: of this process.
+        world: number of processes; each takes its own share of every batch.
+    """
+
+    def __init__(
+        self, rows: int, batch: int, start: int, total: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.rows, self.batch, self.start, self.total = rows, batch, start, total
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps_per_epoch = max(1, self.rows // (self.batch * self.world))
+        epoch = -1
+        for step in range(self.start, self.total):
+            if step // steps_per_epoch != epoch:
+                epoch = step // steps_per_epoch
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            first = (step % steps_per_epoch * self.world + self.rank) * self.batch
+            # A data set smaller than a batch is gone through again.
+            yield [(epoch, int(order[place % self.rows])) for place in range(first, first + self.batch)]
+
+
+class ViewCollate:
+    """`collate` with its specs, for workers to pickle."""
+
+    def __init__(self, specs: Sequence[ViewSpec]) -> None:
+        self.specs = tuple(specs)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """Samples as a batch."""
+        return collate(samples, self.specs)
+
+
+def view_batches(dataset: ViewDataset, order: Order, workers: int, pinned: bool) -> DataLoader[Batch]:
+    """Batches in the given order; workers live as long as the run."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=ViewCollate(dataset.specs),
+        pin_memory=pinned,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=one_thread,
+    )
+
+
+def one_thread(_: int) -> None:
+    """Keep a data worker to one thread: the cores belong to the other workers and to training."""
+    torch.set_num_threads(1)

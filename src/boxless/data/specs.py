@@ -1,0 +1,46 @@
+"""What a view is to be, as data: how it is cut from its source and how its colours change."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Photometric:
+    """The part of a view's augmentation that leaves its shape alone: probabilities and strengths, in this order."""
+
+    flip: float = 0.5
+    """Probability of a left-right flip; boxes follow."""
+    jitter: float = 0.8
+    """Probability of the colour jitter."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    gray: float = 0.2
+    """Probability of greyscale."""
+    blur: float = 1.0
+    """Probability of the Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's standard deviation, view px."""
+    solarize: float = 0.0
+    """Probability of inverting all values from 128 on."""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """How one view is cut from its source image.
+
+    Attributes:
+        size: of the square view, px.
+        photometric: applied after cutting, drawn anew for each view.
+        scale: range of the crop's share of the source's area; None takes the whole image, squashed to a square.
+        ratio: range of the crop's width over height, drawn log-uniformly.
+        resize_of: number of an earlier view that this one is a smaller copy of, before flip and colour.
+        min_boxes: boxes of the source that the crop should show; it is drawn anew up to 5 times to find them.
+    """
+
+    size: int
+    photometric: Photometric
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resize_of: int | None = None
+    min_boxes: int = 0

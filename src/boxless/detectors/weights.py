@@ -1,0 +1,185 @@
+"""Weights in and out of a trunk, with a report of what was really loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from boxless.detectors.trunk import Trunk
+from boxless.errors import UserError
+
+# Wrappers and branches that files of known origin put before torchvision's names: DataParallel, MoCo's query encoder,
+# DINO's student, detectors' backbones. The longest match wins.
+_PREFIXES = (
+    "",
+    "module.",
+    "module.encoder_q.",
+    "module.backbone.",
+    "module.encoder.",
+    "backbone.",
+    "backbone.body.",
+    "backbone.0.body.",
+    "encoder.",
+    "model.",
+    "resnet.",
+)
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student")
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What a load of weights did.
+
+    Attributes:
+        origin: the file.
+        loaded: tensors of the trunk that the file gave.
+        total: tensors of the trunk.
+        shares: part of the trunk -> share of its parameters that were loaded, 0..1.
+        parameter_share: share of all the trunk's parameters that were loaded, 0..1.
+        unused: keys of the file that the trunk has no place for.
+        mismatched: (key, shape in the file, shape in the trunk).
+    """
+
+    origin: str
+    loaded: int
+    total: int
+    shares: Mapping[str, float]
+    parameter_share: float
+    unused: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def __str__(self) -> str:
+        words = [
+            f"{part} {'ok' if share == 1 else 'new' if share == 0 else f'{share:.0%} loaded'}"
+            for part, share in self.shares.items()
+        ]
+        text = f"weights: {self.loaded} of {self.total} tensors, {self.parameter_share:.1%} of parameters; "
+        text += ", ".join(words) + f" (from {self.origin})"
+        for key, given, wanted in self.mismatched[:5]:
+            text += f"\n  {key}: shape {given} in the file, {wanted} in the trunk"
+        if self.unused:
+            text += f"\n  {len(self.unused)} tensors of the file have no place here, such as {self.unused[0]}"
+        return text
+
+
+def save_trunk(path: Path, trunk: Trunk, parts: tuple[str, ...]) -> None:
+    """Write the named parts of a trunk as safetensors, with torchvision's names; atomically."""
+    wanted = {id(tensor) for part in parts for tensor in trunk.parts[part].state_dict(keep_vars=True).values()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in trunk.state_dict(keep_vars=True).items()
+        if id(tensor) in wanted
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt", "boxless.parts": ",".join(parts)})
+    partial.replace(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth, .pt or .ckpt file; no code in the file is ever run.
+
+    Raises:
+        UserError: where the file is missing, is none of these, or holds anything but plain tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a safetensors file ({error})") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: not a file of plain tensors, and code from files is not run; save its state_dict() or convert "
+            f"it to .safetensors ({reason})"
+        ) from error
+    for container in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
+            content = content[container]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no named tensors; expected a state_dict of a ResNet, a detector or a boxless run")
+    return tensors
+
+
+def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
+    """Load what a file has for this trunk and say what that was.
+
+    Files of boxless runs, torchvision's ResNets and detectors, and the usual self-supervised checkpoints in
+    torchvision's names (MoCo, DINO, Barlow Twins, VICReg, SwAV, DETR's backbone) are recognised by their keys.
+
+    Args:
+        trunk: is changed in place.
+        path: of the weights.
+        minimum: share of the backbone's parameters, 0..1, that must be loaded.
+
+    Raises:
+        UserError: where less than `minimum` of the backbone was loaded, or a part only partly; the trunk is then unchanged.
+    """
+    tensors = _named_as_trunk(read_tensors(path), trunk)
+    own = trunk.state_dict()
+    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
+    mismatched = tuple(
+        (key, tuple(value.shape), tuple(own[key].shape))
+        for key, value in tensors.items()
+        if key in own and own[key].shape != value.shape
+    )
+    report = WeightsReport(
+        origin=str(path),
+        loaded=len(fitting),
+        total=len(own),
+        shares={part: _share(module, name, fitting) for part, (name, module) in _placed_parts(trunk).items()},
+        parameter_share=_share(trunk, "", fitting),
+        unused=tuple(key for key in tensors if key not in own),
+        mismatched=mismatched,
+    )
+    partly = [part for part, share in report.shares.items() if 0 < share < minimum]
+    if report.shares["backbone"] < minimum or partly:
+        lacking = "backbone" if report.shares["backbone"] < minimum else partly[0]
+        raise UserError(
+            f"{path}: only {report.shares[lacking]:.0%} of the {lacking} would be loaded, {minimum:.0%} are asked for "
+            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}); choose the trunk that the file is of, or "
+            f"lower min_loaded\n{report}"
+        )
+    trunk.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _placed_parts(trunk: Trunk) -> dict[str, tuple[str, nn.Module]]:
+    names = {id(module): name for name, module in trunk.named_modules()}
+    return {part: (names[id(module)] + ".", module) for part, module in trunk.parts.items()}
+
+
+def _share(module: nn.Module, prefix: str, fitting: Mapping[str, Tensor]) -> float:
+    # Buffers count as well: frozen norms keep everything in buffers, and running statistics matter as weights do.
+    sizes = {prefix + key: value.numel() for key, value in module.state_dict().items() if "num_batches" not in key}
+    return sum(size for key, size in sizes.items() if key in fitting) / sum(sizes.values())
+
+
+def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
+    own = trunk.state_dict().keys()
+    if any(key in own for key in tensors):
+        return tensors
+    heads = {"roi_heads.box_head.": "box_head.", "backbone.": "backbone."}
+    renamed = {
+        next((new + key.removeprefix(old) for old, new in heads.items() if key.startswith(old)), key): value
+        for key, value in tensors.items()
+    }
+    if sum(key in own for key in renamed) > 10:
+        return renamed
+    body = {f"backbone.body.{key}": key for key in trunk.backbone.body.state_dict()}
+
+    def translate(prefix: str) -> dict[str, Tensor]:
+        names = {f"backbone.body.{key.removeprefix(prefix)}": key for key in tensors if key.startswith(prefix)}
+        return {name: tensors[key] for name, key in names.items() if name in body}
+
+    best = max((translate(prefix) for prefix in _PREFIXES), key=len)
+    return best or tensors

@@ -1,0 +1,155 @@
+"""What a recipe holds: one frozen dataclass per command, every number with one default and one home."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig
+from boxless.methods.byol import BYOLConfig
+from boxless.methods.soco import SoCoConfig
+
+AnyMethodConfig = BYOLConfig | SoCoConfig
+METHODS: dict[str, type[AnyMethodConfig]] = {"byol": BYOLConfig, "soco": SoCoConfig}
+"""Methods by the names that `compare` takes."""
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class PretrainOptim:
+    """Optimiser and learning rate of pretraining: warm-up, then a cosine, both per step."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    """LARS as in BYOL and SoCo; SGD with momentum; AdamW."""
+    base_lr: float = 1.0
+    """Peak learning rate for a batch of `reference_batch`; scaled in proportion to the batch."""
+    reference_batch: int = 256
+    """Batch that base_lr is for."""
+    weight_decay: float = 1e-5
+    """Not applied to biases and norms."""
+    momentum: float = 0.9
+    """Of LARS and SGD."""
+    warmup_epochs: float = 10
+    """Epochs from a hundredth of the peak up to it; at most a tenth of the run."""
+    final_lr: float = 1e-6
+    """Where the cosine ends, as in SoCo's code."""
+
+
+@dataclass(frozen=True)
+class ProposalOptions:
+    """Boxes without labels that `pretrain` makes by itself where a method needs them."""
+
+    method: Literal["selective_search", "grid", "random"] = "selective_search"
+    """How boxes are found."""
+    preset: Literal["paper", "official-code"] = "paper"
+    """Selective search as SoCo's paper or as its code sets it."""
+    file: str | None = None
+    """A table made by `boxless propose`, instead of making one."""
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """A pretraining run."""
+
+    method: AnyMethodConfig = SoCoConfig()  # noqa: RUF009 (frozen)
+    """What is learned from the images."""
+    trunk: TrunkConfig = TrunkConfig()  # noqa: RUF009
+    """The part of a detector that is trained."""
+    optim: PretrainOptim = PretrainOptim()
+    """Optimiser and schedule."""
+    proposals: ProposalOptions = ProposalOptions()
+    """Boxes without labels."""
+    epochs: float = 100
+    """Times that each image is seen."""
+    batch_size: int = 256
+    """Images per step over all processes; a smaller data set makes it smaller."""
+    workers: int | None = None
+    """Processes that decode and crop; by default the number of cores, at most 16."""
+    precision: Precision = "auto"
+    """auto: bf16 where the processor or GPU computes with it, else float32."""
+    seed: int = 0
+    """Of every random draw."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    health_every: int = 10
+    """Steps between measures of the embeddings."""
+    stop_on_collapse: bool = True
+    """Whether a collapse ends the run."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptim:
+    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops by ten."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    lr: float = 0.02
+    """Peak learning rate at `reference_batch`; scaled in proportion to the batch."""
+    reference_batch: int = 16
+    """Batch that lr is for."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 1e-4
+    """Not applied to biases and norms. SoCo's COCO runs use 2.5e-5."""
+    warmup_iterations: int = 1000
+    """From a thousandth of the peak up to it; at most a tenth of the run."""
+    drops: tuple[float, ...] = (2 / 3, 8 / 9)
+    """Shares of the run after which the learning rate falls to a tenth (1x: 60k and 80k of 90k)."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each stage of the body to the one before it; 1 treats all alike."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; none by default, as in Detectron2."""
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """A fine-tuning run on labelled images."""
+
+    detector: DetectorConfig = DetectorConfig()  # noqa: RUF009
+    """What is put around the trunk."""
+    trunk: TrunkConfig = TrunkConfig()  # noqa: RUF009
+    """Of the detector; the weights' own trunk where they come from a boxless run."""
+    optim: FinetuneOptim = FinetuneOptim()
+    """Optimiser and schedule."""
+    epochs: float = 12
+    """Times that each labelled image is seen; see iterations."""
+    iterations: int | None = None
+    """Steps, instead of epochs."""
+    batch_size: int = 16
+    """Images per step over all processes."""
+    min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Shorter side, px: one is drawn per training image; the last is used for evaluation."""
+    max_size: int = 1333
+    """Longest side, px."""
+    freeze: int = 0
+    """Stages of the body that stay as loaded: 1 is the stem, 5 the whole body."""
+    label_fraction: float = 1.0
+    """Share of the labelled images to learn from."""
+    label_count: int | None = None
+    """Number of labelled images to learn from, instead of a share."""
+    label_seed: int = 0
+    """Which images these are."""
+    min_loaded: float = 0.99
+    """Share of the backbone (and of each part that the weights hold) that must be loaded."""
+    evaluate_every: int | None = None
+    """Iterations between early looks at AP; by default five looks per run."""
+    workers: int | None = None
+    """Processes that decode and resize; by default the number of cores, at most 8."""
+    precision: Precision = "auto"
+    """auto: bf16 where the processor or GPU computes with it, else float32."""
+    seed: int = 0
+    """Of every random draw but the choice of labels."""
+    checkpoint_every: int = 500
+    """Iterations between checkpoints."""
+
+
+@dataclass(frozen=True)
+class CompareRecipe:
+    """The settings of all cells of a comparison; methods, label fractions and seeds are arguments of the command."""
+
+    pretrain: PretrainRecipe = PretrainRecipe()
+    """Of every method; its `method` group applies to that method alone, others keep their own defaults and sizes."""
+    finetune: FinetuneRecipe = FinetuneRecipe()
+    """Of every cell; its trunk is pretrain.trunk."""
+    view_size: int = 224
+    """Of the full-size views of every method, px; smaller views keep their proportion."""

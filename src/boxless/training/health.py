@@ -1,0 +1,110 @@
+"""Is a pretraining healthy? Cheap measures of its embeddings, and a verdict in words.
+
+A network that gives every image the same answer minimises many self-supervised losses. Such a collapse shows in the
+embeddings before it shows in a detector's AP: their spread and their effective rank go to nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+SPREAD_FLOOR = 0.05
+"""Below this spread (1 = evenly over the sphere) embeddings count as the same."""
+RANK_FLOOR = 1.5
+"""Below this effective rank embeddings lie on a line."""
+PATIENCE = 5
+"""Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """Measures of a batch's embeddings.
+
+    Attributes:
+        spread: standard deviation per dimension of the normalised embeddings times sqrt(D): 1 when they cover the
+            sphere evenly, 0 when all are the same.
+        rank: RankMe, the exponential of the entropy of the singular values (Garrido et al., 2023, eq. 2): 1 .. min(N, D).
+        alignment: mean squared distance of positive pairs on the sphere, 0..4 (Wang and Isola, 2020).
+        uniformity: log of the mean Gaussian potential of all pairs, 0 (all the same) down to about -4.
+    """
+
+    spread: float
+    rank: float
+    alignment: float
+    uniformity: float
+
+
+@torch.no_grad()
+def measure(online: Tensor, target: Tensor) -> Health:
+    """Measure aligned embeddings (N, D) of the online network and of what it chases."""
+    x, y = normalize(online.float(), dim=1), normalize(target.float(), dim=1)
+    spread = y.std(0, correction=0).square().mean().sqrt() * math.sqrt(y.shape[1])
+    singular = torch.linalg.svdvals(y)
+    shares = singular / singular.sum().clamp(min=1e-12)
+    rank = torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum())
+    alignment = (x - y).square().sum(1).mean() if x.shape == y.shape else torch.tensor(float("nan"))
+    pairs = torch.pdist(y).square()
+    uniformity = pairs.mul(-2).exp().mean().log() if len(pairs) else torch.tensor(0.0)
+    values = torch.stack([spread, rank, alignment, uniformity]).tolist()  # one transfer for all
+    return Health(*values)
+
+
+@dataclass
+class HealthRecord:
+    """The measures of a run, and what they say."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[Health] = field(default_factory=list)
+
+    def add(self, step: int, health: Health) -> None:
+        """Take the measures of a step."""
+        self.steps.append(step)
+        self.values.append(health)
+
+    @property
+    def collapsed_at(self) -> int | None:
+        """The step at which the embeddings became the same for good, or None."""
+        low = [health.spread < SPREAD_FLOOR or health.rank < RANK_FLOOR for health in self.values]
+        if len(low) < PATIENCE or not all(low[-PATIENCE:]):
+            return None
+        first = len(low) - next((n for n, is_low in enumerate(reversed(low)) if not is_low), len(low))
+        return self.steps[first]
+
+    @property
+    def verdict(self) -> str:
+        """One of: healthy, collapsing, collapsed at step N, unknown."""
+        if not self.values:
+            return "unknown"
+        if self.collapsed_at is not None:
+            return f"collapsed at step {self.collapsed_at}"
+        spreads = [health.spread for health in self.values]
+        best, last = max(spreads), _mean(spreads[-PATIENCE:])
+        if last < SPREAD_FLOOR or (last < 0.25 * best and last < 0.2):
+            return "collapsing"
+        return "healthy"
+
+    def report(self) -> str:
+        """The verdict and its reasons in plain words, three lines."""
+        if not self.values:
+            return "pretraining: unknown (no measure was taken)"
+        first, last = self.values[0], self.values[-1]
+        words = {
+            "healthy": "different images still get different embeddings",
+            "collapsing": "embeddings are growing alike; lower the learning rate or start from more momentum",
+        }
+        reason = words.get(self.verdict, "all images get the same embedding; nothing was learned from there on")
+        return (
+            f"pretraining: {self.verdict} - {reason}\n"
+            f"  spread {first.spread:.2f} -> {last.spread:.2f} (1 = even, 0 = collapsed), "
+            f"effective rank {first.rank:.0f} -> {last.rank:.0f}\n"
+            f"  alignment {first.alignment:.2f} -> {last.alignment:.2f} (0 = positives agree), "
+            f"uniformity {first.uniformity:.2f} -> {last.uniformity:.2f} (lower is more even)"
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,80 @@
+"""The only training loop: pretraining passes a method, fine-tuning a detector."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from boxless.training.journal import Journal
+
+
+class NonFiniteLoss(Exception):
+    """The loss or one of its terms became NaN or infinite; the weights may be lost since the last checkpoint."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: `step` optimizer steps of `total` are done."""
+
+    step: int
+    total: int
+
+
+def train(
+    fabric: Fabric,
+    module: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any],
+    losses: Callable[[Any, int], Mapping[str, Tensor]],
+    learning_rate: Callable[[int], float],
+    progress: Progress,
+    journal: Journal,
+    after_step: Callable[[int], None] = lambda step: None,
+    save: Callable[[], None] = lambda: None,
+    save_every: int = 1000,
+) -> None:
+    """Train until `progress.total` steps are done.
+
+    Args:
+        fabric: device, precision and processes.
+        module: in training mode, set up by Fabric.
+        optimizer: set up by Fabric; a group's `lr_scale` multiplies the learning rate.
+        batches: from step `progress.step` on.
+        losses: batch and step -> named scalars; `loss` is minimised, the others are logged.
+        learning_rate: step -> rate.
+        progress: is moved.
+        journal: takes the scalars of each step and reports them from time to time.
+        after_step: called with the step after the optimizer has moved: moves targets, measures, may stop the run.
+        save: writes a checkpoint of the state after `progress.step` steps.
+        save_every: steps between checkpoints.
+
+    Raises:
+        NonFiniteLoss: naming the step and the terms.
+    """
+    module.train()
+    for batch in batches:
+        step = progress.step
+        rate = learning_rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        # Random draws inside modules depend on the step alone, so that a resumed run repeats them.
+        torch.manual_seed(journal.seed * 1_000_003 + step)
+        terms = losses(batch, step)
+        fabric.backward(terms["loss"])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after_step(step)
+        progress.step += 1
+        # Scalars are fetched a few steps late, so that the device never waits for the log.
+        for past, values in journal.record(step, {**terms, "learning_rate": rate}):
+            broken = {name: value for name, value in values.items() if not math.isfinite(value)}
+            if broken:
+                named = ", ".join(f"{name} = {value}" for name, value in broken.items())
+                raise NonFiniteLoss(f"step {past}: {named}")
+        if progress.step % save_every == 0 and progress.step < progress.total:
+            save()
