@@ -41,8 +41,8 @@ class ProposalOptions:
 
     method: Literal["selective_search", "grid", "random"] = "selective_search"
     """How boxes are found."""
-    preset: Literal["paper", "official-code"] = "paper"
-    """Selective search as SoCo's paper or as its code sets it."""
+    preset: Literal["fast", "paper", "official-code"] = "fast"
+    """Selective search in three colour spaces at reduced size, or as SoCo's paper or its code sets it."""
     file: str | None = None
     """A table made by `boxless propose`, instead of making one."""
 

@@ -1,0 +1,1 @@
+"""What the commands do: runs in folders, each with one layout."""

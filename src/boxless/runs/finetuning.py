@@ -1,0 +1,243 @@
+"""A fine-tuning run, from labels to a detector and its AP."""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
+from boxless.data.labels import LabelledData
+from boxless.data.loader import Order
+from boxless.detectors.trunk import Trunk, freeze
+from boxless.detectors.two_stage import two_stage
+from boxless.detectors.weights import WeightsReport, load_trunk
+from boxless.errors import UserError
+from boxless.evaluation.average_precision import Scores, average_precision
+from boxless.evaluation.inference import as_list, detect
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe, PretrainRecipe
+from boxless.runs.folder import Run, start_run, write_json
+from boxless.runs.labels import choose_labels
+from boxless.runs.setup import make_fabric, worker_count
+from boxless.training.journal import Journal
+from boxless.training.loop import NonFiniteLoss, Progress, train
+from boxless.training.optim import parameter_groups, warmup_multistep
+from boxless.training.state import load_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A fine-tuning's length and learning rates, in steps."""
+
+    batch: int
+    steps: int
+    warmup: int
+    milestones: tuple[int, ...]
+    peak: float
+
+    @staticmethod
+    def of(recipe: FinetuneRecipe, images: int) -> "Schedule":
+        """The schedule for a number of labelled images; a data set smaller than a batch is gone through repeatedly."""
+        steps = recipe.iterations or max(1, round(recipe.epochs * images / recipe.batch_size))
+        return Schedule(
+            recipe.batch_size,
+            steps,
+            min(recipe.optim.warmup_iterations, steps // 10),
+            tuple(round(share * steps) for share in recipe.optim.drops),
+            recipe.optim.lr * recipe.batch_size / recipe.optim.reference_batch,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return warmup_multistep(step, self.milestones, self.warmup, 0.001, 0.1, self.peak)
+
+
+def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
+    """The recipe with the trunk of a pretraining run where the weights are one's."""
+    if weights is None or not (Path(weights) / "recipe.yaml").is_file():
+        return recipe
+    pretrained = load(Path(weights) / "recipe.yaml", PretrainRecipe)
+    return replace(recipe, trunk=replace(pretrained.trunk, norm=recipe.trunk.norm))
+
+
+def run_finetuning(
+    data: LabelledData,
+    val: LabelledData,
+    recipe: FinetuneRecipe,
+    recipe_text: str,
+    out: Path,
+    weights: Path | None,
+    quiet: bool,
+) -> Run:
+    """Fine-tune in a folder, continuing what is there; see `boxless.finetune`."""
+    run = Run(out)
+    inputs = {"data": data.origin, "val": val.origin, "weights": str(weights) if weights else None}
+    lock = start_run(out, recipe_text, inputs)
+    if run.finished:
+        _say(f"{out}: this run is finished already", quiet)
+        return run
+    chosen = choose_labels(data, recipe)
+    masks = recipe.detector.kind == "mask_rcnn"
+    if masks and not chosen.has_masks:
+        raise UserError(f"{data.origin}: detector.kind=mask_rcnn needs masks and these labels have boxes only")
+    write_json(out / "labels.json", {"classes": data.classes, "images": [image.image_id for image in chosen.images]})
+    fabric = make_fabric(recipe.precision)
+    torch.manual_seed(recipe.seed)
+    trunk = Trunk(recipe.trunk)
+    report = None
+    if weights is not None:
+        report = load_trunk(trunk, weights, recipe.min_loaded)
+        _say(str(report), quiet)
+    freeze(trunk, recipe.freeze)
+    detector = two_stage(trunk, len(data.classes), recipe.detector).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(detector, trunk, recipe.optim)
+    schedule = Schedule.of(recipe, len(chosen))
+    progress, spent = Progress(0, schedule.steps), 0.0
+    state = load_checkpoint(out / "checkpoints")
+    if state is not None:
+        detector.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress.step, spent = state["step"], state["seconds"]
+        _say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
+    placed, optimizer = fabric.setup(detector, optimizer)
+    workers = worker_count(recipe.workers, 8)
+    dataset = DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed)
+    order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed)
+    journal = Journal(out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet)
+    look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
+    began = time.monotonic()
+
+    def save() -> None:
+        tensors = {"module": detector.state_dict(), "optimizer": optimizer.state_dict()}
+        save_checkpoint(out / "checkpoints", progress.step, {**tensors, "seconds": spent + time.monotonic() - began})
+
+    def after_step(step: int) -> None:
+        if (step + 1) % look_every == 0 and step + 1 < schedule.steps:
+            scores, _ = evaluate_detector(fabric, detector, val, recipe, workers)
+            journal.write(step, {f"val/{name}": value for name, value in scores["bbox"].as_dict().items()})
+            journal.status = f"val AP {scores['bbox'].ap:.1%}"
+
+    try:
+        train(
+            fabric,
+            placed,
+            optimizer,
+            detection_batches(dataset, order, workers),
+            Objective(fabric, placed, recipe),
+            schedule.learning_rate,
+            progress,
+            journal,
+            after_step,
+            save,
+            recipe.checkpoint_every,
+        )
+    except NonFiniteLoss as error:
+        raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
+    finally:
+        journal.close()
+    save_detector(run.weights, detector)
+    scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers)
+    seconds = spent + time.monotonic() - began
+    write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds))
+    _say(score_table(scores), quiet)
+    _say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
+    lock.close()
+    return run
+
+
+class Objective:
+    """A batch of samples to the detector's losses."""
+
+    def __init__(self, fabric: Fabric, detector: nn.Module, recipe: FinetuneRecipe) -> None:
+        self.fabric, self.detector, self.recipe = fabric, detector, recipe
+
+    def __call__(self, samples: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
+        """torchvision's losses and their sum."""
+        device = self.fabric.device
+        images = [sample.image.to(device, non_blocking=True).float() / 255 for sample in samples]
+        targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in samples]
+        losses: dict[str, Tensor] = self.detector(images, targets)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:
+    """The optimiser over everything that is not frozen; with layer_decay, a rate per stage of the body."""
+    groups: list[dict[str, Any]] = []
+    stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
+    in_body: set[int] = set()
+    for depth, names in enumerate(stages):
+        stage = nn.ModuleList(trunk.backbone.body[name] for name in names)
+        in_body |= {id(p) for p in stage.parameters()}
+        scale = settings.layer_decay ** (len(stages) - depth)
+        groups += [{**group, "lr_scale": scale} for group in parameter_groups(stage, settings.weight_decay)]
+    for group in parameter_groups(detector, settings.weight_decay):
+        rest = [p for p in group["params"] if id(p) not in in_body]
+        groups += [{**group, "params": rest, "lr_scale": 1.0}] if rest else []
+    if settings.name == "sgd":
+        return SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
+    return AdamW(groups, lr=settings.lr, foreach=True)
+
+
+def evaluate_detector(
+    fabric: Fabric, detector: nn.Module, val: LabelledData, recipe: FinetuneRecipe, workers: int
+) -> tuple[dict[str, Scores], dict[str, str]]:
+    """AP of boxes and, for Mask R-CNN, masks; and the images that could not be read."""
+    dataset = DetectionDataset(val, recipe.min_size, recipe.max_size, training=False, masks=False)
+    found, skipped = as_list(detect(fabric, detector, dataset, workers=workers))
+    scores = {"bbox": average_precision(val, found)}
+    if recipe.detector.kind == "mask_rcnn" and val.has_masks:
+        scores["segm"] = average_precision(val, found, "segm")
+    return scores, skipped
+
+
+def score_table(scores: Mapping[str, Scores]) -> str:
+    """AP in percent, a line per kind, and by class."""
+    lines = []
+    for kind, result in scores.items():
+        values = "  ".join(f"{name} {100 * value:.1f}" for name, value in result.as_dict().items())
+        lines.append(f"{'boxes' if kind == 'bbox' else 'masks'}: {values}")
+    if 1 < len(scores["bbox"].per_class) <= 30:
+        lines.append("AP by class: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in scores["bbox"].per_class.items()))
+    return "\n".join(lines)
+
+
+def save_detector(path: Path, detector: nn.Module) -> None:
+    """All of a detector's weights as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: t.detach().cpu().contiguous() for name, t in detector.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def _summary(
+    recipe: FinetuneRecipe,
+    chosen: LabelledData,
+    schedule: Schedule,
+    report: WeightsReport | None,
+    scores: Mapping[str, Scores],
+    skipped: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "detector": recipe.detector.kind,
+        "labelled_images": len(chosen),
+        "steps": schedule.steps,
+        "seconds": round(seconds, 1),
+        "weights": str(report) if report else "from scratch",
+        "scores": {kind: result.as_dict() for kind, result in scores.items()},
+        "per_class": {kind: result.per_class for kind, result in scores.items()},
+        "skipped": dict(skipped),
+    }
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,146 @@
+"""A run's folder: one documented layout, written atomically, locked while it is being written.
+
+```
+recipe.yaml          what was asked, every key; can be given back as --recipe
+environment.json     versions, machine, command
+metrics.csv          step, name, value (and TensorBoard's events.* beside it)
+checkpoints/         the newest two states, with checksums
+weights.safetensors  what was trained, in torchvision's names
+summary.json         what came out
+figures/             pictures
+```
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from boxless.errors import UserError
+
+FORMAT = 1
+"""Version of the layout."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run.
+
+    Attributes:
+        path: its folder.
+    """
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").is_file()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What came out of a finished run."""
+        try:
+            return json.loads((self.path / "summary.json").read_text())  # type: ignore[no-any-return]
+        except OSError as error:
+            raise UserError(f"{self.path}: not a finished run (no summary.json)") from error
+
+    @property
+    def recipe_file(self) -> Path:
+        """What was asked."""
+        return self.path / "recipe.yaml"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
+    """Make the folder of a run, or enter it again to continue.
+
+    Args:
+        out: the folder.
+        recipe: the resolved recipe as YAML.
+        inputs: data and weights that the run uses.
+
+    Returns:
+        The lock, to be kept open until the run ends.
+
+    Raises:
+        UserError: where the folder holds another run, or another process works on it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder for the run")
+    known = out / "recipe.yaml"
+    foreign = out.is_dir() and not known.exists() and any(p.name not in ("lock", "figures") for p in out.iterdir())
+    if foreign:
+        raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = _lock(out)
+    before = known.read_text() if known.exists() else None
+    settings = {"format": FORMAT, "inputs": inputs}
+    started = (out / "checkpoints").is_dir() or (out / "summary.json").exists()
+    if before is not None and started:
+        _refuse_changes(out, before, recipe, inputs)
+    write_text(known, recipe)
+    environment = {
+        **settings,
+        "boxless": version("boxless"),
+        "torch": version("torch"),
+        "torchvision": version("torchvision"),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_json(out / "environment.json", environment)
+    return lock
+
+
+def _refuse_changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> None:
+    environment = out / "environment.json"
+    old_inputs = json.loads(environment.read_text())["inputs"] if environment.exists() else inputs
+    changed = [f"{key} was {old_inputs.get(key)}, is {value}" for key, value in inputs.items() if value != old_inputs.get(key)]
+    if before != recipe:
+        differing = sorted(set(recipe.splitlines()) - set(before.splitlines()))
+        changed += [line.strip() for line in differing]
+    if changed:
+        raise UserError(
+            f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); "
+            "give these back to continue it, or name another folder"
+        )
+
+
+def _lock(out: Path) -> IO[str]:
+    lock = (out / "lock").open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        raise UserError(f"--out {out}: another process is working on this run; wait for it or name another folder") from error
+    return lock

@@ -1,0 +1,250 @@
+"""A pretraining run, from images to weights."""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from boxless.data.index import ImageIndex
+from boxless.data.loader import Batch, Boxes, Order, ViewDataset, fill_resized, view_batches
+from boxless.data.photometric import augment
+from boxless.detectors.trunk import Trunk
+from boxless.detectors.weights import load_trunk, save_trunk
+from boxless.errors import UserError
+from boxless.methods.contract import MethodOutput, as_module
+from boxless.proposals.grid import Grid
+from boxless.proposals.production import Method as ProposalMethod
+from boxless.proposals.production import ensure_proposals, settings_of
+from boxless.proposals.random_boxes import RandomBoxes
+from boxless.proposals.selective_search import PRESETS
+from boxless.proposals.table import ProposalTable, settings_hash
+from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.runs.folder import Run, start_run, write_json
+from boxless.runs.setup import make_fabric, worker_count
+from boxless.training.health import HealthRecord, measure
+from boxless.training.journal import Journal
+from boxless.training.loop import NonFiniteLoss, Progress, train
+from boxless.training.optim import Lars, parameter_groups, warmup_cosine
+from boxless.training.state import load_checkpoint, save_checkpoint
+
+
+class Collapse(Exception):
+    """The embeddings of all images have become the same."""
+
+
+@dataclass
+class Plan:
+    """A pretraining's length: from epochs and images to steps."""
+
+    batch: int
+    steps: int
+    steps_per_epoch: int
+    warmup_steps: int
+    peak: float
+
+    @staticmethod
+    def of(recipe: PretrainRecipe, images: int) -> "Plan":
+        """The plan for a number of images."""
+        batch = min(recipe.batch_size, images)
+        if batch < 2:
+            raise UserError(f"batch_size: {batch} image(s) in a batch; batch norms need 2 at least, give more images")
+        per_epoch = images // batch
+        steps = max(1, round(recipe.epochs * per_epoch))
+        warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
+        return Plan(batch, steps, per_epoch, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+
+
+def run_pretraining(
+    index: ImageIndex,
+    boxes: Boxes | None,
+    recipe: PretrainRecipe,
+    recipe_text: str,
+    out: Path,
+    init: Path | None,
+    quiet: bool,
+) -> Run:
+    """Pretrain in a folder, continuing what is there; see `boxless.pretrain`."""
+    run = Run(out)
+    inputs = {"images": len(index), "data": index.fingerprint, "init": str(init) if init else None}
+    lock = start_run(out, recipe_text, inputs)
+    if run.finished:
+        _say(f"{out}: this run is finished already", quiet)
+        return run
+    plan = Plan.of(recipe, len(index))
+    fabric = make_fabric(recipe.precision)
+    torch.manual_seed(recipe.seed)
+    trunk = Trunk(recipe.trunk)
+    if init is not None:
+        _say(str(load_trunk(trunk, init, minimum=0.99)), quiet)
+    method = recipe.method.build(trunk)
+    module = as_module(method).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(module, recipe.optim)
+    state = load_checkpoint(out / "checkpoints")
+    health, skipped, spent = HealthRecord(), {}, 0.0
+    progress = Progress(0, plan.steps)
+    if state is not None:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress.step, spent = state["step"], state["seconds"]
+        skipped.update(state["skipped"])
+        for step, values in state["health"]:
+            health.add(step, type(measure(torch.eye(4), torch.eye(4)))(*values))
+        _say(f"{out}: continuing at step {progress.step} of {plan.steps}", quiet)
+    placed, optimizer = fabric.setup(module, optimizer)
+    dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
+    order = Order(len(index), plan.batch, progress.step, plan.steps, recipe.seed)
+    workers = worker_count(recipe.workers, 16)
+    journal = Journal(out, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet)
+    if len(index) < recipe.batch_size:
+        _say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
+    objective = Objective(fabric, placed, recipe, skipped)
+    began = time.monotonic()
+
+    def save() -> None:
+        save_checkpoint(
+            out / "checkpoints",
+            progress.step,
+            {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "health": [(s, list(vars(v).values())) for s, v in zip(health.steps, health.values, strict=True)],
+                "skipped": skipped,
+                "seconds": spent + time.monotonic() - began,
+            },
+        )
+
+    def after_step(step: int) -> None:
+        method.after_step(step, plan.steps)
+        if step % recipe.health_every == 0 or step + 1 == plan.steps:
+            output = objective.output
+            if output.online is not None and output.target is not None:
+                health.add(step, measure(output.online, output.target))
+                journal.write(step, {f"health/{name}": value for name, value in vars(health.values[-1]).items()})
+                journal.status = health.verdict
+            if recipe.stop_on_collapse and health.collapsed_at is not None:
+                raise Collapse
+
+    try:
+        train(
+            fabric,
+            placed,
+            optimizer,
+            fabric_batches(fabric, view_batches(dataset, order, workers, fabric.device.type == "cuda")),
+            objective,
+            lambda step: warmup_cosine(
+                step, plan.steps, plan.warmup_steps, plan.peak, plan.peak / 100, min(recipe.optim.final_lr, plan.peak)
+            ),
+            progress,
+            journal,
+            after_step,
+            save,
+            recipe.checkpoint_every,
+        )
+    except Collapse:
+        raise UserError(
+            f"{out}: stopped at step {progress.step}, {health.verdict}; the last checkpoint is kept. "
+            f"Lower optim.base_lr, raise method.momentum, or go on with stop_on_collapse=false\n{health.report()}"
+        ) from None
+    except NonFiniteLoss as error:
+        raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr") from None
+    finally:
+        journal.close()
+    save_trunk(run.weights, trunk, method.trains)
+    seconds = spent + time.monotonic() - began
+    summary = {
+        "method": recipe.method.name,
+        "trains": list(method.trains),
+        "steps": plan.steps,
+        "images_seen": plan.steps * plan.batch,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(plan.steps * plan.batch / seconds, 2),
+        "health": health.verdict,
+        "health_report": health.report(),
+        "skipped": skipped,
+    }
+    write_json(out / "summary.json", summary)
+    _say(health.report(), quiet)
+    if skipped:
+        _say(skipped_report(skipped), quiet)
+    _say(f"weights: {run.weights} ({', '.join(method.trains)})", quiet)
+    lock.close()
+    return run
+
+
+def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Boxes:
+    """The proposals of the images: the given table, or one beside the run, made now where it is missing.
+
+    It lies beside the run's folder, named after its settings, so that other runs on the same data find it.
+    """
+    options = recipe.proposals
+    methods: dict[str, ProposalMethod] = {
+        "selective_search": PRESETS[options.preset],
+        "grid": Grid(),
+        "random": RandomBoxes(),
+    }
+    if options.file is not None:
+        return ProposalTable.open(options.file).aligned_to(index)
+    method = methods[options.method]
+    name = f"proposals-{settings_hash(settings_of(method))[:8]}-{index.fingerprint[:8]}.parquet"
+    return ensure_proposals(index, out.parent / name, method, recipe.workers, quiet).aligned_to(index)
+
+
+class Objective:
+    """A batch to a loss: views to the device, augmentation, the method's forward pass."""
+
+    def __init__(self, fabric: Fabric, method: nn.Module, recipe: PretrainRecipe, skipped: dict[str, str]) -> None:
+        self.fabric, self.method, self.recipe, self.skipped = fabric, method, recipe, skipped
+        self.specs = recipe.method.views()
+        mean, std = torch.tensor(recipe.trunk.mean), torch.tensor(recipe.trunk.std)
+        self.mean, self.std = (t.view(1, 3, 1, 1).to(fabric.device) for t in (mean, std))
+        self.output = MethodOutput(torch.zeros(()), {})
+
+    def __call__(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """The method's scalars for a batch."""
+        self.skipped.update(dict(batch.skipped))
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+        views = []
+        for view, spec in zip(fill_resized(batch, self.specs), self.specs, strict=True):
+            view = augment(view, spec.photometric, generator)
+            image = ((view.image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            views.append(view.with_image(image))
+        self.output = self.method(tuple(views), batch.boxes, batch.valid, generator)
+        return {"loss": self.output.loss, **self.output.terms}
+
+
+def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
+    """The optimiser of a pretraining over everything that takes gradients."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if settings.name == "lars":
+        return Lars(trained, settings.base_lr, settings.momentum, settings.weight_decay)
+    groups = parameter_groups(module, settings.weight_decay)
+    if settings.name == "sgd":
+        return SGD(groups, lr=settings.base_lr, momentum=settings.momentum, foreach=True)
+    return AdamW(groups, lr=settings.base_lr, foreach=True)
+
+
+def fabric_batches(fabric: Fabric, batches: Any) -> Any:
+    """Batches on the device."""
+    for batch in batches:
+        yield batch.to(fabric.device)
+
+
+def skipped_report(skipped: Mapping[str, str]) -> str:
+    """Images that could not be read, counted and listed."""
+    lines = [f"  {path}: {reason}" for path, reason in sorted(skipped.items())[:20]]
+    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+    return f"{len(skipped)} images could not be read and were left out:\n" + "\n".join(lines) + more
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
