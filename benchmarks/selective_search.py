@@ -1,4 +1,4 @@
-"""Selective search: ours against the PyPI package `selectivesearch` that SoCo used, in turns on the same images and core.
+"""Selective search: ours against the PyPI package `selectivesearch` that SoCo used, on the same images.
 
     pip install selectivesearch
     python benchmarks/selective_search.py ../shared/data/coco256/annotations/instances_val.json

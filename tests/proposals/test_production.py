@@ -15,7 +15,6 @@ from boxless.data.index import index_images
 from boxless.errors import UserError
 from boxless.proposals import production
 from boxless.proposals.grid import Grid
-from boxless.proposals.limits import BoxLimits
 from boxless.proposals.parts import Parts
 from boxless.proposals.production import ensure_proposals, make_proposals, settings_of
 from boxless.proposals.selective_search import PRESETS
@@ -164,7 +163,6 @@ class DiesOnce:
     """Kills its process at one image, the first time."""
 
     memory: str
-    limits: BoxLimits = BoxLimits()
 
     def propose(self, image, key):
         mark = Path(self.memory)

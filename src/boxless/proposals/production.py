@@ -102,7 +102,7 @@ def ensure_proposals(
     """Return the table at `out`, made or completed where it lacks images of the index; the call that training makes.
 
     Without `method` a complete table is taken whatever its settings are, and anything to be made uses the preset
-    `fast`.
+    `fast`. Of a distributed run only one process may call it: two at once would remove each other's parts.
 
     Raises:
         UserError: as `make_proposals`.
