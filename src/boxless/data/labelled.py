@@ -101,9 +101,9 @@ def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
     each that is not kept or reached out of its image by more than a pixel; less is rounding.
     """
     clipped = np.clip(boxes, 0, np.concatenate([sizes, sizes], axis=1))
-    has_area: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    keep: np.ndarray = has_area & (clipped[:, 2:] > clipped[:, :2]).all(1)
-    moved = (np.abs(clipped - boxes) > 1).any(1)
+    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    keep = has_area & np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    moved = np.any(np.abs(clipped - boxes) > 1, axis=1)
     problems = []
     for n in np.flatnonzero(~keep | moved).tolist():
         x1, y1, x2, y2 = boxes[n]

@@ -37,13 +37,17 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
         raise UserError(f"{path}: no images in split '{split}'; looked for {' '.join(EXTENSIONS)}")
     if not any(label_file(file).is_file() for file in files):
         raise UserError(f"{path}: no label files for split '{split}'; expected e.g. {label_file(files[0])}")
-    unwanted: Counter[str] = Counter()
-    labelled = [_read_image(file, n, label_of, problems, unwanted) for n, file in enumerate(files, 1)]
+    unwanted: Counter[int] = Counter()
+    ids = _image_ids(files)
+    labelled = [
+        _read_image(file, number, label_of, problems, unwanted) for file, number in zip(files, ids, strict=True)
+    ]
     kept = tuple(image for image in labelled if image is not None)
     if not kept:
         raise UserError(f"{path}: no images left of {len(files)} in split '{split}'; first: {problems[0]}")
-    for name, count in unwanted.items():
-        problems.append(Problem(str(path), f"class {name}", f"class is not among the given classes: {count} objects"))
+    for k, count in unwanted.items():
+        message = f"class is not among the given classes: {count} objects"
+        problems.append(Problem(str(path), f"class {k} ({names[k]})", message))
     return LabelledData(f"{path}:{split}", found, tuple(range(1, len(found) + 1)), kept, tuple(problems))
 
 
@@ -115,8 +119,16 @@ def _files(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def _image_ids(files: Sequence[Path]) -> Sequence[int | str]:
+    """Return the numbers that the files are named by (as in COCO), else their names, else their paths: all different."""
+    stems = [file.stem for file in files]
+    if all(stem.isdecimal() and len(stem) < 19 for stem in stems) and len(set(map(int, stems))) == len(stems):
+        return [int(stem) for stem in stems]
+    return stems if len(set(stems)) == len(stems) else [file.as_posix() for file in files]
+
+
 def _read_image(
-    file: Path, number: int, label_of: dict[int, int], problems: list[Problem], unwanted: Counter[str]
+    file: Path, image_id: int | str, label_of: dict[int, int], problems: list[Problem], unwanted: Counter[int]
 ) -> LabelledImage | None:
     source = label_file(file)
     try:
@@ -134,7 +146,7 @@ def _read_image(
             continue
         label, values = parsed
         if label < 0:
-            unwanted[line.split()[0]] += 1
+            unwanted[int(float(line.split()[0]))] += 1
             continue
         values = values * np.tile([width, height], len(values) // 2)
         labels.append(label)
@@ -154,7 +166,7 @@ def _read_image(
     kept_masks = tuple(mask for mask, ok in zip(masks, keep, strict=True) if ok)
     return LabelledImage(
         path=file,
-        image_id=int(file.stem) if file.stem.isdecimal() else file.stem,
+        image_id=image_id,
         width=width,
         height=height,
         boxes=clipped[keep].astype(np.float32),
