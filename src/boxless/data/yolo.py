@@ -120,7 +120,7 @@ def _files(places: Sequence[Path]) -> list[Path]:
 
 
 def _image_ids(files: Sequence[Path]) -> Sequence[int | str]:
-    """Return the numbers that the files are named by (as in COCO), else their names, else their paths: all different."""
+    """Return the numbers that files are named by (as in COCO), else their names, else their paths: all different."""
     stems = [file.stem for file in files]
     if all(stem.isdecimal() and len(stem) < 19 for stem in stems) and len(set(map(int, stems))) == len(stems):
         return [int(stem) for stem in stems]
