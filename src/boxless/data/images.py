@@ -1,8 +1,9 @@
 """Files to pixels: every image that Pillow can read becomes (H, W, 3) uint8 RGB, upright, or raises `BadImage`.
 
 Pillow decodes all formats. On JPEG of 640 x 480 and one thread it takes 1.8 ms, against 1.5 ms for torchvision and
-OpenCV. Those two were turned down all the same: OpenCV 4 fills truncated files with grey without a word, both let libjpeg print to stderr, and torchvision cannot decode at a reduced scale. One noise is left:
-libtiff prints a line for a TIFF whose compressed data is damaged, which Pillow gives no way to silence.
+OpenCV. Those two were turned down all the same: OpenCV 4 fills truncated files with grey without a word, both let
+libjpeg print to stderr, and torchvision cannot decode at a reduced scale. One noise is left: libtiff prints a line for
+a TIFF whose compressed data is damaged, which Pillow gives no way to silence.
 """
 
 import contextlib
