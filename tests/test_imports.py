@@ -17,7 +17,7 @@ ROOMS = {
     "data": {"geometry"},
     "detectors": {"geometry"},
     "proposals": {"geometry", "data"},
-    "methods": {"geometry", "data", "detectors", "losses"},
+    "methods": {"geometry", "data", "detectors", "losses", "training"},
     "evaluation": {"geometry", "data", "detectors"},
     "figures": {"geometry", "data", "evaluation"},
     "recipes": {"methods", "detectors", "data", "training"},
