@@ -49,13 +49,18 @@ class Journal:
         self._since, self._counted, self._shown = time.monotonic(), 0, 0.0
         self.speed = 0.0
 
-    def record(self, step: int, values: Mapping[str, Tensor | float]) -> Iterator[tuple[int, dict[str, float]]]:
-        """Take a step's scalars; yields (step, values) of all steps whose scalars were fetched just now."""
+    def record(
+        self, step: int, values: Mapping[str, Tensor | float], now: bool = False
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Take a step's scalars; yields (step, values) of all steps whose scalars were fetched just now.
+
+        `now` writes the mean of what was not written yet, whether or not this step is due.
+        """
         on_device = any(isinstance(value, Tensor) and value.is_cuda for value in values.values())
         held = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
         self._pending.append((step, held))
         self._counted += 1
-        due = (step + 1) % self.every == 0 or step + 1 == self.total
+        due = now or (step + 1) % self.every == 0 or step + 1 == self.total
         if not due and on_device:
             return
         if not due:
@@ -125,5 +130,3 @@ def _continued(path: Path, start: int) -> io.TextIOWrapper:
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
-
-

@@ -37,6 +37,7 @@ def train(
     after_step: Callable[[int], None] = lambda step: None,
     save: Callable[[], None] = lambda: None,
     save_every: int = 1000,
+    clip_norm: float | None = None,
 ) -> None:
     """Train until `progress.total` steps are done.
 
@@ -52,6 +53,7 @@ def train(
         after_step: called with the step after the optimizer has moved: moves targets, measures, may stop the run.
         save: writes a checkpoint of the state after `progress.step` steps.
         save_every: steps between checkpoints.
+        clip_norm: largest norm of all gradients together.
 
     Raises:
         NonFiniteLoss: naming the step and the terms.
@@ -66,15 +68,19 @@ def train(
         torch.manual_seed(journal.seed * 1_000_003 + step)
         terms = losses(batch, step)
         fabric.backward(terms["loss"])
+        if clip_norm is not None:
+            fabric.clip_gradients(module, optimizer, max_norm=clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after_step(step)
         progress.step += 1
-        # Scalars are fetched a few steps late, so that the device never waits for the log.
-        for past, values in journal.record(step, {**terms, "learning_rate": rate}):
+        saving = progress.step % save_every == 0 and progress.step < progress.total
+        # Scalars are fetched a few steps late, so that the device never waits for the log; but none is left for after
+        # a checkpoint: a resumed run would miss it, and a checkpoint after a broken loss is worth nothing.
+        for past, values in journal.record(step, {**terms, "learning_rate": rate}, now=saving):
             broken = {name: value for name, value in values.items() if not math.isfinite(value)}
             if broken:
                 named = ", ".join(f"{name} = {value}" for name, value in broken.items())
                 raise NonFiniteLoss(f"step {past}: {named}")
-        if progress.step % save_every == 0 and progress.step < progress.total:
+        if saving:
             save()
