@@ -42,10 +42,10 @@ def pretrain(
     from boxless.runs.weights import weights_file
 
     settings: PretrainRecipe = override(recipe_of({"recipe": recipe}), overrides)
+    start = weights_file(init) if init else None  # before hours of proposals
     index = index_images(data)
     folder = Path(out)
     boxes = prepare_boxes(index, settings, folder, quiet) if settings.method.needs_boxes else None
-    start = weights_file(init) if init else None
     return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet)
 
 

@@ -64,7 +64,9 @@ def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe
     if weights is None or not (Path(weights) / "recipe.yaml").is_file():
         return recipe
     pretrained = load(Path(weights) / "recipe.yaml", PretrainRecipe)
-    return replace(recipe, trunk=replace(pretrained.trunk, norm=recipe.trunk.norm))
+    # Group norm has no running statistics: nothing but itself can take over its weights.
+    norm = "group" if pretrained.trunk.norm == "group" else recipe.trunk.norm
+    return replace(recipe, trunk=replace(pretrained.trunk, norm=norm))
 
 
 def run_finetuning(
@@ -79,10 +81,18 @@ def run_finetuning(
     """Fine-tune in a folder, continuing what is there; see `boxless.finetune`."""
     run = Run(out)
     inputs = {"data": data.origin, "val": val.origin, "weights": str(weights) if weights else None}
-    lock = start_run(out, recipe_text, inputs)
-    if run.finished:
-        _say(f"{out}: this run is finished already", quiet)
-        return run
+    with start_run(out, recipe_text, inputs):
+        if run.finished:
+            _say(f"{out}: this run is finished already", quiet)
+        else:
+            _finetune(run, data, val, recipe, weights, quiet)
+    return run
+
+
+def _finetune(
+    run: Run, data: LabelledData, val: LabelledData, recipe: FinetuneRecipe, weights: Path | None, quiet: bool
+) -> None:
+    out = run.path
     chosen = choose_labels(data, recipe)
     masks = recipe.detector.kind == "mask_rcnn"
     if masks and not chosen.has_masks:
@@ -137,6 +147,7 @@ def run_finetuning(
             after_step,
             save,
             recipe.checkpoint_every,
+            recipe.optim.clip_norm,
         )
     except NonFiniteLoss as error:
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
@@ -148,8 +159,6 @@ def run_finetuning(
     write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds))
     _say(score_table(scores), quiet)
     _say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
-    lock.close()
-    return run
 
 
 class Objective:

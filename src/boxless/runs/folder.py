@@ -21,10 +21,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from boxless.errors import UserError
 
 FORMAT = 1
 """Version of the layout."""
+
+FREE = ("workers", "stop_on_collapse")
+"""Keys of a recipe that may change when a run goes on: no number depends on them."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
         inputs: data and weights that the run uses.
 
     Returns:
-        The lock, to be kept open until the run ends.
+        The lock, to be closed when the run ends or fails: a traceback that somebody keeps would hold it.
 
     Raises:
         UserError: where the folder holds another run, or another process works on it.
@@ -99,14 +104,23 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
         raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
     out.mkdir(parents=True, exist_ok=True)
     lock = _lock(out)
-    before = known.read_text() if known.exists() else None
-    settings = {"format": FORMAT, "inputs": inputs}
+    try:
+        _describe_run(out, recipe, inputs)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _describe_run(out: Path, recipe: str, inputs: dict[str, Any]) -> None:
+    known = out / "recipe.yaml"
     started = (out / "checkpoints").is_dir() or (out / "summary.json").exists()
-    if before is not None and started:
-        _refuse_changes(out, before, recipe, inputs)
+    if known.exists() and started:
+        _refuse_changes(out, known.read_text(), recipe, inputs)
     write_text(known, recipe)
     environment = {
-        **settings,
+        "format": FORMAT,
+        "inputs": inputs,
         "boxless": version("boxless"),
         "torch": version("torch"),
         "torchvision": version("torchvision"),
@@ -116,21 +130,32 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(out / "environment.json", environment)
-    return lock
 
 
 def _refuse_changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> None:
     environment = out / "environment.json"
     old_inputs = json.loads(environment.read_text())["inputs"] if environment.exists() else inputs
-    changed = [f"{key} was {old_inputs.get(key)}, is {value}" for key, value in inputs.items() if value != old_inputs.get(key)]
-    if before != recipe:
-        differing = sorted(set(recipe.splitlines()) - set(before.splitlines()))
-        changed += [line.strip() for line in differing]
+    changed = [
+        f"{key} was {old_inputs.get(key)}, is {value}" for key, value in inputs.items() if value != old_inputs.get(key)
+    ]
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(recipe))
+    changed += [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and key not in FREE
+    ]
     if changed:
         raise UserError(
             f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); "
             "give these back to continue it, or name another folder"
         )
+
+
+def _flat(content: object, prefix: str = "") -> dict[str, object]:
+    """Values of nested mappings by their dotted keys."""
+    if not isinstance(content, dict):
+        return {prefix.removesuffix("."): content}
+    return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
 
 
 def _lock(out: Path) -> IO[str]:
@@ -142,5 +167,8 @@ def _lock(out: Path) -> IO[str]:
     except ImportError:
         pass
     except OSError as error:
-        raise UserError(f"--out {out}: another process is working on this run; wait for it or name another folder") from error
+        lock.close()
+        raise UserError(
+            f"--out {out}: another process is working on this run; wait for it or name another folder"
+        ) from error
     return lock

@@ -73,10 +73,18 @@ def run_pretraining(
     """Pretrain in a folder, continuing what is there; see `boxless.pretrain`."""
     run = Run(out)
     inputs = {"images": len(index), "data": index.fingerprint, "init": str(init) if init else None}
-    lock = start_run(out, recipe_text, inputs)
-    if run.finished:
-        _say(f"{out}: this run is finished already", quiet)
-        return run
+    with start_run(out, recipe_text, inputs):
+        if run.finished:
+            _say(f"{out}: this run is finished already", quiet)
+        else:
+            _pretrain(run, index, boxes, recipe, init, quiet)
+    return run
+
+
+def _pretrain(
+    run: Run, index: ImageIndex, boxes: Boxes | None, recipe: PretrainRecipe, init: Path | None, quiet: bool
+) -> None:
+    out = run.path
     plan = Plan.of(recipe, len(index))
     fabric = make_fabric(recipe.precision)
     torch.manual_seed(recipe.seed)
@@ -174,8 +182,6 @@ def run_pretraining(
     if skipped:
         _say(skipped_report(skipped), quiet)
     _say(f"weights: {run.weights} ({', '.join(method.trains)})", quiet)
-    lock.close()
-    return run
 
 
 def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Boxes:
@@ -246,5 +252,3 @@ def skipped_report(skipped: Mapping[str, str]) -> str:
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
         print(text, file=sys.stderr, flush=True)
-
-
