@@ -111,7 +111,9 @@ class Trunk(nn.Module):
         self.config = config
         norm = norm_layer(config.norm)
         # Zeroed last gammas make each residual block start as the identity, as in SoCo's, Barlow's and VICReg's code.
-        body = getattr(resnet, config.backbone)(weights=None, norm_layer=norm, zero_init_residual=config.norm != "frozen")
+        body = getattr(resnet, config.backbone)(
+            weights=None, norm_layer=norm, zero_init_residual=config.norm != "frozen"
+        )
         width: int = body.inplanes
         self.backbone = BackboneWithFPN(
             body,
@@ -146,8 +148,18 @@ class Trunk(nn.Module):
 
 
 def freeze(trunk: Trunk, stages: int) -> None:
-    """Stop the first stages of the body from training: 1 is the stem, 2 adds layer1, ... 5 is the whole body."""
+    """Stop the first stages of the body from training: 1 is the stem, 2 adds layer1, ... 5 is the whole body.
+
+    Their norms use and keep the running statistics that were loaded, as frozen ones do.
+    """
     order: Sequence[tuple[str, ...]] = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
     for names in order[:stages]:
         for name in names:
-            trunk.backbone.body[name].requires_grad_(False)
+            stage = trunk.backbone.body[name].requires_grad_(False)
+            for module in stage.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.register_forward_pre_hook(_stay_in_eval)
+
+
+def _stay_in_eval(norm: nn.Module, _: object) -> None:
+    norm.training = False  # whatever mode the whole detector was put in
