@@ -31,6 +31,10 @@ from boxless.methods.parts import mlp, target_copy
 from boxless.training.optim import ema_momentum, ema_update
 
 
+_DIRECTIONS = ((0, 1), (1, 0), (0, 2), (2, 0))
+"""Which view predicts which (eq. 5 and its mirror image)."""
+
+
 @dataclass(frozen=True)
 class SoCoConfig:
     """SoCo's hyper-parameters (paper, sections 3.2, 3.3 and 4.1)."""
@@ -97,6 +101,8 @@ class SoCo(nn.Module):
         seen = torch.stack([share > 0 for _, share in places]).all(0) & valid
         chosen, present = choose(seen, self.config.boxes, generator)  # (B, K)
         source = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))  # (B, K, 4)
+        if present.sum() < 2:  # one vector has no batch statistics: nothing can be learned from this batch
+            return self._nothing(present)
         jittered = jitter(source, self.config.jitter, self.config.jitter_probability, generator)
         rois = [view.boxes(jittered if number == 0 else source)[0] for number, view in enumerate(views)]
 
@@ -109,7 +115,7 @@ class SoCo(nn.Module):
         match = torch.diag_embed(present.float())  # box k of one view is box k of the others
         loss = v[0].new_zeros(())
         terms = {}
-        for a, b in ((0, 1), (1, 0), (0, 2), (2, 0)):  # eq. 5 and its mirror image
+        for a, b in _DIRECTIONS:
             online, target = self._placed(v[a], present), self._placed(v_target[b], present)
             term = object_contrastive_loss(online, target, match)  # eq. 6
             terms[f"v{a + 1}_to_v{b + 1}"] = term.detach()
@@ -122,6 +128,12 @@ class SoCo(nn.Module):
         momentum = ema_momentum(step, total_steps, self.config.momentum)
         ema_update(self.target_trunk.parameters(), self.trunk.parameters(), momentum)
         ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+
+    def _nothing(self, present: Tensor) -> MethodOutput:
+        """A loss of 0 that every parameter takes part in, as distributed training wants it."""
+        loss = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+        terms = {f"v{a + 1}_to_v{b + 1}": loss.detach() for a, b in _DIRECTIONS}
+        return MethodOutput(loss, {**terms, "boxes_per_image": present.float().sum(1).mean()})
 
     @staticmethod
     def _describe(trunk: Trunk, view: View, rois: Tensor, present: Tensor) -> Tensor:
