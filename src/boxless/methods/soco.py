@@ -30,7 +30,6 @@ from boxless.methods.contract import MethodOutput
 from boxless.methods.parts import mlp, target_copy
 from boxless.training.optim import ema_momentum, ema_update
 
-
 _DIRECTIONS = ((0, 1), (1, 0), (0, 2), (2, 0))
 """Which view predicts which (eq. 5 and its mirror image)."""
 
