@@ -106,7 +106,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = content[container]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise UserError(f"{path}: holds no named tensors; expected a state_dict of a ResNet, a detector or a boxless run")
+        raise UserError(f"{path}: holds no named tensors; expected the state_dict of a ResNet or a detector, or a run")
     return tensors
 
 
@@ -122,7 +122,8 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         minimum: share of the backbone's parameters, 0..1, that must be loaded.
 
     Raises:
-        UserError: where less than `minimum` of the backbone was loaded, or a part only partly; the trunk is then unchanged.
+        UserError: where less than `minimum` of the backbone was loaded, or a part only partly, or the file is of
+            a larger backbone; the trunk is then unchanged.
     """
     tensors = _named_as_trunk(read_tensors(path), trunk)
     own = trunk.state_dict()
@@ -132,22 +133,31 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         for key, value in tensors.items()
         if key in own and own[key].shape != value.shape
     )
+    parts = _placed_parts(trunk)
     report = WeightsReport(
         origin=str(path),
         loaded=len(fitting),
         total=len(own),
-        shares={part: _share(module, name, fitting) for part, (name, module) in _placed_parts(trunk).items()},
+        shares={part: _share(module, name, fitting) for part, (name, module) in parts.items()},
         parameter_share=_share(trunk, "", fitting),
         unused=tuple(key for key in tensors if key not in own),
         mismatched=mismatched,
     )
-    partly = [part for part, share in report.shares.items() if 0 < share < minimum]
+    # A smaller ResNet is part of a larger one, tensor by tensor, and yet another network.
+    larger = [key for key in report.unused if key.startswith("backbone.body.layer") and key.endswith(".weight")]
+    if larger:
+        raise UserError(
+            f"{path}: is of a larger backbone than trunk.backbone={trunk.config.backbone}, with {larger[0]} and "
+            f"{len(larger) - 1} more tensors; choose the trunk that the file is of"
+        )
+    misshapen = {part for part, (name, _) in parts.items() if any(key.startswith(name) for key, _, _ in mismatched)}
+    partly = [part for part, share in report.shares.items() if share < minimum and (share > 0 or part in misshapen)]
     if report.shares["backbone"] < minimum or partly:
         lacking = "backbone" if report.shares["backbone"] < minimum else partly[0]
         raise UserError(
             f"{path}: only {report.shares[lacking]:.0%} of the {lacking} would be loaded, {minimum:.0%} are asked for "
-            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}); choose the trunk that the file is of, or "
-            f"lower min_loaded\n{report}"
+            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}); choose the trunk that the file is of, "
+            f"or lower min_loaded\n{report}"
         )
     trunk.load_state_dict(fitting, strict=False)
     return report
@@ -166,20 +176,15 @@ def _share(module: nn.Module, prefix: str, fitting: Mapping[str, Tensor]) -> flo
 
 def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
     own = trunk.state_dict().keys()
-    if any(key in own for key in tensors):
-        return tensors
-    heads = {"roi_heads.box_head.": "box_head.", "backbone.": "backbone."}
-    renamed = {
-        next((new + key.removeprefix(old) for old, new in heads.items() if key.startswith(old)), key): value
-        for key, value in tensors.items()
-    }
-    if sum(key in own for key in renamed) > 10:
+    # A detector's box head lies in its RoI heads; its backbone has the trunk's names already.
+    renamed = {key.removeprefix("roi_heads.") if "box_head" in key else key: value for key, value in tensors.items()}
+    if any(key in own for key in renamed):
         return renamed
-    body = {f"backbone.body.{key}": key for key in trunk.backbone.body.state_dict()}
+    stages = tuple(f"{name}." for name, _ in trunk.backbone.body.named_children())
 
     def translate(prefix: str) -> dict[str, Tensor]:
-        names = {f"backbone.body.{key.removeprefix(prefix)}": key for key in tensors if key.startswith(prefix)}
-        return {name: tensors[key] for name, key in names.items() if name in body}
+        names = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        return {f"backbone.body.{name}": value for name, value in names.items() if name.startswith(stages)}
 
     best = max((translate(prefix) for prefix in _PREFIXES), key=len)
     return best or tensors
