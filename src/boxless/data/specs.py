@@ -1,6 +1,6 @@
 """What a view is to be, as data: how it is cut from its source and how its colours change."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Photometric:
     """Range of the blur's standard deviation, view px."""
     solarize: float = 0.0
     """Probability of inverting all values from 128 on."""
+
+    def at_scale(self, scale: float) -> "Photometric":
+        """The same look on views that are `scale` times as large: the blur is what counts in pixels."""
+        low, high = self.blur_sigma
+        return replace(self, blur_sigma=(low * scale, high * scale))
 
 
 @dataclass(frozen=True)

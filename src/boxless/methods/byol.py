@@ -8,7 +8,7 @@ Departures from the authors' code: brightness is multiplicative (torchvision's a
 the target starts as a copy of the online network and not from other random weights; the authors saw no difference.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -48,6 +48,11 @@ class BYOLConfig:
     def views(self) -> tuple[ViewSpec, ...]:
         """Two random crops, augmented unequally."""
         return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
+
+    def at_size(self, size: int) -> "BYOLConfig":
+        """The same method on views of another size: blur keeps its proportion to them."""
+        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
+        return replace(self, size=size, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "BYOL":
         """BYOL around the trunk's backbone."""

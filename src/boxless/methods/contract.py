@@ -36,6 +36,9 @@ class MethodConfig(Protocol):
     def views(self) -> tuple[ViewSpec, ...]:
         """The views that the method takes of each image, in the paper's order."""
 
+    def at_size(self, size: int) -> "MethodConfig":
+        """The same method on full-size views of another size, px."""
+
     def build(self, trunk: Trunk) -> "Method":
         """The method around a trunk."""
 

@@ -15,7 +15,7 @@ Where paper and official code differ, this is the paper, and the code's way is a
 - Boxes are continuous; the code cuts them to the last pixel's index, one pixel short.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -74,6 +74,11 @@ class SoCoConfig:
             ViewSpec(self.size, self.second, self.scale, min_boxes=2),
             ViewSpec(self.small_size, self.second, **third),  # type: ignore[arg-type]
         )
+
+    def at_size(self, size: int) -> "SoCoConfig":
+        """The same method on views of another size: blur and V3 keep their proportion to them."""
+        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
+        return replace(self, size=size, small_size=size // 2, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "SoCo":
         """SoCo around a trunk that has an FPN and a box head."""

@@ -148,8 +148,8 @@ class CompareRecipe:
     """The settings of all cells of a comparison; methods, label fractions and seeds are arguments of the command."""
 
     pretrain: PretrainRecipe = PretrainRecipe()
-    """Of every method; its `method` group applies to that method alone, others keep their own defaults and sizes."""
+    """Of every method; its `method` group is for that method alone, others are as in their own recipes (byol-small)."""
     finetune: FinetuneRecipe = FinetuneRecipe()
     """Of every cell; its trunk is pretrain.trunk."""
-    view_size: int = 224
-    """Of the full-size views of every method, px; smaller views keep their proportion."""
+    view_size: int = 96
+    """Of the full-size views of every method, px; smaller views and blur keep their proportion."""

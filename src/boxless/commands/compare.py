@@ -1,0 +1,76 @@
+"""`boxless compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxless.recipes.schema import CompareRecipe
+    from boxless.runs.comparison import Comparison
+
+DEFAULT_RECIPE = "compare-small"
+
+
+def compare(
+    data: str | list[str],
+    labels: str,
+    val: str,
+    out: str,
+    methods: str = "none,byol,soco",
+    label_fraction: str = "0.1",
+    seeds: int = 3,
+    recipe: str = DEFAULT_RECIPE,
+    quiet: bool = False,
+    **overrides: Any,
+) -> "Comparison":
+    """Find out whether pretraining helps: the same fine-tuning from several starts, with its spread.
+
+    Every method is pretrained once on the images without labels; every cell (start, share of labels, seed) is
+    fine-tuned with one schedule. Given again, the command goes on where it was, cell by cell.
+
+    Args:
+        data: Images without labels, as `boxless pretrain` takes them.
+        labels: Labels to learn from, as `boxless finetune` takes them.
+        val: Labels to measure AP with.
+        out: Folder of the comparison; comparison.csv, comparison.md and figures/ are written there.
+        methods: Starts, with commas between: none (from scratch), a method, a recipe, a run's folder or a weights file.
+        label_fraction: Shares of the labels to learn from, with commas between.
+        seeds: Fine-tunings per start and share; each chooses its own labels, the same for all starts.
+        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        quiet: Print nothing but the table.
+        **overrides: Keys of the recipe, such as pretrain.epochs or finetune.iterations.
+
+    Returns:
+        The comparison; printed, it is the table.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.data.index import index_images
+    from boxless.errors import UserError
+    from boxless.recipes.overrides import override
+    from boxless.runs.comparison import NOTE, resolve_starts, run_comparison
+    from boxless.runs.labels import training_labels, validation_labels
+
+    settings: CompareRecipe = override(recipe_of({"recipe": recipe}), overrides)
+    starts = resolve_starts([word.strip() for word in methods.split(",") if word.strip()], settings)
+    try:
+        fractions = sorted({float(word) for word in str(label_fraction).split(",")})
+    except ValueError:
+        raise UserError(f"label_fraction: {label_fraction!r}; expected numbers like 0.05,0.1") from None
+    if not starts or seeds < 1 or not all(0 < fraction <= 1 for fraction in fractions):
+        raise UserError("expected at least one of methods, seeds of 1 or more, and shares of labels in 0..1")
+    train_data = training_labels(labels, quiet)
+    val_data = validation_labels(val, train_data.classes, quiet)
+    comparison = run_comparison(
+        lambda: index_images(data), train_data, val_data, starts, fractions, seeds, settings, Path(out), quiet
+    )
+    print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/label-efficiency.png")
+    return comparison
+
+
+def recipe_of(arguments: dict[str, Any]) -> "CompareRecipe":
+    """The recipe that the arguments name, before any key is changed."""
+    from boxless.recipes.catalogue import load
+    from boxless.recipes.schema import CompareRecipe
+
+    return load(arguments.get("recipe", DEFAULT_RECIPE), CompareRecipe)

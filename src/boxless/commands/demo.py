@@ -1,0 +1,57 @@
+"""`boxless demo`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxless.recipes.schema import CompareRecipe
+    from boxless.runs.comparison import Comparison
+
+DEFAULT_RECIPE = "demo"
+
+
+def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
+    """See on embedded data, without any download, what pretraining buys.
+
+    Draws scenes of real handwritten digits on real photographs, pretrains on those without labels, fine-tunes a detector
+    on few labelled ones, with and without pretraining, and ends with the table, the figure and drawn detections.
+
+    Args:
+        out: Folder for the scenes and the comparison. Given again, the demo goes on where it was.
+        seeds: Fine-tunings per start.
+        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        **overrides: Keys of the recipe, such as pretrain.epochs.
+
+    Returns:
+        The comparison; printed, it is the table.
+    """
+    from boxless.commands.compare import compare
+    from boxless.commands.evaluate import evaluate
+    from boxless.data.digits import make_scenes
+
+    folder = Path(out)
+    scenes = folder / "scenes"
+    make_scenes(scenes, unlabelled=1000, train=200, val=100, size=96)
+    annotations = scenes / "annotations"
+    comparison = compare(
+        data=str(scenes / "images" / "unlabelled"),
+        labels=str(annotations / "train.json"),
+        val=str(annotations / "val.json"),
+        out=str(folder / "comparison"),
+        methods="none,soco",
+        label_fraction="0.2",
+        seeds=seeds,
+        recipe=recipe,
+        **overrides,
+    )
+    detector = folder / "comparison" / "finetune" / "soco" / "labels-0.2" / "seed-0"
+    drawn = evaluate(str(detector), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
+    print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
+    return comparison
+
+
+def recipe_of(arguments: dict[str, Any]) -> "CompareRecipe":
+    """The recipe that the arguments name, before any key is changed."""
+    from boxless.commands.compare import recipe_of as comparison_recipe
+
+    return comparison_recipe({"recipe": DEFAULT_RECIPE, **arguments})
