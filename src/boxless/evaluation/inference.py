@@ -7,9 +7,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from boxless.data.detection import DetectionDataset, DetectionSample
+from boxless.data.detection import DetectionSample
 from boxless.data.loader import one_thread
 from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.geometry.affine import invert
@@ -17,7 +17,7 @@ from boxless.geometry.boxes import clip, transform_boxes
 
 
 def detect(
-    fabric: Fabric, detector: nn.Module, dataset: DetectionDataset, batch: int = 4, workers: int = 0
+    fabric: Fabric, detector: nn.Module, dataset: Dataset[DetectionSample], batch: int = 4, workers: int = 0
 ) -> Iterator[tuple[DetectionSample, Detections]]:
     """Detections of every image of a data set, in its order; the detector is left in the mode that it was in."""
     training = detector.training
@@ -58,7 +58,7 @@ def to_source(output: dict[str, Tensor], sample: DetectionSample) -> Detections:
 
 def _source_masks(masks: Tensor, width: int, height: int) -> list[dict[str, object]]:
     encoded: list[dict[str, object]] = []
-    for part in masks.split(8):  # a hundred masks of a large image at once would need gigabytes
+    for part in torch.split(masks, 8):  # a hundred masks of a large image at once would need gigabytes
         resized = interpolate(part, (height, width), mode="bilinear", align_corners=False)
         encoded += masks_to_rle((resized[:, 0] > 0.5).numpy())
     return encoded
