@@ -1,0 +1,177 @@
+"""`boxless evaluate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxless.data.labels import LabelledData
+    from boxless.evaluation.average_precision import Detections, Scores
+
+EXAMPLES = 6
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a detector is worth on labels.
+
+    Attributes:
+        path: folder with evaluation.json, detections.json and examples.png.
+        images: how many were measured.
+        scores: of boxes ("bbox") and, for Mask R-CNN on labels with masks, of masks ("segm").
+        unlabelled: classes of the detector that the labels have no object of; they are in no mean.
+        skipped: file -> reason of the images that could not be read; their objects count as missed.
+    """
+
+    path: Path
+    images: int
+    scores: "dict[str, Scores]"
+    unlabelled: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        from boxless.runs.finetuning import score_table
+
+        lines = [f"{self.images} images, in percent:", score_table(self.scores)]
+        if self.unlabelled:
+            lines.append(f"without labelled objects, in no mean: {_listed(self.unlabelled)}")
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} images could not be read, their objects count as missed:")
+            lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
+        if len(self.skipped) > 20:
+            lines.append(f"  and {len(self.skipped) - 20} more, in evaluation.json")
+        return "\n".join([*lines, f"written to {self.path}"])
+
+
+def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -> EvaluationResult:
+    """Measure a fine-tuned detector against labels: COCO's AP, by size and by class.
+
+    Writes evaluation.json (the scores), detections.json (COCO results) and examples.png and .svg (labels and
+    detections side by side).
+
+    Args:
+        run: Folder that boxless finetune wrote.
+        data: Labels to measure with: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; :split picks a split.
+        out: Folder for the results; by default evaluation-NAME in the run's folder, NAME as the data is called.
+        quiet: Print nothing.
+
+    Returns:
+        The scores, each 0..1; printed, they are the table.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.evaluation.average_precision import coco_results
+    from boxless.runs.detecting import detect_labelled, load_detector, scores
+    from boxless.runs.folder import write_json, write_text
+
+    detector, classes, recipe = load_detector(run)
+    labels = _labels(data, classes, quiet)
+    folder = _folder(run, data, out)
+    found, skipped = detect_labelled(detector, labels, recipe)
+    result = EvaluationResult(
+        path=folder,
+        images=len(labels),
+        scores=scores(labels, found, recipe),
+        unlabelled=tuple(name for k, name in enumerate(classes) if not _has_class(labels, k)),
+        skipped=skipped,
+    )
+    write_text(folder / "detections.json", _lines(coco_results(labels, found)))
+    _draw_examples(folder / "examples", labels, found, skipped)
+    write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
+    if not quiet:
+        print(result)
+    return result
+
+
+def _labels(data: str, classes: tuple[str, ...], quiet: bool) -> "LabelledData":
+    """Labels in the detector's classes; at least one object is of them."""
+    from boxless.data.labels import read_labels
+    from boxless.errors import UserError
+    from boxless.runs.labels import validation_labels
+
+    labels = validation_labels(data, classes, quiet)
+    if any(not image.crowd.all() for image in labels.images):
+        return labels
+    theirs = read_labels(data, "val").classes
+    raise UserError(
+        f"data {data}: no object of the detector's classes ({_listed(classes)}); its own classes are "
+        f"{_listed(theirs)}; names must agree to the letter"
+    )
+
+
+def _folder(run: str, data: str, out: str | None) -> Path:
+    """Where the results go; never over those of other labels or another run."""
+    import json
+
+    from boxless.errors import UserError
+
+    inputs = _inputs(run, data)
+    path = Path(data)
+    name = path.stem if path.suffix in (".json", ".yaml", ".yml", ".txt") else path.resolve().name.replace(":", "-")
+    folder = Path(out) if out is not None else Path(run) / f"evaluation-{name}"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {folder}: is a file; name a folder")
+    if (folder / "evaluation.json").is_file():
+        try:
+            known = dict(json.loads((folder / "evaluation.json").read_text()))
+        except (ValueError, TypeError):
+            known = {}
+        moved = out is None  # a run's own folder holds evaluations of that run only, wherever it has been moved
+        if known.get("data") != inputs["data"] or (known.get("run") != inputs["run"] and not moved):
+            raise UserError(
+                f"out {folder}: holds the evaluation of {known.get('run')} on {known.get('data')}; name another folder"
+            )
+    return folder
+
+
+def _inputs(run: str, data: str) -> dict[str, str]:
+    return {"run": str(Path(run).resolve()), "data": str(Path(data).resolve())}
+
+
+def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detections]", skipped: dict[str, str]) -> None:
+    """A few images with objects, spread over the data."""
+    import numpy as np
+
+    from boxless.data.images import decode
+    from boxless.figures.detections import detection_pairs
+    from boxless.figures.style import save
+
+    usable = [row for row, image in enumerate(labels.images) if len(image.boxes) and str(image.path) not in skipped]
+    if not usable:
+        return
+    rows = [usable[k] for k in np.linspace(0, len(usable) - 1, min(EXAMPLES, len(usable))).round().astype(int)]
+    images = [decode(labels.images[row].path) for row in rows]
+    truths = [labels.images[row] for row in rows]
+    save(detection_pairs(images, truths, [found[row] for row in rows], labels.classes), path)
+
+
+def _summary(result: EvaluationResult) -> dict[str, Any]:
+    """The result as JSON has it: null where there is nothing to measure (JSON has no nan)."""
+
+    def plain(values: dict[str, float]) -> dict[str, float | None]:
+        return {name: None if value != value else value for name, value in values.items()}
+
+    return {
+        "images": result.images,
+        "scores": {kind: plain(scores.as_dict()) for kind, scores in result.scores.items()},
+        "per_class": {kind: plain(scores.per_class) for kind, scores in result.scores.items()},
+        "unlabelled": list(result.unlabelled),
+        "skipped": result.skipped,
+    }
+
+
+def _has_class(labels: "LabelledData", number: int) -> bool:
+    return any(((image.labels == number) & ~image.crowd).any() for image in labels.images)
+
+
+def _lines(results: list[dict[str, Any]]) -> str:
+    import json
+
+    return "[" + ",\n".join(map(json.dumps, results)) + "]\n"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more

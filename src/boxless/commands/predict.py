@@ -1,0 +1,144 @@
+"""`boxless predict`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FILE = "predictions.json"
+JPEG_LIMIT = 65_500  # px a side; the format holds no more
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What `predict` found.
+
+    Attributes:
+        path: the file of predictions.
+        images: images that were looked at.
+        objects: found in all of them.
+        skipped: file -> reason of the images that could not be read.
+    """
+
+    path: Path
+    images: int
+    objects: int
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.objects} objects in {self.images} images; drawn in {self.path.parent / 'images'}"]
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} images could not be read:")
+            lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
+        if len(self.skipped) > 20:
+            lines.append(f"  and {len(self.skipped) - 20} more, under `skipped` in the file")
+        return "\n".join(lines)
+
+
+def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet: bool = False) -> PredictResult:
+    """Find objects in images with a fine-tuned detector.
+
+    Writes predictions.json, a COCO dict with a score for each object that can be read back as labels, and every image
+    with its objects drawn, in images/. Images that cannot be read are listed and left out.
+
+    Args:
+        run: Folder that boxless finetune wrote.
+        data: Images: files, or folders (searched through and through), a list file, a labelled data set (without its
+            labels).
+        out: Folder for the results; a new or empty one, or one that predict wrote.
+        score: Objects with a lower score, 0..1, are left out.
+        quiet: Print nothing.
+
+    Returns:
+        How many objects were found, and where they are written.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.data.images import decode
+    from boxless.errors import UserError
+    from boxless.figures.overlay import overlay
+    from boxless.runs.detecting import PredictionFile, detect_images, find_images, load_detector
+
+    if not 0 <= score <= 1:
+        raise UserError(f"score: {score}; expected 0 to 1")
+    detector, classes, recipe = load_detector(run)
+    folder = _folder(out, data)
+    index = find_images(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = PredictionFile(folder / FILE, classes)
+    skipped: dict[str, str] = {}
+    report = _Report(len(index), quiet)
+    for sample, found in detect_images(detector, index, recipe, score):
+        report.advance()
+        path = index.path(sample.row)
+        if sample.skipped is not None:
+            skipped[path] = sample.skipped[1]
+            continue
+        predictions.add(path, sample.source_size, found)
+        if max(sample.source_size) <= JPEG_LIMIT:
+            # decoded once more: to carry all sources along from the workers costs more memory than this costs time
+            _save(overlay(decode(path), found, classes), _target(folder, index.key(sample.row), path))
+    predictions.finish(skipped)
+    result = PredictResult(folder / FILE, predictions.images, predictions.objects, skipped)
+    if not quiet:
+        print(result)
+    return result
+
+
+def _folder(out: str, data: str | list[str]) -> Path:
+    """The folder for the results: nothing in it, and none of the images that are looked at, can be overwritten."""
+    from boxless.errors import UserError
+
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {out}: is a file; name a folder")
+    ours = any((folder / name).exists() for name in (FILE, FILE + ".partial"))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise UserError(f"out {out}: holds other files; name a new or an empty folder")
+    for place in [data] if isinstance(data, str) else data:
+        if Path(place).is_dir() and folder.resolve().is_relative_to(Path(place).resolve()):
+            raise UserError(f"out {out}: lies inside {place}, whose images are looked at; name a folder outside it")
+    return folder
+
+
+def _target(folder: Path, key: str, source: str) -> Path:
+    """The drawn image's file: the key's parts below `folder`, whatever leads out of it dropped."""
+    from boxless.errors import UserError
+
+    parts = [part for part in Path(key).parts if part not in ("..", Path(key).anchor)]
+    path = folder.joinpath("images", *parts)
+    path = path if path.suffix.lower() == ".jpg" else path.with_name(path.name + ".jpg")
+    if path.exists() and path.samefile(source):
+        raise UserError(f"out {folder}: its drawn images would overwrite {source}; name another folder")
+    return path
+
+
+def _save(image: "Image", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image.save(partial, format="JPEG", quality=92)
+    partial.replace(path)
+
+
+class _Report:
+    """A line on stderr every ten seconds."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        import time
+
+        self.total, self.quiet, self.done = total, quiet, 0
+        self.clock = time.monotonic
+        self.began = self.last = self.clock()
+
+    def advance(self) -> None:
+        import sys
+
+        self.done += 1
+        now = self.clock()
+        if not self.quiet and now - self.last >= 10:
+            self.last = now
+            rate = self.done / (now - self.began)
+            print(f"predict: {self.done} of {self.total} images, {rate:.1f} images/s", file=sys.stderr, flush=True)

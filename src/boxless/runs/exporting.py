@@ -1,0 +1,176 @@
+"""What a run trained, in torchvision's names, and the lines of Python that load it there."""
+
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.weights import read_tensors
+from boxless.errors import UserError
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.runs.detecting import load_detector, open_run
+
+BODY = "backbone.body."
+
+_NORMS = {
+    "batch": "torch.nn.BatchNorm2d",
+    "sync": "torch.nn.BatchNorm2d",
+    "frozen": "torchvision.ops.FrozenBatchNorm2d",
+    "group": "lambda channels: torch.nn.GroupNorm(math.gcd(32, channels), channels)",
+}
+
+
+def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
+    """The body of a run's weights in the names of torchvision's ResNet, and the text that says how to load it.
+
+    Args:
+        where: the run's folder.
+        file: name that the weights will have, for the text.
+
+    Raises:
+        UserError: where the run has no weights.
+    """
+    run, recipe = open_run(where)
+    tensors = read_tensors(run.weights)
+    body = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
+    if not body:
+        raise UserError(f"{run.weights}: has no tensors {BODY}*; expected the weights that boxless wrote")
+    name = recipe.trunk.backbone
+    code = [
+        *_start(recipe.trunk),
+        "model.fc = torch.nn.Identity()  # a detector's body has no classifier",
+        f'model.load_state_dict(load_file("{file}"))',
+    ]
+    return body, _text(f"{name} of {where}, in the names of torchvision.models.{name}.", recipe.trunk, code)
+
+
+def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
+    """A run's weights in the names of torchvision's FasterRCNN or MaskRCNN, and the text that says how to load them.
+
+    Of a pretraining run these are the parts that it trained; the detector's other parts stay new.
+
+    Args:
+        where: the run's folder.
+        file: name that the weights will have, for the text.
+
+    Raises:
+        UserError: where the run has no weights.
+    """
+    run, recipe = open_run(where)
+    if isinstance(recipe, PretrainRecipe):
+        tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
+        about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."
+        return tensors, _text(about, recipe.trunk, _pretrained_code(recipe.trunk, file))
+    trained, classes, recipe = load_detector(where)
+    about = (
+        f"The detector of {where}, in the names of torchvision's {_kind(recipe)}.\n"
+        f"Its labels: 0 background, " + ", ".join(f"{k} {name}" for k, name in enumerate(classes, start=1))
+    )
+    return trained.state_dict(), _text(about, recipe.trunk, _detector_code(recipe, len(classes) + 1, file))
+
+
+def write(path: Path, tensors: dict[str, Tensor], text: str) -> Path:
+    """Write tensors as .safetensors and, beside it, the text; returns the text's path."""
+    readme = path.with_suffix(".README.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = save({key: value.contiguous() for key, value in tensors.items()}, metadata={"format": "pt"})
+    for target, data in ((path, content), (readme, text.encode())):
+        partial = target.with_name(target.name + ".partial")
+        partial.write_bytes(data)
+        partial.replace(target)
+    return readme
+
+
+def _in_detector(key: str) -> str:
+    return f"roi_heads.{key}" if key.startswith("box_head.") else key
+
+
+def _kind(recipe: FinetuneRecipe) -> str:
+    return "MaskRCNN" if recipe.detector.kind == "mask_rcnn" else "FasterRCNN"
+
+
+def _text(about: str, trunk: TrunkConfig, code: list[str]) -> str:
+    seen = f"It has seen RGB in 0..1, minus {list(trunk.mean)}, divided by {list(trunk.std)}."
+    return "\n".join([about, seen, "", "import math", "import torch, torchvision", *code, ""])
+
+
+def _start(trunk: TrunkConfig) -> list[str]:
+    return [
+        "from safetensors.torch import load_file",
+        "",
+        f"norm = {_NORMS[trunk.norm]}",
+        f"model = torchvision.models.{trunk.backbone}(norm_layer=norm)",
+    ]
+
+
+def _parts(trunk: TrunkConfig) -> list[str]:
+    """Lines that build `backbone` and `box_head`."""
+    width, head = trunk.fpn_channels, trunk.box_head_width
+    box_head = {
+        "4conv1fc": f"FastRCNNConvFCHead(({width}, 7, 7), [{width}] * 4, [{head}], norm)",
+        "2fc": f"TwoMLPHead({width} * 49, {head})",
+    }
+    return [
+        "from torchvision.models.detection import FasterRCNN, MaskRCNN",
+        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        "from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead",
+        "from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor",
+        *_start(trunk),
+        'levels = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
+        "widths = [model.inplanes // 8, model.inplanes // 4, model.inplanes // 2, model.inplanes]",
+        f"backbone = BackboneWithFPN(model, levels, widths, {width}, norm_layer=norm)",
+        f"box_head = {box_head[trunk.box_head]}",
+    ]
+
+
+_POOLING = (
+    "# boxless pools with half-pixel alignment (Detectron2's ROIAlignV2) and torchvision without. For the very same",
+    "# numbers add box_roi_pool=RoIPool() with `from boxless.detectors.trunk import RoIPool`.",
+)
+
+
+def _pretrained_code(trunk: TrunkConfig, file: str) -> list[str]:
+    return [
+        *_parts(trunk),
+        "classes = 91  # yours, background included",
+        *_POOLING,
+        f"box_predictor = FastRCNNPredictor({trunk.box_head_width}, classes)",
+        "model = FasterRCNN(backbone, box_head=box_head, box_predictor=box_predictor)",
+        f'missing, unexpected = model.load_state_dict(load_file("{file}"), strict=False)',
+        "assert not unexpected",
+    ]
+
+
+def _detector_code(recipe: FinetuneRecipe, classes: int, file: str) -> list[str]:
+    """The constructor with what differs from torchvision's defaults at test; sizes of training are left out."""
+    trunk, width, settings = recipe.trunk, recipe.trunk.fpn_channels, recipe.detector
+    proposals = max(settings.rpn_proposals // 2, settings.detections)
+    options = [
+        f"rpn_anchor_generator=AnchorGenerator({tuple((s,) for s in settings.anchor_sizes)}, ((0.5, 1.0, 2.0),) * 5)",
+        f"rpn_pre_nms_top_n_test={proposals}",
+        f"rpn_post_nms_top_n_test={proposals}",
+        "box_head=box_head",
+        f"box_predictor=FastRCNNPredictor({trunk.box_head_width}, {classes})",
+        f"box_score_thresh={settings.score_threshold}",
+        f"box_detections_per_img={settings.detections}",
+        f"image_mean={list(trunk.mean)}",
+        f"image_std={list(trunk.std)}",
+        f"min_size={recipe.min_size[-1]}",
+        f"max_size={recipe.max_size}",
+    ]
+    if settings.kind == "mask_rcnn":
+        options += [
+            f"mask_head=MaskRCNNHeads({width}, ({width},) * 4, 1)",
+            f"mask_predictor=MaskRCNNPredictor({width}, {width}, {classes})",
+        ]
+    return [
+        *_parts(trunk),
+        *_POOLING,
+        f"model = {_kind(recipe)}(",
+        "    backbone,",
+        *(f"    {option}," for option in options),
+        ")",
+        f'model.load_state_dict(load_file("{file}"))',
+    ]
