@@ -61,8 +61,9 @@ def compare(
         raise UserError("expected at least one of methods, seeds of 1 or more, and shares of labels in 0..1")
     train_data = training_labels(labels, quiet)
     val_data = validation_labels(val, train_data.classes, quiet)
+    images = index_images(data) if any(start.recipe for start in starts) else None
     comparison = run_comparison(
-        lambda: index_images(data), train_data, val_data, starts, fractions, seeds, settings, Path(out), quiet
+        images, train_data, val_data, starts, fractions, seeds, settings, Path(out), quiet
     )
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/label-efficiency.png")
     return comparison

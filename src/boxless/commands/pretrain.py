@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.folder import Run
 
-DEFAULT_RECIPE = "soco-r50-fpn"
+DEFAULT_RECIPE = "soco-small"
 
 
 def pretrain(

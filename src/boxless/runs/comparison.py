@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe) -> list[Start]
 
 
 def run_comparison(
-    index: Callable[[], ImageIndex],
+    images: ImageIndex | None,
     train: LabelledData,
     val: LabelledData,
     starts: Sequence[Start],
@@ -141,9 +141,12 @@ def run_comparison(
     out: Path,
     quiet: bool,
 ) -> Comparison:
-    """Pretrain once per start, fine-tune every cell, and write the table; finished parts are not done again."""
+    """Pretrain once per start, fine-tune every cell, and write the table; finished parts are not done again.
+
+    `images` are those without labels; None where no start needs them.
+    """
     finetune_base = replace(recipe.finetune, trunk=recipe.pretrain.trunk)
-    weights = {start.name: _pretrained(start, index, out, quiet) for start in starts}
+    weights = {start.name: _pretrained(start, images, out, quiet) for start in starts}
     grid = [(start, fraction, seed) for fraction in fractions for seed in range(seeds) for start in starts]
     cells: list[Cell] = []
     began = time.monotonic()
@@ -213,13 +216,13 @@ NOTE = (
 )
 
 
-def _pretrained(start: Start, index: Callable[[], ImageIndex], out: Path, quiet: bool) -> str | None:
+def _pretrained(start: Start, images: ImageIndex | None, out: Path, quiet: bool) -> str | None:
     if start.recipe is None:
         return str(weights_file(start.weights)) if start.weights and not Path(start.weights).is_dir() else start.weights
     folder = out / "pretrain" / start.name
     if not Run(folder).finished:
         _say(f"pretraining {start.name}", quiet)
-        images = index()
+        assert images is not None
         boxes = prepare_boxes(images, start.recipe, folder, quiet) if start.recipe.method.needs_boxes else None
         run_pretraining(images, boxes, start.recipe, describe(start.recipe, start.base), folder, None, quiet)
     return str(folder)

@@ -1,0 +1,60 @@
+"""The whole way on embedded scenes: images in, a table out; a second call finds everything done."""
+
+import csv
+
+import pytest
+
+from boxless.commands.compare import compare
+from boxless.data.digits import make_scenes
+
+TINY = {
+    "pretrain.trunk.fpn_channels": 16,
+    "pretrain.trunk.box_head_width": 32,
+    "pretrain.epochs": 1,
+    "pretrain.batch_size": 8,
+    "pretrain.workers": 0,
+    "pretrain.proposals.method": "grid",
+    "view_size": 32,
+    "finetune.iterations": 3,
+    "finetune.batch_size": 2,
+    "finetune.min_size": (48,),
+    "finetune.max_size": 48,
+    "finetune.workers": 0,
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
+    make_scenes(tmp_path / "scenes", unlabelled=16, train=10, val=4, size=48)
+    annotations = tmp_path / "scenes" / "annotations"
+    out = tmp_path / "out"
+
+    def run():
+        return compare(
+            data=str(tmp_path / "scenes" / "images" / "unlabelled"),
+            labels=str(annotations / "train.json"),
+            val=str(annotations / "val.json"),
+            out=str(out),
+            label_fraction="0.2,0.5",
+            seeds=1,
+            quiet=True,
+            **TINY,
+        )
+
+    first = run()
+    assert {(cell.method, cell.images) for cell in first.cells} == {
+        (method, images) for method in ("none", "byol", "soco") for images in (2, 5)
+    }
+    assert all(0 <= cell.scores["AP"] <= 1 for cell in first.cells)
+    printed = capsys.readouterr().out
+    assert "| from scratch | 2 (20%) |" in printed
+    with (out / "comparison.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+    for name in ("comparison.md", "figures/label-efficiency.png", "figures/label-efficiency.svg"):
+        assert (out / name).stat().st_size > 100
+    trained = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+    assert len(trained) == 2 + 6
+    (out / "finetune" / "soco" / "labels-0.5" / "seed-0" / "summary.json").unlink()
+    assert str(run()) == str(first)
+    changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]
+    assert [path.parent.parent.parent.name for path in changed] == ["soco"]

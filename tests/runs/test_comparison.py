@@ -1,0 +1,53 @@
+"""Gains are paired by seed and called more than noise only when they are."""
+
+import pytest
+
+from boxless.errors import UserError
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import CompareRecipe
+from boxless.runs.comparison import Cell, resolve_starts, summarize, table
+
+
+def cells(method, values, fraction=0.1):
+    names = ("AP", "AP50", "AP75")
+    return [Cell(method, fraction, 10, seed, dict.fromkeys(names, ap), 1.0) for seed, ap in enumerate(values)]
+
+
+def test_gain_is_paired_and_its_interval_is_students():
+    rows = summarize(cells("none", [0.10, 0.20, 0.30]) + cells("soco", [0.13, 0.24, 0.35]))
+    reference, soco = rows
+    assert reference.gain is None and reference.verdict == "reference"
+    assert soco.gain == pytest.approx(0.04)
+    # differences 3, 4, 5: standard deviation 1, t(0.975, 2) = 4.303, so 4.303 / sqrt(3)
+    assert soco.interval == pytest.approx(0.01 * 4.303 / 3**0.5, rel=1e-3)
+    assert soco.verdict == "better"
+    assert "+4.0 ± 2.5" in table(rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([0.05, 0.14, 0.25], "worse"), ([0.20, 0.11, 0.32], "within noise")],
+)
+def test_verdicts(values, verdict):
+    rows = summarize(cells("none", [0.10, 0.20, 0.30]) + cells("soco", values))
+    assert rows[1].verdict == verdict
+
+
+def test_one_seed_says_nothing():
+    rows = summarize(cells("none", [0.1]) + cells("soco", [0.9]))
+    assert rows[1].verdict == "one seed: cannot tell"
+
+
+def test_starts_by_name_recipe_and_file(tmp_path):
+    recipe = load("compare-small", CompareRecipe)
+    weights = tmp_path / "imagenet.pth"
+    weights.touch()
+    starts = resolve_starts(["none", "byol", "soco", "soco-r50-fpn", str(weights)], recipe)
+    assert [start.name for start in starts] == ["none", "byol", "soco", "soco-r50-fpn", "imagenet"]
+    byol, soco = starts[1].recipe, starts[2].recipe
+    assert byol.trunk == soco.trunk and byol.epochs == soco.epochs
+    assert byol.method.size == soco.method.size == recipe.view_size
+    with pytest.raises(UserError, match="'sooc' is no method.*soco"):
+        resolve_starts(["sooc"], recipe)
+    with pytest.raises(UserError, match="same name"):
+        resolve_starts(["none", "none"], recipe)
