@@ -1,0 +1,127 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from boxless.data.loader import Batch, Order, ViewDataset, collate, view_batches
+from boxless.data.specs import Photometric, ViewSpec
+
+ROWS = 7
+SPECS = (
+    ViewSpec(16, Photometric()),
+    ViewSpec(16, Photometric(), (0.3, 1.0), min_boxes=2),
+    ViewSpec(8, Photometric(), resize_of=1),
+)
+
+
+class Folder:
+    """Images that differ in content and number of boxes; some rows may be broken."""
+
+    def __init__(self, folder: Path, broken: Sequence[int] = ()) -> None:
+        self.folder = folder
+        for row in range(ROWS):
+            pixels = np.random.default_rng(row).integers(0, 256, (20 + row, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(self.path(row))
+            if row in broken:
+                Path(self.path(row)).write_bytes(b"not an image")
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def path(self, row: int) -> str:
+        return str(self.folder / f"{row}.png")
+
+    def boxes(self, row: int) -> np.ndarray:
+        return np.array([[0, 0, 5 + i, 10 + row] for i in range(row % 4)], np.float32).reshape(-1, 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def batches(folder: Folder, workers: int = 0, start: int = 0, size: int = 3, total: int = 5) -> list[Batch]:
+    dataset = ViewDataset(folder, SPECS, folder, seed=3)
+    return list(view_batches(dataset, Order(ROWS, size, start, total, 3), workers, pinned=False))
+
+
+def assert_equal(ours: Batch, theirs: Batch) -> None:
+    for a, b in zip(ours.views, theirs.views, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or b is None or (torch.equal(a.image, b.image) and torch.equal(a.from_source, b.from_source))
+    assert torch.equal(ours.boxes, theirs.boxes) and torch.equal(ours.valid, theirs.valid)
+    assert ours.skipped == theirs.skipped
+
+
+def test_batches_depend_on_neither_workers_nor_first_step(folder: Folder) -> None:
+    whole = batches(folder)
+    assert len(whole) == 5
+    for ours, theirs in zip(batches(folder, workers=2, start=2), whole[2:], strict=True):
+        assert_equal(ours, theirs)
+
+
+def test_epochs_are_permutations_and_differ() -> None:
+    order = list(Order(ROWS, 3, 0, 6, seed=0))
+    epochs = [[row for batch in order[i : i + 2] for _, row in batch] for i in (0, 2, 4)]
+    assert [{epoch for epoch, _ in batch} for batch in order] == [{0}, {0}, {1}, {1}, {2}, {2}]
+    assert all(len(set(rows)) == 6 for rows in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert list(Order(ROWS, 3, 0, 6, seed=1)) != order
+    assert list(Order(ROWS, 3, 6, 6, seed=0)) == []
+    for start in range(6):
+        assert list(Order(ROWS, 3, start, 6, seed=0)) == order[start:]
+        assert len(Order(ROWS, 3, start, 6, seed=0)) == 6 - start
+
+
+def test_processes_share_each_batch() -> None:
+    alone = list(Order(ROWS, 4, 0, 5, seed=0))
+    parts = [list(Order(ROWS, 2, 0, 5, seed=0, rank=rank, world=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == alone
+
+
+def test_data_set_smaller_than_a_batch_is_gone_through_again() -> None:
+    for batch in Order(3, 8, 0, 4, seed=0):
+        rows = [row for _, row in batch]
+        assert len(rows) == 8 and [rows.count(row) for row in sorted(set(rows))] in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+
+
+def test_padding_is_marked(folder: Folder) -> None:
+    dataset = ViewDataset(folder, SPECS, folder, seed=0)
+    batch = collate([dataset[0, row] for row in (4, 1, 3)], SPECS)
+    assert batch.boxes.shape == (3, 3, 4) and batch.valid.sum(1).tolist() == [0, 1, 3]
+    assert torch.equal(batch.boxes[2], torch.from_numpy(folder.boxes(3)))
+    assert not batch.boxes[~batch.valid].any()
+    none = collate([dataset[0, 4], dataset[0, 0]], SPECS)
+    assert none.boxes.shape == (2, 1, 4) and not none.valid.any()
+    without = ViewDataset(folder, SPECS, None, seed=0)
+    assert not collate([without[0, 1], without[0, 2]], SPECS).valid.any()
+
+
+def test_each_epoch_cuts_anew(folder: Folder) -> None:
+    dataset = ViewDataset(folder, SPECS, None, seed=0)
+    assert torch.equal(dataset[0, 2].views[1], dataset[0, 2].views[1])
+    assert not torch.equal(dataset[0, 2].maps[1], dataset[1, 2].maps[1])
+    assert torch.equal(dataset[0, 2].maps[0], dataset[1, 2].maps[0])  # the whole image
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_and_reported(workers: int, tmp_path: Path) -> None:
+    folder = Folder(tmp_path, broken=(2, 3, 6))
+    dataset = ViewDataset(folder, SPECS, folder, seed=0)
+    skipping = dataset[0, 2]
+    assert torch.equal(skipping.boxes, torch.from_numpy(folder.boxes(4)))
+    assert [(Path(path).name, reason) for path, reason in skipping.skipped] == [
+        ("2.png", "not an image in a known format"),
+        ("3.png", "not an image in a known format"),
+    ]
+    assert len(dataset[0, 6].boxes) == 0 and len(dataset[0, 6].skipped) == 1  # goes round to row 0
+    seen = {Path(path).name for batch in batches(folder, workers, size=7, total=1) for path, _ in batch.skipped}
+    assert seen == {"2.png", "3.png", "6.png"}
+
+
+def test_nothing_readable_is_an_error_that_names_a_file(tmp_path: Path) -> None:
+    dataset = ViewDataset(Folder(tmp_path, broken=range(ROWS)), SPECS, None, seed=0)
+    with pytest.raises(RuntimeError, match=r"7 images in a row could not be read, the first: .*3\.png: not an image"):
+        dataset[0, 3]

@@ -1,0 +1,215 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from boxless.data.loader import ViewDataset, collate, fill_resized
+from boxless.data.photometric import augment
+from boxless.data.specs import Photometric
+from boxless.detectors.trunk import Trunk, TrunkConfig
+from boxless.geometry.affine import crop_and_resize
+from boxless.geometry.view import View
+from boxless.methods.contract import MethodOutput
+from boxless.methods.soco import SoCo, SoCoConfig
+
+CONFIG = SoCoConfig(boxes=4, jitter_probability=0.0, hidden=16, output=8)
+
+
+def soco(config: SoCoConfig = CONFIG, per_box: bool = True) -> SoCo:
+    """A small SoCo whose target differs from its online network; with `per_box`, no box's norms see another box."""
+    torch.manual_seed(0)
+    norm = "group" if per_box else "batch"
+    method = config.build(Trunk(TrunkConfig("resnet18", norm=norm, fpn_channels=16, box_head_width=32)))  # type: ignore[arg-type]
+    for head in (method.projector, method.predictor, method.target_projector):
+        if per_box:
+            head[1] = nn.Identity()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return method.train()
+
+
+def three_views(windows: list[list[float]], size: int = 224, small: int = 112) -> tuple[View, ...]:
+    """V1 of 300 x 200 px sources, a mirrored V2 of one window per source, V3 of the same windows, random pixels."""
+    count = len(windows)
+    whole = torch.tensor([[0.0, 0, 300, 200]]).expand(count, 4)
+    generator = torch.Generator().manual_seed(1)
+    views = []
+    for window, side in ((whole, size), (torch.tensor(windows), size), (torch.tensor(windows), small)):
+        image = torch.randn(count, 3, side, side, generator=generator)
+        views.append(View(image, crop_and_resize(window, side, side)))
+    views[1] = views[1].mirrored(torch.ones(count, dtype=torch.bool))
+    return tuple(views)
+
+
+def run(method: SoCo, views: tuple[View, ...], boxes: Tensor, valid: Tensor) -> MethodOutput:
+    return method(views, boxes, valid, torch.Generator().manual_seed(0))
+
+
+WINDOWS = [[0.0, 0, 300, 200], [50.0, 20, 250, 180], [150.0, 100, 300, 200]]
+SOURCES = [
+    [[10.0, 10, 60, 50], [20.0, 30, 290, 190], [100.0, 20, 220, 150]],  # all seen
+    [[60.0, 30, 100, 60], [0.0, 0, 40, 200], [240.0, 100, 290, 190], [90.0, 40, 250, 160]],  # one outside of V2
+    [[0.0, 0, 100, 90], [10.0, 10, 140, 90]],  # none seen in V2
+]
+
+
+def padded(sources: list[list[list[float]]], places: int = 5) -> tuple[Tensor, Tensor]:
+    boxes, valid = torch.zeros(len(sources), places, 4), torch.zeros(len(sources), places, dtype=torch.bool)
+    for i, own in enumerate(sources):
+        boxes[i, : len(own)] = torch.tensor(own).view(-1, 4)
+        valid[i, : len(own)] = True
+    return boxes, valid
+
+
+def box_in_view(box: list[float], view: int, window: list[float]) -> list[float] | None:
+    """Where a source box lies in V1, V2 (mirrored) or V3, by hand; None outside."""
+    x1, y1, x2, y2 = [0.0, 0.0, 300.0, 200.0] if view == 0 else window
+    side = 112 if view == 2 else 224
+    x = [min(max((value - x1) * side / (x2 - x1), 0.0), side) for value in box[::2]]
+    y = [min(max((value - y1) * side / (y2 - y1), 0.0), side) for value in box[1::2]]
+    if view == 1:
+        x = [side - x[1], side - x[0]]
+    return [x[0], y[0], x[1], y[1]] if x[0] < x[1] and y[0] < y[1] else None
+
+
+def vector(trunk: Trunk, heads: list[nn.Module], image: Tensor, box: list[float]) -> Tensor:
+    """f_H(RoIAlign(f_I(V), b)) and the heads after it, of one box (paper, eqs. 1 to 4)."""
+    side = image.shape[-1]
+    w, h = (int(box[2]) - int(box[0]) + 1), (int(box[3]) - int(box[1]) + 1)
+    root = math.sqrt(w * h)
+    level = 2 if root <= 48 else 3 if root <= 96 else 4 if root <= 192 else 5
+    feature = trunk.pyramid(image[None])[str(level - 2)]
+    place = torch.tensor([[0.0, *box]])
+    described = trunk.box_head(roi_align(feature, place, 7, spatial_scale=feature.shape[-1] / side, aligned=True))
+    for head in heads:
+        described = head(described)
+    return described[0].double()
+
+
+@torch.no_grad()
+def slow_loss(method: SoCo, views: tuple[View, ...]) -> float:
+    """Eqs. 5 and 6, box by box."""
+    total = 0.0
+    for i, (window, sources) in enumerate(zip(WINDOWS, SOURCES, strict=True)):
+        places = [[box_in_view(box, view, window) for view in range(3)] for box in sources]
+        places = [place for place in places if None not in place]
+        for place in places:
+            online = [
+                vector(method.trunk, [method.projector, method.predictor], v.image[i], at)
+                for v, at in zip(views, place, strict=True)
+            ]
+            target = [
+                vector(method.target_trunk, [method.target_projector], v.image[i], at)
+                for v, at in zip(views, place, strict=True)
+            ]
+            for a, b in ((0, 1), (0, 2), (1, 0), (2, 0)):
+                cosine = (online[a] @ target[b]) / (online[a].norm() * target[b].norm())
+                total += -2 * float(cosine) / len(places) / len(WINDOWS)
+    return total
+
+
+def test_loss_is_the_papers() -> None:
+    method, views = soco(), three_views(WINDOWS)
+    output = run(method, views, *padded(SOURCES))
+    assert output.loss.item() == pytest.approx(slow_loss(method, views), abs=2e-5)
+    assert output.loss.item() == pytest.approx(
+        sum(v.item() for k, v in output.terms.items() if k != "boxes_per_image"), abs=1e-6
+    )
+    assert output.terms["boxes_per_image"].item() == pytest.approx((3 + 3 + 0) / 3)
+    assert output.online.shape == output.target.shape == (6, 8)
+
+
+def test_padding_and_hidden_boxes_change_nothing() -> None:
+    method, views = soco(per_box=False), three_views(WINDOWS)
+    boxes, valid = padded(SOURCES)
+    expected = run(method, views, boxes, valid).loss
+    garbage = torch.rand(boxes.shape) * 200
+    moved = torch.where(valid[..., None], boxes, torch.cat([garbage[..., :2], garbage[..., :2] + 50], -1))
+    moved[2, 0] = torch.tensor([5.0, 5, 50, 50])  # another place that V2 does not show
+    assert torch.equal(run(method, views, moved, valid).loss, expected)
+
+
+def test_only_k_boxes_are_taken_and_the_generator_chooses() -> None:
+    method, views = soco(dataclasses.replace(CONFIG, boxes=2)), three_views(WINDOWS[:1])
+    boxes, valid = padded(SOURCES[:1])
+    losses = {method(views, boxes, valid, torch.Generator().manual_seed(seed)).loss.item() for seed in range(6)}
+    assert 1 < len(losses) <= 3  # 3 pairs of 3 boxes
+    assert run(method, views, boxes, valid).terms["boxes_per_image"] == 2
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_batch_with_too_few_boxes_for_batch_norms_teaches_nothing(count: int) -> None:
+    method, views = soco(per_box=False), three_views(WINDOWS, 64, 32)
+    boxes, valid = padded([SOURCES[0][:count], [], SOURCES[2]])
+    output = run(method, views, boxes, valid)
+    output.loss.backward()
+    assert output.loss.item() == 0 and output.online is None
+    trained = [p for p in method.parameters() if p.requires_grad]
+    assert all(p.grad is not None and not p.grad.any() for p in trained)
+    assert all(value.isfinite().all() for value in method.state_dict().values())
+    assert set(output.terms) == set(run(method, views, *padded(SOURCES)).terms)  # the journal averages by name
+
+
+def test_jitter_moves_boxes_of_the_first_view_only() -> None:
+    def rois(probability: float) -> list[Tensor]:
+        method = soco(dataclasses.replace(CONFIG, jitter_probability=probability))
+        seen: list[Tensor] = []
+        describe = SoCo._describe
+        method._describe = lambda trunk, view, at, there: seen.append(at) or describe(trunk, view, at, there)  # type: ignore
+        run(method, three_views(WINDOWS[:1], 96, 48), *padded(SOURCES[:1]))
+        return seen
+
+    plain, jittered = rois(0.0), rois(1.0)
+    assert len(plain) == 6  # three views, online and target
+    for view in (1, 2, 4, 5):
+        assert torch.equal(plain[view], jittered[view])
+    for view in (0, 3):
+        assert (plain[view] != jittered[view]).any(-1)[0, :3].all()
+    assert torch.equal(jittered[0], jittered[3])
+
+
+@pytest.mark.parametrize("third", ["resize_of_second", "independent_crop"])
+def test_boxes_cover_the_bright_pixels_of_every_view(third: str, tmp_path: Path) -> None:
+    truth = np.array([[70, 40, 130, 110]], np.float32)
+    image = np.full((150, 200, 3), 20, np.uint8)
+    image[40:110, 70:130] = 250
+    Image.fromarray(image).save(tmp_path / "image.png")
+
+    class One:
+        def __len__(self) -> int:
+            return 1
+
+        def path(self, row: int) -> str:
+            return str(tmp_path / "image.png")
+
+        def boxes(self, row: int) -> np.ndarray:
+            return truth
+
+    quiet = Photometric(jitter=0.0, gray=0.0, blur=0.0)
+    config = SoCoConfig(size=96, small_size=48, third_view=third, first=quiet, second=quiet)  # type: ignore[arg-type]
+    dataset = ViewDataset(One(), config.views(), One(), seed=0)
+    batch = collate([dataset[epoch, 0] for epoch in range(12)], config.views())
+    assert [view is None for view in batch.views] == [False, False, third == "resize_of_second"]
+    generator = torch.Generator().manual_seed(0)
+    views = [augment(view, quiet, generator) for view in fill_resized(batch, config.views())]
+    for view, side in zip(views, (96, 96, 48), strict=True):
+        boxes, share = view.boxes(batch.boxes)
+        assert view.size == (side, side) and (share > 0).all()
+        assert 0 < (view.from_source[:, 0, 0] < 0).sum() < 12
+        for box, pixels in zip(boxes[:, 0], view.image, strict=True):
+            y, x = (pixels[0] > 135 / 255).nonzero(as_tuple=True)
+            seen = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1])
+            torch.testing.assert_close(seen.float(), box, atol=1.5, rtol=0)
+    sizes = [
+        view.from_source[:, :, :2].abs().amax((1, 2)) * 96 / side
+        for view, side in zip(views, (96, 96, 48), strict=True)
+    ]
+    assert torch.allclose(sizes[1], sizes[2]) == (third == "resize_of_second")
