@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from boxless.training.journal import Journal, read_metrics
+
+
+def journal(folder: Path, start: int = 0, total: int = 10, every: int = 4, quiet: bool = True) -> Journal:
+    folder.mkdir(exist_ok=True)
+    return Journal(folder, start, total, seed=0, images_per_step=2, every=every, quiet=quiet)
+
+
+def write(kept: Journal, steps: range, checkpoint: int = 3) -> None:
+    for step in steps:
+        if step % 5 == 0:
+            kept.write(step, {"health": step / 7})
+        list(kept.record(step, {"loss": torch.tensor(step / 3), "rate": step * 0.1}, now=(step + 1) % checkpoint == 0))
+
+
+def test_means_are_written_when_due_and_before_checkpoints(tmp_path: Path) -> None:
+    kept = journal(tmp_path)
+    write(kept, range(10))
+    kept.close()
+    metrics = read_metrics(tmp_path)
+    assert metrics["loss"][0] == [2, 3, 5, 7, 8, 9]
+    assert metrics["loss"][1] == pytest.approx([1 / 3, 1, 4.5 / 3, 6.5 / 3, 8 / 3, 3])
+    assert metrics["rate"][1] == pytest.approx([0.1, 0.3, 0.45, 0.65, 0.8, 0.9])
+    assert metrics["health"] == ([0, 5], [0.0, 5 / 7])  # to the last bit
+
+
+@pytest.mark.parametrize("killed_after", [6, 7, 8])
+def test_resumed_file_equals_an_undisturbed_one(killed_after: int, tmp_path: Path) -> None:
+    whole = journal(tmp_path / "whole")
+    write(whole, range(10))
+    whole.close()
+    first = journal(tmp_path / "killed")
+    write(first, range(killed_after))
+    with (tmp_path / "killed" / "metrics.csv").open("a") as file:
+        file.write(f"{killed_after},lo")  # what a kill may leave
+    again = journal(tmp_path / "killed", start=6)
+    write(again, range(6, 10))
+    again.close()
+    first.close()
+    assert (tmp_path / "killed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_a_line_that_was_cut_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,name,value\n0,loss,1.0\n1,loss,2.0\n1,lo")
+    journal(tmp_path, start=5).close()
+    assert (tmp_path / "metrics.csv").read_text() == "step,name,value\n0,loss,1.0\n1,loss,2.0\n"
+
+
+def test_start_from_0_forgets_an_earlier_try(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,name,value\n0,loss,1.0\n")
+    journal(tmp_path).close()
+    assert read_metrics(tmp_path) == {}
+
+
+def test_fetched_scalars_are_handed_back_once_all_are_known(tmp_path: Path) -> None:
+    kept = journal(tmp_path, every=3)
+    handed = [list(kept.record(step, {"loss": float(step)})) for step in range(3)]
+    assert handed[0] == [(0, {"loss": 0.0})] and handed[2][-1] == (2, {"loss": 2.0})
+    kept.close()
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    kept = journal(tmp_path)
+    write(kept, range(10))
+    kept.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    steps, values = read_metrics(tmp_path)["loss"]
+    assert [event.step for event in events] == steps
+    assert [event.value for event in events] == pytest.approx(values)
+
+
+def test_line_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = journal(tmp_path, quiet=False)
+    kept.status = "healthy"
+    write(kept, range(10))
+    kept.close()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train: step 10/10, loss 3.0000, ") and last.endswith(" left, healthy")

@@ -1,0 +1,91 @@
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from boxless.training.journal import Journal, read_metrics
+from boxless.training.loop import NonFiniteLoss, Progress, train
+
+
+class Loop:
+    """Eight steps on w^2 from w = 1, with everything that happens written down."""
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self.fabric = Fabric(accelerator="cpu", devices=1)
+        module = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(module.weight)
+        groups = [{"params": [module.weight], "lr_scale": 0.5}]
+        self.module, self.optimizer = self.fabric.setup(module, torch.optim.SGD(groups, lr=99.0))
+        self.progress = Progress(start, 8)
+        self.journal = Journal(folder, start, 8, seed=1, images_per_step=1, every=4, quiet=True)
+        self.events: list[tuple[str, int]] = []
+        self.draws: list[float] = []
+
+    def losses(self, batch: float, step: int) -> Mapping[str, Tensor]:
+        self.events.append(("losses", step))
+        self.draws.append(torch.rand(()).item())
+        return {"loss": self.module.weight.square().sum() * batch}
+
+    def run(self, losses: Callable[[float, int], Mapping[str, Tensor]] | None = None, **options: object) -> None:
+        try:
+            train(
+                self.fabric,
+                self.module,
+                self.optimizer,
+                [1.0] * (8 - self.progress.step),
+                losses or self.losses,
+                lambda step: 0.1 / (step + 1),
+                self.progress,
+                self.journal,
+                lambda step: self.events.append(("after", step)),
+                lambda: self.events.append(("save", self.progress.step)),
+                3,
+                **options,  # type: ignore[arg-type]
+            )
+        finally:
+            self.journal.close()
+
+
+def test_each_step_trains_once_at_its_rate_and_saves_when_due(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.module.eval()
+    loop.run()
+    weight = 1.0
+    for step in range(8):
+        weight -= 0.5 * 0.1 / (step + 1) * 2 * weight
+    assert loop.module.weight.item() == pytest.approx(weight, rel=1e-6)
+    assert loop.module.training and loop.module.weight.grad is None and loop.progress.step == 8
+    assert loop.events[:4] == [("losses", 0), ("after", 0), ("losses", 1), ("after", 1)]
+    assert [event for event in loop.events if event[0] == "save"] == [("save", 3), ("save", 6)]
+    assert read_metrics(tmp_path)["learning_rate"][0] == [2, 3, 5, 7]
+
+
+def test_random_draws_depend_on_the_step_alone(tmp_path: Path) -> None:
+    whole, tail = Loop(tmp_path), Loop(tmp_path, start=5)
+    whole.run()
+    torch.rand(7)
+    tail.run()
+    assert len(set(whole.draws)) == 8 and tail.draws == whole.draws[5:]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_loss_stops_naming_step_and_terms_before_it_is_saved(broken: float, tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+
+    def losses(batch: float, step: int) -> Mapping[str, Tensor]:
+        term = loop.module.weight.sum() * (broken if step == 5 else 1)
+        return {"loss": term * 2, "term": term.detach(), "fine": torch.tensor(1.0)}
+
+    with pytest.raises(NonFiniteLoss, match=r"^step 5: loss = (nan|inf), term = (nan|inf)$"):
+        loop.run(losses)
+    assert [event for event in loop.events if event[0] == "save"] == [("save", 3)]
+
+
+def test_gradients_are_clipped_where_asked(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.run(clip_norm=0.01)
+    moved = sum(0.5 * 0.1 / (step + 1) * 0.01 for step in range(8))
+    assert 1 - loop.module.weight.item() == pytest.approx(moved, rel=1e-3)
