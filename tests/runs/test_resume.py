@@ -94,7 +94,7 @@ def test_failed_first_try_does_not_block_the_corrected_one(scenes: Path, tmp_pat
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, wrong)
     with pytest.raises(UserError, match="of the backbone would be loaded") as kept:  # keeps its frames alive
         pretraining(scenes, out, "byol", init=str(wrong), **short)
-    with pytest.raises(UserError, match="step 0: loss = (nan|inf)|step 1: loss = (nan|inf)"):
+    with pytest.raises(UserError, match=r"step 0: loss = (nan|inf)|step 1: loss = (nan|inf)"):
         pretraining(scenes, out, "byol", **{"optim.name": "sgd", "optim.base_lr": 1e30}, **short)
     run = pretraining(scenes, out, "byol", **short)
     assert run.finished and kept.value is not None

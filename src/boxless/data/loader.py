@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from boxless.data.crops import cut, draw_window
 from boxless.data.images import BadImage, decode
 from boxless.data.specs import ViewSpec
+from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 
@@ -109,7 +110,9 @@ class ViewDataset(Dataset[Sample]):
                     break
                 continue
             return self._cut(image, candidate, np.random.default_rng((self.seed, epoch, row)), skipped)
-        raise RuntimeError(f"{len(skipped)} images in a row could not be read, the first: {skipped[0][0]}: {skipped[0][1]}")
+        raise UserError(
+            f"{skipped[0][0]}: {skipped[0][1]}; so are the next images, {len(skipped)} in all: check the data"
+        )
 
     def _cut(
         self, image: NDArray[np.uint8], row: int, random: np.random.Generator, skipped: list[tuple[str, str]]
@@ -167,9 +170,7 @@ class Order(Sampler[list[tuple[int, int]]]):
         world: number of processes; each takes its own share of every batch.
     """
 
-    def __init__(
-        self, rows: int, batch: int, start: int, total: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, rows: int, batch: int, start: int, total: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.rows, self.batch, self.start, self.total = rows, batch, start, total
         self.seed, self.rank, self.world = seed, rank, world
 

@@ -60,13 +60,15 @@ class Schedule:
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
-    """The recipe with the trunk of a pretraining run where the weights are one's."""
+    """The recipe with the trunk of the run, a pretraining or a fine-tuning, that the weights are of, if any."""
     if weights is None or not (Path(weights) / "recipe.yaml").is_file():
         return recipe
-    pretrained = load(Path(weights) / "recipe.yaml", PretrainRecipe)
+    source: object = load(Path(weights) / "recipe.yaml", object)
+    if not isinstance(source, PretrainRecipe | FinetuneRecipe):
+        return recipe
     # Group norm has no running statistics: nothing but itself can take over its weights.
-    norm = "group" if pretrained.trunk.norm == "group" else recipe.trunk.norm
-    return replace(recipe, trunk=replace(pretrained.trunk, norm=norm))
+    norm = "group" if source.trunk.norm == "group" else recipe.trunk.norm
+    return replace(recipe, trunk=replace(source.trunk, norm=norm))
 
 
 def run_finetuning(

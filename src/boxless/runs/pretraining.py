@@ -107,6 +107,7 @@ def _pretrain(
         _say(f"{out}: continuing at step {progress.step} of {plan.steps}", quiet)
     placed, optimizer = fabric.setup(module, optimizer)
     dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
+    dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
     order = Order(len(index), plan.batch, progress.step, plan.steps, recipe.seed)
     workers = worker_count(recipe.workers, 16)
     journal = Journal(out, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet)

@@ -1,0 +1,150 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import FINETUNE, finetuning, pretraining
+
+from boxless.data.labels import read_labels
+from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
+from boxless.detectors.two_stage import DetectorConfig, two_stage
+from boxless.errors import UserError
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
+from boxless.runs.finetuning import Schedule, make_optimizer
+from boxless.runs.folder import Run
+from boxless.runs.labels import choose_labels
+from boxless.training.journal import read_metrics
+
+SHORT = {"iterations": 3, "evaluate_every": 2}
+
+
+@pytest.fixture(scope="module")
+def pretrained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return pretraining(scenes, tmp_path_factory.mktemp("byol") / "run", "byol", epochs=1, checkpoint_every=9)
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, pretrained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three steps of Faster R-CNN on three of four scenes, from a BYOL run whose trunk it takes over."""
+    own = {key: None for key in FINETUNE if key.startswith("trunk.")}
+    settings = {**SHORT, **own, "label_count": 3}
+    kept = {key: value for key, value in {**FINETUNE, **settings}.items() if value is not None}
+    labels = scenes / "annotations"
+    from boxless import finetune
+
+    return finetune(
+        str(labels / "train.json"),
+        str(labels / "val.json"),
+        str(tmp_path_factory.mktemp("detector") / "run"),
+        weights=str(pretrained.path),
+        quiet=True,
+        **kept,
+    )
+
+
+def test_trunk_of_the_pretraining_run_is_taken_over_and_loaded(finished: Run) -> None:
+    recipe = load(finished.recipe_file, FinetuneRecipe)
+    assert (recipe.trunk.backbone, recipe.trunk.fpn_channels) == ("resnet18", 16)
+    assert "backbone ok, FPN new, RoI head new" in finished.summary["weights"]
+
+
+def test_run_folder_has_scores_labels_and_early_looks(finished: Run, scenes: Path) -> None:
+    summary = finished.summary
+    assert (summary["detector"], summary["labelled_images"], summary["steps"]) == ("faster_rcnn", 3, 3)
+    assert 0 <= summary["scores"]["bbox"]["AP"] <= 1 and summary["skipped"] == {}
+    labels = json.loads((finished.path / "labels.json").read_text())
+    data = read_labels(scenes / "annotations" / "train.json")
+    assert labels["classes"] == list(data.classes) and len(labels["images"]) == 3
+    assert set(labels["images"]) < {image.image_id for image in data.images}
+    metrics = read_metrics(finished.path)
+    assert metrics["val/AP"][0] == [1] and {"loss", "loss_objectness", "learning_rate"} <= metrics.keys()
+
+
+def test_detector_is_a_source_of_weights_too(finished: Run, scenes: Path, tmp_path: Path) -> None:
+    run = finetuning(scenes, tmp_path / "run", str(finished.path), **{**SHORT, "optim.lr": 0.0})
+    assert "100.0% of parameters; backbone ok, FPN ok, RoI head ok" in run.summary["weights"]
+
+
+def test_corrected_second_try_works_after_a_wrong_first(scenes: Path, pretrained: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match="no such file or run"):
+        finetuning(scenes, out, str(pretrained.path) + "-typo", **SHORT)
+    with pytest.raises(UserError, match="choose the trunk that the file is of"):
+        finetuning(scenes, out, str(pretrained.weights), **{**SHORT, "trunk.backbone": "resnet34"})
+    with pytest.raises(UserError, match=r"label_count: 9; expected 1 to 4"):
+        finetuning(scenes, out, label_count=9, **SHORT)
+    with pytest.raises(UserError, match=r"step \d: .*loss.* = (nan|inf).*Lower optim\.lr"):
+        finetuning(scenes, out, **{**SHORT, "optim.lr": 1e30})
+    assert finetuning(scenes, out, str(pretrained.weights), **SHORT).finished
+
+
+def test_masks_are_learned_and_scored(scenes: Path, tmp_path: Path) -> None:
+    run = finetuning(scenes, tmp_path / "run", **{**SHORT, "iterations": 2, "detector.kind": "mask_rcnn"})
+    assert set(run.summary["scores"]) == {"bbox", "segm"}
+    assert "loss_mask" in read_metrics(run.path)
+
+
+def test_smaller_shares_of_labels_are_parts_of_larger_ones(scenes: Path) -> None:
+    data = read_labels(scenes / "annotations" / "train.json")
+
+    def ids(**changes: object) -> set[object]:
+        chosen = choose_labels(data, replace(FinetuneRecipe(), **changes))  # type: ignore[arg-type]
+        return {image.image_id for image in chosen.images}
+
+    nested = [ids(label_count=count) for count in (1, 2, 3, 4)]
+    assert [len(part) for part in nested] == [1, 2, 3, 4]
+    assert nested[0] < nested[1] < nested[2] < nested[3]
+    assert ids(label_fraction=0.5) == nested[1] and ids(label_fraction=0.01) == nested[0]
+    assert len({tuple(sorted(ids(label_count=2, label_seed=seed))) for seed in range(8)}) > 1
+    with pytest.raises(UserError, match="label_fraction"):
+        ids(label_fraction=0.0)
+
+
+def test_schedule_is_detectron2s_at_any_length() -> None:
+    full = Schedule.of(FinetuneRecipe(iterations=90_000), 118_000)
+    assert (full.steps, full.warmup, full.milestones) == (90_000, 1000, (60_000, 80_000))
+    assert [full.learning_rate(step) for step in (0, 500, 1000, 60_000, 80_000)] == pytest.approx(
+        [2e-5, 0.01001, 0.02, 0.002, 0.0002]
+    )
+    few = Schedule.of(FinetuneRecipe(epochs=3, batch_size=4), 10)
+    assert (few.steps, few.warmup) == (8, 0) and few.peak == pytest.approx(0.005)
+    assert Schedule.of(FinetuneRecipe(epochs=0.1), 10).steps == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizer_has_every_trainable_parameter_once(name: str) -> None:
+    trunk = Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32))
+    freeze(trunk, 2)
+    detector = two_stage(trunk, 3, DetectorConfig())
+    settings = FinetuneOptim(name=name, layer_decay=0.5, weight_decay=0.01)  # type: ignore[arg-type]
+    optimizer = make_optimizer(detector, trunk, settings)
+    places = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(places)
+    assert set(places) == {id(p) for p in detector.parameters() if p.requires_grad}
+    scales = {
+        part: places[id(next(module.parameters()))]["lr_scale"]
+        for part, module in trunk.parts.items()
+        if part != "backbone"
+    }
+    body = trunk.backbone.body
+    assert scales == {"FPN": 1.0, "RoI head": 1.0}
+    assert [places[id(body[f"layer{i}"][0].conv1.weight)]["lr_scale"] for i in (2, 3, 4)] == [0.125, 0.25, 0.5]
+    assert all(
+        group["weight_decay"] == (0.01 if p.ndim > 1 else 0)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    assert not any(id(p) in places for p in [*body.conv1.parameters(), *body.layer1.parameters()])
+
+
+def test_group_norm_of_a_pretraining_is_kept(scenes: Path, tmp_path: Path) -> None:
+    from boxless.runs.finetuning import with_trunk_of
+
+    pretrained = pretraining(
+        scenes, tmp_path / "run", "byol", epochs=1, checkpoint_every=9, **{"trunk.norm": "group", "optim.base_lr": 0.0}
+    )
+    assert with_trunk_of(FinetuneRecipe(), str(pretrained.path)).trunk.norm == "group"
+    assert with_trunk_of(FinetuneRecipe(), None) == FinetuneRecipe()
+    assert torch.isfinite(torch.tensor(read_metrics(pretrained.path)["loss"][1])).all()

@@ -1,0 +1,122 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from small_runs import pretraining
+
+from boxless.detectors.trunk import Trunk
+from boxless.detectors.weights import load_trunk
+from boxless.errors import UserError
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.runs import pretraining as module
+from boxless.runs.folder import Run
+from boxless.runs.pretraining import Plan
+from boxless.training.health import Health
+from boxless.training.journal import read_metrics
+
+SHORT = {"epochs": 2, "checkpoint_every": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four steps of SoCo; one of the images is broken."""
+    folder = tmp_path_factory.mktemp("soco")
+    shutil.copytree(scenes / "images", folder / "images")
+    (folder / "images" / "unlabelled" / "000003.jpg").write_bytes(b"nothing")
+    return pretraining(folder, folder / "run", "soco", **SHORT)
+
+
+def test_run_folder_has_what_the_layout_says(finished: Run) -> None:
+    names = {path.name.split(".tfevents")[0] for path in finished.path.iterdir()}
+    wanted = {"recipe.yaml", "environment.json", "metrics.csv", "checkpoints", "weights.safetensors", "summary.json"}
+    assert names == {*wanted, "lock", "events.out"}
+    summary = finished.summary
+    assert (summary["method"], summary["steps"], summary["images_seen"]) == ("soco", 4, 16)
+    assert summary["trains"] == ["backbone", "FPN", "RoI head"] and summary["health"] == "healthy"
+    assert summary["skipped"] == {
+        str(finished.path.parent / "images" / "unlabelled" / "000003.jpg"): "not an image in a known format"
+    }
+    assert json.loads((finished.path / "environment.json").read_text())["inputs"]["images"] == 8
+    assert not list(finished.path.rglob("*.partial"))
+
+
+def test_recipe_gives_the_same_run_back(finished: Run) -> None:
+    recipe = load(finished.recipe_file, PretrainRecipe)
+    assert (recipe.batch_size, recipe.epochs, recipe.method.name, recipe.trunk.backbone) == (4, 2, "soco", "resnet18")
+
+
+def test_weights_load_into_the_recipes_trunk_in_full(finished: Run) -> None:
+    trunk = Trunk(load(finished.recipe_file, PretrainRecipe).trunk)
+    report = load_trunk(trunk, finished.weights, minimum=1.0)
+    assert set(report.shares.values()) == {1.0} and not report.unused
+    with safe_open(finished.weights, "pt") as file:
+        assert not [key for key in file.keys() if "target" in key or "projector" in key]  # noqa: SIM118
+
+
+def test_metrics_hold_loss_terms_rate_and_health(finished: Run) -> None:
+    metrics = read_metrics(finished.path)
+    terms = {"v1_to_v2", "v2_to_v1", "v1_to_v3", "v3_to_v1"}
+    assert {*terms, "loss", "learning_rate", "boxes_per_image", "health/spread", "health/rank"} <= metrics.keys()
+    steps, losses = metrics["loss"]
+    assert steps == [2, 3] and all(math.isfinite(loss) for loss in losses)
+    assert losses == pytest.approx([sum(metrics[term][1][i] for term in terms) for i in range(2)], abs=1e-5)
+    assert metrics["health/rank"][0] == [0, 3]
+    peak = 1.0 * 4 / 256  # no step of this run warms up
+    rates = [1e-6 + (peak - 1e-6) * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert metrics["learning_rate"][1] == pytest.approx([sum(rates[:3]) / 3, rates[3]])
+
+
+def test_finished_run_is_not_computed_again(finished: Run) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in (finished.weights, finished.path / "metrics.csv")}
+    tables = list(finished.path.parent.glob("proposals-*.parquet"))
+    again = pretraining(finished.path.parent, finished.path, "soco", **SHORT)
+    assert again.summary == finished.summary
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert len(tables) == 1 and tables == list(finished.path.parent.glob("proposals-*.parquet"))
+
+
+def test_collapse_stops_the_run_unless_told_otherwise(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = Health(spread=0.0, rank=1.0, alignment=0.0, uniformity=0.0)
+    monkeypatch.setattr(module, "measure", lambda online, target: flat)
+    settings = {"epochs": 3, "health_every": 1, "checkpoint_every": 2}
+    with pytest.raises(UserError, match="collapsed at step 0") as caught:
+        pretraining(scenes, tmp_path / "run", "byol", **settings)
+    assert "stop_on_collapse=false" in str(caught.value).splitlines()[0]
+    assert not Run(tmp_path / "run").finished
+    run = pretraining(scenes, tmp_path / "run", "byol", stop_on_collapse=False, **settings)
+    assert run.summary["health"] == "collapsed at step 0" and run.summary["steps"] == 6
+
+
+def test_start_from_other_weights(finished: Run, scenes: Path, tmp_path: Path) -> None:
+    run = pretraining(scenes, tmp_path / "run", "byol", init=str(finished.path), **{**SHORT, "optim.base_lr": 0.0})
+    with safe_open(finished.weights, "pt") as old, safe_open(run.weights, "pt") as new:
+        key = "backbone.body.layer3.0.conv1.weight"
+        assert (old.get_tensor(key) - new.get_tensor(key)).abs().max() < 1e-5  # final_lr bounds the rate
+
+
+def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "unlabelled"
+    folder.mkdir(parents=True)
+    for row in range(3):
+        (folder / f"{row}.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"^[^\n]*0\.jpg: not an image[^\n]*3 in all[^\n]*$"):
+        pretraining(tmp_path, tmp_path / "run", "byol", workers=1)
+
+
+def test_plan_counts_in_epochs_and_scales_with_the_batch() -> None:
+    optim = PretrainOptim(base_lr=0.3, reference_batch=256, warmup_epochs=10)
+    plan = Plan.of(PretrainRecipe(optim=optim, epochs=100, batch_size=64), 1000)
+    assert (plan.batch, plan.steps_per_epoch, plan.steps, plan.warmup_steps) == (64, 15, 1500, 150)
+    assert plan.peak == pytest.approx(0.075)
+    short = Plan.of(PretrainRecipe(optim=optim, epochs=2, batch_size=64), 640)
+    assert (short.steps, short.warmup_steps) == (20, 2)  # a tenth of the run at most
+    assert Plan.of(PretrainRecipe(epochs=0.01), 10).steps == 1
+    assert Plan.of(PretrainRecipe(batch_size=256), 10).batch == 10
+    with pytest.raises(UserError, match="batch norms need 2"):
+        Plan.of(PretrainRecipe(), 1)
