@@ -236,10 +236,8 @@ def _cell(
     file = weights_file(weights) if weights else None
     run = run_finetuning(train, val, settings, text, folder, file, quiet=True)
     images = len(choose_labels(train, settings))
-    summary = run.summary
-    return Cell(
-        start.name, settings.label_fraction, images, settings.seed, summary["scores"]["bbox"], summary["seconds"]
-    )
+    scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}
+    return Cell(start.name, settings.label_fraction, images, settings.seed, scores, run.summary["seconds"])
 
 
 def _write(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:

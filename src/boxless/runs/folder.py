@@ -12,6 +12,7 @@ figures/             pictures
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -78,8 +79,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write JSON whole or not at all; what is not a number becomes null, since JSON knows no NaN."""
+    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
