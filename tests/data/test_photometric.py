@@ -37,7 +37,7 @@ def augmented(image: Tensor, seed: int = 0, **settings: object) -> Tensor:
 )
 def test_colour_operations_are_torchvisions(name: str, factors: list[float], expected: object) -> None:
     image = pixels() / 255
-    ours = _jitter(image.clone(), name, torch.tensor(factors))
+    ours = _jitter(image.clone(), name=name, factor=torch.tensor(factors))
     theirs = torch.stack([expected(one, factor) for one, factor in zip(image, factors, strict=True)])  # type: ignore
     # torchvision rounds the weight of red to 0.2989, so that its grey of white is 0.9999.
     torch.testing.assert_close(ours, theirs, atol=2e-5 if name in ("brightness", "hue") else 2e-4, rtol=0)
@@ -50,7 +50,7 @@ def test_grey_blur_and_solarize_are_torchvisions() -> None:
     torch.testing.assert_close(_gray(scaled), reference.rgb_to_grayscale(scaled), atol=1e-3, rtol=0)  # 0.2989
     sigmas = [0.1, 0.7, 1.3, 2.0]
     theirs = [reference.gaussian_blur(one, [17, 17], [s, s]) for one, s in zip(scaled, sigmas, strict=True)]
-    torch.testing.assert_close(blur(scaled, torch.tensor(sigmas)), torch.stack(theirs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(blur(scaled, torch.tensor(sigmas)), torch.stack(theirs), atol=3e-5, rtol=0)
     solarized = augmented(image, solarize=1.0) * 255  # a value of 128 may round to either side of the threshold
     torch.testing.assert_close(solarized, reference.solarize(image, 128).float(), atol=1.01, rtol=0)
 

@@ -12,7 +12,7 @@ from boxless import finetune, pretrain
 from boxless.runs.folder import Run
 
 TRUNK = {"trunk.backbone": "resnet18", "trunk.fpn_channels": 16, "trunk.box_head_width": 32, "precision": "32-true"}
-VIEWS = {"method.size": 64, "method.hidden": 32, "method.output": 16, "workers": 0, "batch_size": 4}
+VIEWS = {"method.size": 48, "method.hidden": 32, "method.output": 16, "workers": 0, "batch_size": 4}
 STEPS = {"epochs": 4, "checkpoint_every": 3, "health_every": 4, "optim.warmup_epochs": 1}
 PRETRAIN = {**TRUNK, **VIEWS, **STEPS}
 FINETUNE = {
@@ -32,7 +32,7 @@ FINETUNE = {
 
 def pretraining(scenes: Path, out: Path, method: str, **changes: Any) -> Run:
     """Eight steps of a method on eight scenes; SoCo with boxes of a grid."""
-    own = {"method.small_size": 32, "proposals.method": "grid"} if method == "soco" else {}
+    own = {"method.small_size": 24, "proposals.method": "grid"} if method == "soco" else {}
     recipe = {"soco": "soco-r50-fpn", "byol": "byol-r50"}[method]
     settings = {**PRETRAIN, **own, **changes}
     return pretrain(str(scenes / "images" / "unlabelled"), str(out), recipe, quiet=True, **settings)

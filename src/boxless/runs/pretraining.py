@@ -200,7 +200,8 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
         return ProposalTable.open(options.file).aligned_to(index)
     method = methods[options.method]
     name = f"proposals-{settings_hash(settings_of(method))[:8]}-{index.fingerprint[:8]}.parquet"
-    return ensure_proposals(index, out.parent / name, method, recipe.workers, quiet).aligned_to(index)
+    workers = None if recipe.workers is None else max(1, recipe.workers)  # 0 trains without workers; 1 proposes so
+    return ensure_proposals(index, out.parent / name, method, workers, quiet).aligned_to(index)
 
 
 class Objective:
