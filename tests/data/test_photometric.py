@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from boxless.data.photometric import _gray, _jitter, augment, blur
+from boxless.data.photometric import _blur_together, _gray, _jitter, augment, blur
 from boxless.data.specs import Photometric
 from boxless.geometry.affine import identity
 from boxless.geometry.view import View
@@ -51,6 +51,8 @@ def test_grey_blur_and_solarize_are_torchvisions() -> None:
     sigmas = [0.1, 0.7, 1.3, 2.0]
     theirs = [reference.gaussian_blur(one, [17, 17], [s, s]) for one, s in zip(scaled, sigmas, strict=True)]
     torch.testing.assert_close(blur(scaled, torch.tensor(sigmas)), torch.stack(theirs), atol=3e-5, rtol=0)
+    on_gpu = _blur_together(scaled, torch.tensor(sigmas))
+    torch.testing.assert_close(on_gpu, torch.stack(theirs), atol=1e-5, rtol=0)
     solarized = augmented(image, solarize=1.0) * 255  # a value of 128 may round to either side of the threshold
     torch.testing.assert_close(solarized, reference.solarize(image, 128).float(), atol=1.01, rtol=0)
 
@@ -98,6 +100,14 @@ def test_generator_decides_everything() -> None:
     torch.manual_seed(2)
     assert torch.equal(augmented(image, 7, **settings), first)
     assert not torch.equal(augmented(image, 8, **settings), first)
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, settings = pixels(count=7), vars(Photometric(blur=0.5, solarize=0.2))
+    alone = augmented(image, 7, **settings)
+    for threads in (3, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        torch.testing.assert_close(augmented(image, 7, **settings), alone, atol=1e-5, rtol=0)
 
 
 def test_flip_is_known_to_the_map() -> None:
