@@ -57,6 +57,8 @@ def test_images_are_normalised_but_not_resized() -> None:
     assert torch.equal(moved[0]["boxes"], targets[0]["boxes"])
     mean, std = (torch.tensor(values)[:, None, None] for values in (TrunkConfig().mean, TrunkConfig().std))
     torch.testing.assert_close(batch.tensors[0, :, :64, :96], (images[0] - mean) / std)
+    at_test, _ = model.eval().transform(images)
+    assert at_test.image_sizes == batch.image_sizes and torch.equal(at_test.tensors, batch.tensors)
 
 
 def test_detections_lie_inside_their_images() -> None:

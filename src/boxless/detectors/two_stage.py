@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from boxless.detectors.trunk import Trunk
 
@@ -57,9 +58,6 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
         "box_batch_size_per_image": config.roi_samples,
         "box_score_thresh": config.score_threshold,
         "box_detections_per_img": config.detections,
-        "image_mean": list(trunk.config.mean),
-        "image_std": list(trunk.config.std),
-        "_skip_resize": True,  # the loader has resized: the maps back to the source stay in one place
     }
     if config.kind == "faster_rcnn":
         detector = FasterRCNN(trunk.backbone, **options)
@@ -71,4 +69,16 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
             mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
             **options,
         )
+    detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
     return detector
+
+
+class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's transform without its resizing: the loader has resized, so that the maps stay in one place.
+
+    torchvision's own `_skip_resize` holds in training only; at test it would enlarge every image to 800 px.
+    """
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The image and its target as they are."""
+        return image, target
