@@ -21,7 +21,7 @@ def overlay(image: Pixels, found: Detections, classes: tuple[str, ...]) -> Image
     `found`: source px. A class has one colour. Lines and letters grow with the image.
     """
     side = float(np.sqrt(image.shape[0] * image.shape[1]))
-    line, font = max(1, round(side / 300)), _font(max(9, round(side / 45)))
+    line, rim, font = max(1, round(side / 300)), max(1, round(side / 600)), _font(max(7, round(side / 45)))
     order = np.argsort(found.scores, kind="stable").tolist()
     hues = [ImageColor.getrgb(colour(int(label)))[:3] for label in found.labels]
     painted = image.copy()
@@ -32,9 +32,10 @@ def overlay(image: Pixels, found: Detections, classes: tuple[str, ...]) -> Image
     draw = ImageDraw.Draw(picture)
     for row in order:
         x1, y1, x2, y2 = found.boxes[row].tolist()
+        x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)  # Pillow draws the last column and row too
         # The white rim keeps a dark line readable on a dark image.
-        draw.rectangle((x1 - line, y1 - line, x2 + line, y2 + line), outline="white", width=max(1, line // 2))
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=hues[row], width=line)
+        draw.rectangle((x1 - rim, y1 - rim, x2 + rim, y2 + rim), outline="white", width=rim)
+        draw.rectangle((x1, y1, x2, y2), outline=hues[row], width=line)
     for row in order:  # after all boxes: no line crosses a name
         text = f"{classes[found.labels[row]]} {100 * found.scores[row]:.0f}"
         _tag(draw, text, found.boxes[row], hues[row], font, picture.size)
