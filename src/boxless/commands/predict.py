@@ -68,20 +68,20 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     folder = _folder(out, data)
     index = find_images(data)
     folder.mkdir(parents=True, exist_ok=True)
-    predictions = PredictionFile(folder / FILE, classes)
     skipped: dict[str, str] = {}
     report = _Report(len(index), quiet)
-    for sample, found in detect_images(detector, index, recipe, score):
-        report.advance()
-        path = index.path(sample.row)
-        if sample.skipped is not None:
-            skipped[path] = sample.skipped[1]
-            continue
-        predictions.add(path, sample.source_size, found)
-        if max(sample.source_size) <= JPEG_LIMIT:
-            # decoded once more: to carry all sources along from the workers costs more memory than this costs time
-            _save(overlay(decode(path), found, classes), _target(folder, index.key(sample.row), path))
-    predictions.finish(skipped)
+    with PredictionFile(folder / FILE, classes) as predictions:
+        for sample, found in detect_images(detector, index, recipe, score):
+            report.advance()
+            path = index.path(sample.row)
+            if sample.skipped is not None:
+                skipped[path] = sample.skipped[1]
+                continue
+            predictions.add(path, sample.source_size, found)
+            if max(sample.source_size) <= JPEG_LIMIT:
+                # decoded once more: carrying all sources along from the workers costs more memory than this costs time
+                _save(overlay(decode(path), found, classes), _target(folder, index.key(sample.row), path))
+        predictions.finish(skipped)
     result = PredictResult(folder / FILE, predictions.images, predictions.objects, skipped)
     if not quiet:
         print(result)

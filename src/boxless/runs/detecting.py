@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import torch
@@ -174,6 +174,13 @@ class PredictionFile:
         self._image_file, self._object_file = self._partial.open("w"), self._rest.open("w")
         categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
         self._image_file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._image_file.close()
+        self._object_file.close()
 
     def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
         """Add an image, its size (W, H) in px and what was found in it."""
