@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from boxless.data.crops import cut, draw_window
+from boxless.data.crops import cut, draw_window, least_scale, on_grid
 from boxless.data.specs import Photometric, ViewSpec
 
 NO_BOXES = np.zeros((0, 4), np.float32)
@@ -63,3 +64,28 @@ def test_cut_shows_the_window() -> None:
     centres = 20 + (np.arange(30) + 0.5) * 2, 10 + (np.arange(30) + 0.5) * 40 / 30
     np.testing.assert_allclose(view[15, :, 0] / 2, centres[0], atol=0.8)
     np.testing.assert_allclose(view[:, 15, 1] / 2, centres[1], atol=0.8)
+
+
+@pytest.mark.parametrize("window", [(0, 0, 90, 70), (7, 3, 20, 44), (10, 5, 42, 37), (1, 1, 2, 3)])
+def test_cut_resizes_as_pillow_does(window: tuple[int, int, int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    expected = Image.fromarray(image).crop(window).resize((32, 32), Image.Resampling.BILINEAR)
+    ours = cut(image, tuple(map(float, window)), 32)  # type: ignore[arg-type]
+    assert np.abs(ours.astype(int) - np.asarray(expected)).max() <= 1
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.sampled_from([1, 2, 4, 8]), st.integers(0, 10**6))
+def test_window_on_the_grid_of_a_small_image(width: int, height: int, step: int, seed: int) -> None:
+    window = draw_window(spec(), width, height, NO_BOXES, np.random.default_rng(seed))
+    small = -(-width // step), -(-height // step)
+    x1, y1, x2, y2 = on_grid(window, step, *small)
+    assert 0 <= x1 < x2 <= small[0] and 0 <= y1 < y2 <= small[1]
+    if step == 1:
+        assert (x1, y1, x2, y2) == window
+    if min(window[2] - window[0], window[3] - window[1]) >= 2 * step:
+        np.testing.assert_allclose(np.array([x1, y1, x2, y2]) * step, window, atol=step / 2)
+
+
+def test_least_scale_leaves_each_view_its_pixels() -> None:
+    assert least_scale([(0, 0, 400, 300), (10, 10, 90, 310)], [60, 20]) == 0.25
+    assert least_scale([(0, 0, 10, 10)], [32]) == 1.0

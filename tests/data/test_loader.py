@@ -126,3 +126,25 @@ def test_nothing_readable_is_an_error_that_names_a_file(tmp_path: Path) -> None:
     dataset = ViewDataset(Folder(tmp_path, broken=range(ROWS)), SPECS, None, seed=0)
     with pytest.raises(UserError, match=r"3\.png: not an image in a known format; so are the next images, 7 in all"):
         dataset[0, 3]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_maps_hold_where_a_large_photo_is_decoded_small(orientation: int, tmp_path: Path) -> None:
+    x, y = np.meshgrid(np.arange(611) + 0.5, np.arange(403) + 0.5)
+    stored = Image.fromarray(np.stack([x * 0.4, y * 0.4, 0 * x], -1).round().astype(np.uint8))
+    if orientation == 6:  # stored lying on its side
+        stored = stored.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    folder = Folder(tmp_path)
+    folder.path = lambda row: str(tmp_path / "large.jpg")  # type: ignore[method-assign]
+    stored.save(folder.path(0), quality=95, exif=exif)
+    specs = (ViewSpec(16, Photometric()), ViewSpec(16, Photometric(), (0.2, 0.9)))
+    for epoch in range(10):
+        sample = ViewDataset(folder, specs, None, seed=0)[epoch, 0]
+        for image, to_view in zip(sample.views, sample.maps, strict=True):
+            centres = torch.arange(1, 15) + 0.5  # the outermost pixels average over the edge
+            for axis in (0, 1):
+                seen = image[axis].float().mean(axis)[1:15] / 0.4
+                expected = (centres - to_view[axis, 2]) / to_view[axis, axis]
+                assert (seen - expected).abs().max() < 3  # of 0.4 levels a px, JPEG and rounding

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from boxless.data.crops import cut, draw_window
-from boxless.data.images import BadImage, decode
+from boxless.data.crops import cut, draw_window, least_scale, on_grid
+from boxless.data.images import BadImage, decode_reduced, image_size
 from boxless.data.specs import ViewSpec
 from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize
@@ -103,31 +103,32 @@ class ViewDataset(Dataset[Sample]):
         for offset in range(len(self.paths)):
             candidate = (row + offset) % len(self.paths)
             try:
-                image = decode(self.paths.path(candidate))
+                return self._sample(candidate, np.random.default_rng((self.seed, epoch, row)), skipped)
             except BadImage as error:
                 skipped.append((str(error.path), error.reason))
                 if len(skipped) >= 1000:
                     break
-                continue
-            return self._cut(image, candidate, np.random.default_rng((self.seed, epoch, row)), skipped)
         raise UserError(
             f"{skipped[0][0]}: {skipped[0][1]}; so are the next images, {len(skipped)} in all: check the data"
         )
 
-    def _cut(
-        self, image: NDArray[np.uint8], row: int, random: np.random.Generator, skipped: list[tuple[str, str]]
-    ) -> Sample:
-        height, width = image.shape[:2]
+    def _sample(self, row: int, random: np.random.Generator, skipped: list[tuple[str, str]]) -> Sample:
+        path = self.paths.path(row)
         none = np.zeros((0, 4), np.float32)
         boxes = none if self.proposals is None else self.proposals.boxes(row)
-        views, maps = [], []
-        for spec in self.specs:
-            if spec.resize_of is not None:
-                continue
-            window = draw_window(spec, width, height, boxes, random)
-            views.append(torch.from_numpy(cut(image, window, spec.size).copy()).permute(2, 0, 1))
-            maps.append(crop_and_resize(torch.tensor([window]), spec.size, spec.size)[0])
-        return Sample(tuple(views), tuple(maps), torch.from_numpy(boxes), tuple(skipped))
+        specs = [spec for spec in self.specs if spec.resize_of is None]
+        sizes = [spec.size for spec in specs]
+        source_width, source_height = image_size(path)
+        windows = [draw_window(spec, source_width, source_height, boxes, random) for spec in specs]
+        # Large JPEGs are decoded at 1/2, 1/4 or 1/8, where no view needs more.
+        image, _ = decode_reduced(path, least_scale(windows, sizes))
+        height, width = image.shape[:2]
+        step = round(source_width / width)
+        windows = [on_grid(window, step, width, height) for window in windows]
+        views = [torch.from_numpy(cut(image, *each)).permute(2, 0, 1) for each in zip(windows, sizes, strict=True)]
+        side = torch.tensor(sizes)
+        maps = crop_and_resize(torch.tensor(windows) * step, side, side)
+        return Sample(tuple(views), tuple(maps.unbind()), torch.from_numpy(boxes), tuple(skipped))
 
 
 def collate(samples: Sequence[Sample], specs: Sequence[ViewSpec]) -> Batch:
