@@ -21,7 +21,18 @@ ROOMS = {
     "evaluation": {"geometry", "data", "detectors"},
     "figures": {"geometry", "data", "evaluation"},
     "recipes": {"methods", "detectors", "data", "training"},
-    "runs": {"geometry", "losses", "training", "data", "detectors", "proposals", "methods", "evaluation", "recipes"},
+    "runs": {
+        "geometry",
+        "losses",
+        "training",
+        "data",
+        "detectors",
+        "proposals",
+        "methods",
+        "evaluation",
+        "figures",
+        "recipes",
+    },
 }
 ALLOWED: dict[str, set[str]] = {
     **ROOMS,

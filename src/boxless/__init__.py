@@ -5,8 +5,8 @@ Each command of the command line is the function of the same name here.
 
 import os
 
-# PyTorch's threads spin while they wait for each other. Data workers on the same cores then make them wait for a core that
-# a spinning thread holds: measured on two busy cores, training was 11 times slower. Read once, when torch is loaded.
+# PyTorch's threads spin while they wait for each other. Data workers on the same cores then wait for a core that a
+# spinning thread holds: measured on two busy cores, training was 11 times slower. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # The command `recipes` and the package `boxless.recipes` share a name. Loading the package first leaves the name to the
@@ -15,8 +15,7 @@ import boxless.recipes  # noqa: F401
 from boxless.commands.compare import compare
 from boxless.commands.demo import demo
 from boxless.commands.evaluate import evaluate
-with __import__('contextlib').suppress(ModuleNotFoundError):
-    from boxless.commands.export import export
+from boxless.commands.export import export
 from boxless.commands.finetune import finetune
 from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain

@@ -73,7 +73,7 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _overview() -> str:
-    functions = [getattr(boxless, name) for name in COMMANDS if hasattr(boxless, name)]
+    functions = [getattr(boxless, name) for name in COMMANDS]
     lines = [f"  {function.__name__:<10} {inspect.getdoc(function)}".partition("\n")[0] for function in functions]
     return OVERVIEW + "\n".join(lines)
 

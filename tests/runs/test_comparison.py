@@ -47,7 +47,7 @@ def test_starts_by_name_recipe_and_file(tmp_path):
     byol, soco = starts[1].recipe, starts[2].recipe
     assert byol.trunk == soco.trunk and byol.epochs == soco.epochs
     assert byol.method.size == soco.method.size == recipe.view_size
-    with pytest.raises(UserError, match="'sooc' is no method.*soco"):
+    with pytest.raises(UserError, match=r"'sooc' is no method.*soco"):
         resolve_starts(["sooc"], recipe)
     with pytest.raises(UserError, match="same name"):
         resolve_starts(["none", "none"], recipe)

@@ -62,9 +62,7 @@ def compare(
     train_data = training_labels(labels, quiet)
     val_data = validation_labels(val, train_data.classes, quiet)
     images = index_images(data) if any(start.recipe for start in starts) else None
-    comparison = run_comparison(
-        images, train_data, val_data, starts, fractions, seeds, settings, Path(out), quiet
-    )
+    comparison = run_comparison(images, train_data, val_data, starts, fractions, seeds, settings, Path(out), quiet)
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/label-efficiency.png")
     return comparison
 

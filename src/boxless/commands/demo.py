@@ -13,8 +13,8 @@ DEFAULT_RECIPE = "demo"
 def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
     """See on embedded data, without any download, what pretraining buys.
 
-    Draws scenes of real handwritten digits on real photographs, pretrains on those without labels, fine-tunes a detector
-    on few labelled ones, with and without pretraining, and ends with the table, the figure and drawn detections.
+    Draws scenes of real handwritten digits on real photographs, pretrains on those without labels, fine-tunes a
+    detector on few labelled ones, with and without it, and ends with the table, the figure and drawn detections.
 
     Args:
         out: Folder for the scenes and the comparison. Given again, the demo goes on where it was.

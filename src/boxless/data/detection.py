@@ -89,7 +89,9 @@ class DetectionDataset(Dataset[DetectionSample]):
             kept = [mask for mask, chosen in zip(labelled.masks, keep, strict=True) if chosen]
             size = (labelled.width, labelled.height)
             rasters = [
-                _rasterise(mask, size, (width, height))[:, :: -1 if flipped else 1] if mask else _filled(width, height, box)
+                _rasterise(mask, size, (width, height))[:, :: -1 if flipped else 1]
+                if mask
+                else _filled(width, height, box)
                 for mask, box in zip(kept, boxes, strict=True)
             ]
             stacked = np.stack(rasters) if rasters else np.zeros((0, height, width), np.uint8)
@@ -97,9 +99,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         return target
 
 
-def resize(
-    source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool = False
-) -> tuple[Tensor, Tensor]:
+def resize(source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool = False) -> tuple[Tensor, Tensor]:
     """An image (H, W, 3) with its shorter side at `shorter` px unless the longer would pass `longest` px.
 
     Returns:

@@ -73,5 +73,3 @@ def as_list(results: Iterator[tuple[DetectionSample, Detections]]) -> tuple[list
         if sample.skipped is not None:
             skipped.update([sample.skipped])
     return found, skipped
-
-

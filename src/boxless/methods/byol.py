@@ -73,7 +73,9 @@ class BYOL(nn.Module):
         self.target_encoder = target_copy(self.encoder)
         self.target_projector = target_copy(self.projector)
 
-    def forward(self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator) -> MethodOutput:
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
         """BYOL's loss of two views; boxes are not used."""
         x1, x2 = (view.image for view in views)
         z1, z2 = (self.projector(self._represent(self.encoder, x)) for x in (x1, x2))  # (B, output)

@@ -52,7 +52,9 @@ class Method(Protocol):
 
     trains: tuple[Literal["backbone", "FPN", "RoI head"], ...]
 
-    def __call__(self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator) -> MethodOutput:
+    def __call__(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
         """The loss of a batch.
 
         Args:

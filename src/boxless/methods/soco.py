@@ -1,8 +1,8 @@
 """SoCo: Aligning Pretraining for Detection via Object-Level Contrastive Learning (Wei et al., 2021, arXiv:2106.02637).
 
-Every box that selective search found is an instance. Its features in one view, pooled by RoIAlign from the pyramid level
-that fits its size and passed through the detector's own box head, predict the target network's features of the same
-box in another view. Trains backbone, FPN and RoI head.
+Every box that selective search found is an instance. Its features in one view, pooled by RoIAlign from the pyramid
+level that fits its size and passed through the detector's own box head, predict the target network's features of the
+same box in another view. Trains backbone, FPN and RoI head.
 
 Where paper and official code differ, this is the paper, and the code's way is an option:
 
@@ -99,7 +99,9 @@ class SoCo(nn.Module):
         self.target_trunk = target_copy(trunk)
         self.target_projector = target_copy(self.projector)
 
-    def forward(self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator) -> MethodOutput:
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
         """SoCo's loss of three views of each image (eqs. 1 to 6)."""
         places = [view.boxes(boxes) for view in views]  # (B, N, 4) in view px, (B, N) visible share
         seen = torch.stack([share > 0 for _, share in places]).all(0) & valid
@@ -112,7 +114,9 @@ class SoCo(nn.Module):
 
         h = [self._describe(self.trunk, view, at, present) for view, at in zip(views, rois, strict=True)]  # eq. 1
         with torch.no_grad():
-            h_target = [self._describe(self.target_trunk, view, at, present) for view, at in zip(views, rois, strict=True)]
+            h_target = [
+                self._describe(self.target_trunk, view, at, present) for view, at in zip(views, rois, strict=True)
+            ]
             v_target = [self.target_projector(features) for features in h_target]  # eq. 4
         v = [self.predictor(self.projector(features)) for features in h]  # (R, output) each, R boxes in all
 

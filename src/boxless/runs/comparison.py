@@ -1,4 +1,4 @@
-"""Will pretraining help? The same fine-tuning from several starts, on several shares of the labels, with several seeds."""
+"""Will pretraining help? The same fine-tuning from several starts, on shares of the labels, with several seeds."""
 
 import csv
 import io
@@ -170,7 +170,9 @@ def summarize(cells: Sequence[Cell]) -> list[Row]:
     for fraction in sorted({cell.fraction for cell in cells}):
         for method in dict.fromkeys(cell.method for cell in cells):
             group = [cell for cell in cells if cell.method == method and cell.fraction == fraction]
-            pairs = [(c.scores["AP"], reference[c.fraction, c.seed]) for c in group if (c.fraction, c.seed) in reference]
+            pairs = [
+                (c.scores["AP"], reference[c.fraction, c.seed]) for c in group if (c.fraction, c.seed) in reference
+            ]
             gains = [own - other for own, other in pairs]
             compared = bool(gains) and method != REFERENCE
             n = len(group)
@@ -210,9 +212,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 NOTE = (
-    "± is the standard deviation over seeds; a seed sets the choice of labelled images, the new layers and the order of "
-    "images. The gain is paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, so "
-    "the spread does not hold the chance of pretraining itself."
+    "± is the standard deviation over seeds; a seed sets the choice of labelled images, the new layers and the order "
+    "of images. The gain is paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, "
+    "so the spread does not hold the chance of pretraining itself."
 )
 
 

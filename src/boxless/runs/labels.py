@@ -26,7 +26,7 @@ def validation_labels(where: str, classes: tuple[str, ...], quiet: bool) -> Labe
 
 
 def choose_labels(data: LabelledData, recipe: FinetuneRecipe) -> LabelledData:
-    """The images to learn from: the first ones of an order drawn from label_seed, so that smaller shares are parts of larger.
+    """The images to learn from: the first ones of an order drawn from label_seed, so that shares hold smaller ones.
 
     Raises:
         UserError: where more is asked for than there is.
@@ -40,7 +40,7 @@ def choose_labels(data: LabelledData, recipe: FinetuneRecipe) -> LabelledData:
     chosen = data.subset(sorted(order[:count].tolist()))
     if not any((~image.crowd).any() for image in chosen.images):
         raise UserError(
-            f"label_seed: {recipe.label_seed} chooses {count} images without any object; take another seed or more labels"
+            f"label_seed: {recipe.label_seed} chooses {count} images without any object; take another or more labels"
         )
     return chosen
 

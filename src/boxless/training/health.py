@@ -27,7 +27,7 @@ class Health:
     Attributes:
         spread: standard deviation per dimension of the normalised embeddings times sqrt(D): 1 when they cover the
             sphere evenly, 0 when all are the same.
-        rank: RankMe, the exponential of the entropy of the singular values (Garrido et al., 2023, eq. 2): 1 .. min(N, D).
+        rank: RankMe, the exponential of the singular values' entropy (Garrido et al., 2023, eq. 2): 1..min(N, D).
         alignment: mean squared distance of positive pairs on the sphere, 0..4 (Wang and Isola, 2020).
         uniformity: log of the mean Gaussian potential of all pairs, 0 (all the same) down to about -4.
     """

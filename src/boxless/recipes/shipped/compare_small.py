@@ -13,9 +13,7 @@ RECIPE = CompareRecipe(
     view_size=96,
     pretrain=SOCO,
     finetune=FinetuneRecipe(
-        detector=DetectorConfig(
-            anchor_sizes=(16, 32, 64, 128, 256), rpn_samples=64, rpn_proposals=200, roi_samples=64
-        ),
+        detector=DetectorConfig(anchor_sizes=(16, 32, 64, 128, 256), rpn_samples=64, rpn_proposals=200, roi_samples=64),
         optim=FinetuneOptim(lr=0.04, warmup_iterations=50),
         iterations=400,
         batch_size=8,

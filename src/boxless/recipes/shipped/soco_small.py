@@ -2,8 +2,8 @@
 
 boxless pretrain --recipe soco-small --data images/ --out runs/soco
 
-The method is the paper's. Its optimiser is not: LARS needs large batches and long runs, so that AdamW at a small batch learns
-more in a short time; the target's momentum starts at BYOL's value for its shortest run (0.97, 40 epochs).
+The method is the paper's. Its optimiser is not: LARS is for large batches and long runs, and this is AdamW at a small
+batch; the target's momentum starts at BYOL's value for its shortest run (0.97, 40 epochs).
 """
 
 from dataclasses import replace
