@@ -1,20 +1,24 @@
 """What every training run sets up: device, precision, processes."""
 
 import os
+from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
 
 from boxless.recipes.schema import Precision
+from boxless.training.memory import keep_freed_memory
 
 
 def make_fabric(precision: Precision) -> Fabric:
     """Fabric on the GPU where there is one, in the asked precision."""
     torch.set_float32_matmul_precision("high")
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     return Fabric(accelerator="auto", devices=1, precision=resolve_precision(precision))
 
 
-def resolve_precision(precision: Precision) -> str:
+def resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
     """`auto` as what this machine computes fast: bf16 on GPUs and processors that have it, else float32."""
     if precision != "auto":
         return precision
