@@ -51,7 +51,7 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
     return nn.BatchNorm2d
 
 
-class RoIPool(MultiScaleRoIAlign):
+class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
     """RoIAlign of 7 x 7 with half-pixel alignment and adaptive sampling, as in SoCo and Detectron2's ROIAlignV2.
 
     torchvision's own pooling is unaligned with two samples a bin; a head that was pretrained on aligned features would

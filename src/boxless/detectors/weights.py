@@ -170,8 +170,11 @@ def _placed_parts(trunk: Trunk) -> dict[str, tuple[str, nn.Module]]:
 
 def _share(module: nn.Module, prefix: str, fitting: Mapping[str, Tensor]) -> float:
     # Buffers count as well: frozen norms keep everything in buffers, and running statistics matter as weights do.
-    sizes = {prefix + key: value.numel() for key, value in module.state_dict().items() if "num_batches" not in key}
-    return sum(size for key, size in sizes.items() if key in fitting) / sum(sizes.values())
+    sizes: dict[str, int] = {
+        prefix + key: value.numel() for key, value in module.state_dict().items() if "num_batches" not in key
+    }
+    loaded: int = sum(size for key, size in sizes.items() if key in fitting)
+    return loaded / sum(sizes.values())
 
 
 def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ def clip(boxes: Tensor, width: int, height: int) -> Tensor:
 
 def transform_boxes(forward: Tensor, boxes: Tensor) -> Tensor:
     """Boxes (B, K, 4) carried by maps (B, 2, 3) that scale, shift and mirror; the result is xyxy again."""
-    corners = transform_points(forward, boxes.unflatten(-1, (2, 2)))
+    corners = transform_points(forward, boxes.reshape(*boxes.shape[:-1], 2, 2))
     return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
 
 

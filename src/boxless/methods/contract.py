@@ -1,6 +1,6 @@
 """What every method is: a module that turns views and boxes into a loss."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,9 @@ class MethodConfig(Protocol):
 class Method(Protocol):
     """A method: trains parts of a trunk from views and boxes without labels. Implementations are `nn.Module`s."""
 
-    trains: tuple[Literal["backbone", "FPN", "RoI head"], ...]
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The parts of the trunk that learn: some of backbone, FPN, RoI head."""
 
     def __call__(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator

@@ -68,12 +68,11 @@ class SoCoConfig:
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it, V3 small."""
-        third = {"resize_of": 1} if self.third_view == "resize_of_second" else {"scale": self.scale, "min_boxes": 2}
-        return (
-            ViewSpec(self.size, self.first),
-            ViewSpec(self.size, self.second, self.scale, min_boxes=2),
-            ViewSpec(self.small_size, self.second, **third),  # type: ignore[arg-type]
-        )
+        if self.third_view == "resize_of_second":
+            third = ViewSpec(self.small_size, self.second, resize_of=1)
+        else:
+            third = ViewSpec(self.small_size, self.second, self.scale, min_boxes=2)
+        return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=2), third
 
     def at_size(self, size: int) -> "SoCoConfig":
         """The same method on views of another size: blur and V3 keep their proportion to them."""
