@@ -11,13 +11,18 @@ from boxless.recipes.shipped.compare_small import RECIPE as SMALL
 
 RECIPE = CompareRecipe(
     view_size=64,
-    pretrain=replace(SMALL.pretrain, method=SMALL.pretrain.method.at_size(64), epochs=4, batch_size=16),
+    pretrain=replace(
+        SMALL.pretrain,
+        method=SMALL.pretrain.method.at_size(64),
+        trunk=replace(SMALL.pretrain.trunk, fpn_channels=32, box_head_width=128),
+        epochs=8,
+    ),
     finetune=replace(
         SMALL.finetune,
-        detector=DetectorConfig(anchor_sizes=(12, 24, 48, 96, 192), rpn_samples=64, rpn_proposals=100, roi_samples=32),
-        optim=FinetuneOptim(lr=0.08, warmup_iterations=20),
-        iterations=150,
-        min_size=(96,),
-        max_size=96,
+        detector=DetectorConfig(anchor_sizes=(12, 20, 32, 48, 64), rpn_samples=32, rpn_proposals=100, roi_samples=16),
+        optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=20),
+        iterations=200,
+        min_size=(64,),
+        max_size=64,
     ),
 )
