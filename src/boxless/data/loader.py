@@ -141,10 +141,15 @@ def collate(samples: Sequence[Sample], specs: Sequence[ViewSpec]) -> Batch:
         valid[number, : len(sample.boxes)] = True
     images = zip(*(sample.views for sample in samples), strict=True)
     maps = zip(*(sample.maps for sample in samples), strict=True)
-    cut_views = iter([View(torch.stack(i), torch.stack(m)) for i, m in zip(images, maps, strict=True)])
+    cut_views = iter([View(_stack(i), torch.stack(m)) for i, m in zip(images, maps, strict=True)])
     views = tuple(None if spec.resize_of is not None else next(cut_views) for spec in specs)
     skipped = tuple(entry for sample in samples for entry in sample.skipped)
     return Batch(views, boxes, valid, skipped)
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    # Pixels stay in the order in which they were cut: the device sorts them into channels sooner than a worker.
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def fill_resized(batch: Batch, specs: Sequence[ViewSpec]) -> tuple[View, ...]:
