@@ -24,7 +24,7 @@ from boxless.errors import UserError
 Array = npt.NDArray[Any]
 
 CLASSES = tuple("0123456789")
-FORMAT = 1  # raise when the drawing changes, so that folders drawn by older code are not taken for new ones
+FORMAT = 2  # raise when the drawing changes, so that folders drawn by older code are not taken for new ones
 HELD_OUT = 360  # the last samples, a fifth, are kept for val
 STENCIL = 60  # px, side of an enlarged 8 x 8 sample with a margin of one sample pixel
 JPEG_QUALITY = 95
@@ -130,7 +130,7 @@ def draw_scene(rng: np.random.Generator, samples: Array, size: int) -> tuple[Arr
     canvas = canvas.astype(np.float32)
     labels: list[int] = []
     masks: list[Array] = []
-    for x, y, height in _places(rng, int(rng.integers(3, 9)), size):
+    for x, y, height in _places(rng, int(rng.integers(3, 7)), size):
         sample = int(rng.choice(samples))
         mask = _draw_digit(rng, canvas, stencils[sample], x, y, height)
         masks = [np.logical_and(earlier, ~mask) for earlier in masks]
@@ -148,7 +148,7 @@ def _places(rng: np.random.Generator, count: int, size: int) -> list[tuple[float
     """Up to `count` squares (centre x, centre y, side) in px that overlap each other by a third at most."""
     places: list[tuple[float, float, float]] = []
     for _ in range(count):
-        side = size * float(np.exp(rng.uniform(np.log(0.18), np.log(0.5))))
+        side = size * float(np.exp(rng.uniform(np.log(0.25), np.log(0.55))))
         for _ in range(30):
             x, y = rng.uniform(0.45 * side, size - 0.45 * side, 2)
             if all(_overlap((x, y, side), place) < 1 / 3 for place in places):

@@ -19,7 +19,7 @@ RECIPE = CompareRecipe(
     ),
     finetune=replace(
         SMALL.finetune,
-        detector=DetectorConfig(anchor_sizes=(12, 20, 32, 48, 64), rpn_samples=32, rpn_proposals=100, roi_samples=16),
+        detector=DetectorConfig(anchor_sizes=(12, 20, 32, 48, 64), rpn_samples=32, rpn_proposals=100, roi_samples=48),
         optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=20),
         iterations=200,
         min_size=(64,),
