@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,12 @@ def test_size_is_bound_by_both_sides(source: tuple[int, int], expected: tuple[in
     assert tuple(image.shape[1:]) == expected
     corner = from_source @ torch.tensor([float(source[1]), float(source[0]), 1.0])
     torch.testing.assert_close(corner, torch.tensor([float(expected[1]), float(expected[0])]))
+
+
+def test_an_image_with_boxes_alone_gets_masks_that_fill_them(data: LabelledData) -> None:
+    """In a data set with masks, some images may have none (COCO with crowds or box-only annotations)."""
+    bare = replace(data, images=(replace(data.images[0], masks=None),))
+    target = DetectionDataset(bare, (HEIGHT,), 10 * WIDTH, training=False, masks=True)[0].target
+    for box, mask in zip(target["boxes"], target["masks"], strict=True):
+        x1, y1, x2, y2 = box.round().int().tolist()
+        assert mask[y1:y2, x1:x2].all() and mask.sum() == (x2 - x1) * (y2 - y1)

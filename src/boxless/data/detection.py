@@ -85,8 +85,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         boxes = transform_boxes(from_source[None], torch.from_numpy(labelled.boxes[keep])[None])[0]
         target = {"boxes": boxes, "labels": torch.from_numpy(labelled.labels[keep]) + 1}
         if self.masks:
-            assert labelled.masks is not None
-            kept = [mask for mask, chosen in zip(labelled.masks, keep, strict=True) if chosen]
+            masks = labelled.masks or (None,) * len(keep)  # an image may have boxes only where others have masks
+            kept = [mask for mask, chosen in zip(masks, keep, strict=True) if chosen]
             size = (labelled.width, labelled.height)
             rasters = [
                 _rasterise(mask, size, (width, height))[:, :: -1 if flipped else 1]
