@@ -1,11 +1,11 @@
 """Selective search: ours against the PyPI package `selectivesearch` that SoCo used, on the same images.
 
     pip install selectivesearch
-    python benchmarks/selective_search.py ../shared/data/coco256/annotations/instances_val.json
+    python benchmarks/selective_search.py coco256/annotations/instances_val.json
 
-Prints, and writes to benchmarks/results/selective_search.json: CPU seconds per image (decoding left out), the share of
-labelled objects that some box covers with IoU >= 0.5, before and after SoCo's limits, and boxes per image. About 10 s
-per image in all.
+Without labels, those of coco256 in $BOXLESS_DATA are taken. Prints, and writes to
+benchmarks/results/selective_search.json: CPU seconds per image (decoding left out), the share of labelled objects that
+some box covers with IoU >= 0.5, before and after SoCo's limits, and boxes per image. About 10 s per image in all.
 """
 
 import argparse
@@ -84,7 +84,9 @@ def row(images: list, seconds: float, found: list[np.ndarray], settings: Selecti
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", help="labelled images, e.g. a COCO JSON file")
+    shared = Path(os.environ.get("BOXLESS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    labels = shared / "coco256" / "annotations" / "instances_val.json"
+    parser.add_argument("labels", nargs="?", default=str(labels), help="labelled images, e.g. a COCO JSON file")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--first", type=int, default=0)
     arguments = parser.parse_args()
