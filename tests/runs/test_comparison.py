@@ -33,6 +33,13 @@ def test_verdicts(values, verdict):
     assert rows[1].verdict == verdict
 
 
+def test_seeds_without_a_reference_widen_no_interval():
+    """Only pairs count: here two, with differences 3 and 5, so t(0.975, 1) * sqrt(2) / sqrt(2)."""
+    rows = summarize(cells("none", [0.10, 0.20]) + cells("soco", [0.13, 0.25, 0.90]))
+    assert rows[1].n == 3
+    assert rows[1].interval == pytest.approx(0.01 * 12.706, rel=1e-3)
+
+
 def test_one_seed_says_nothing():
     rows = summarize(cells("none", [0.1]) + cells("soco", [0.9]))
     assert rows[1].verdict == "one seed: cannot tell"

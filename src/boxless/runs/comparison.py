@@ -178,8 +178,8 @@ def summarize(cells: Sequence[Cell]) -> list[Row]:
             n = len(group)
             scores = {name: [cell.scores[name] for cell in group] for name in group[0].scores}
             interval = math.nan
-            if compared and n > 1:
-                interval = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(gains) / math.sqrt(n)
+            if compared and len(gains) > 1:
+                interval = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
             rows.append(
                 Row(
                     method,
