@@ -77,6 +77,7 @@ def test_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     digits._photographs.cache_clear()
     digits._stencils.cache_clear()
     make_scenes(tmp_path / "out", unlabelled=1, train=0, val=0)
+    assert len(list((tmp_path / "out" / "images" / "unlabelled").iterdir())) == 1
 
 
 def test_same_scenes_are_left_alone_and_others_are_not_overwritten(tmp_path: Path) -> None:
