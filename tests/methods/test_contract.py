@@ -17,14 +17,22 @@ from boxless.data.specs import Photometric
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.methods.contract import MethodConfig
+from boxless.methods.parts import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import METHODS, PretrainOptim, PretrainRecipe
 from boxless.runs.pretraining import Objective, make_optimizer
-from boxless.training.optim import ema_momentum
 from boxless.training.state import load_checkpoint, save_checkpoint
 
 WIDTH, HEIGHT, IMAGES = 120, 90, 4
 TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
+TRUNKS: dict[str, TrunkConfig] = {}
+"""Of methods that need another trunk."""
+SMALL_FIELDS = {"size": 64, "small_size": 32, "hidden": 32, "output": 16, "queue_length": 32, "prototypes": 24}
+"""Small values of hyper-parameters, by field; a method takes those that it has."""
+LARGE_VIEWS = {"soco": {"size": 224, "small_size": 112, "boxes": 12}}
+"""What a method needs for its gradient to reach all that it trains (SoCo: boxes for each pyramid level)."""
+FALLS = {"byol": 1.5, "soco": 1.5}
+"""How far the loss of one batch falls in seven steps; elsewhere by a tenth."""
 NO_COLOUR = Photometric(flip=0.5, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
 
 each_method = pytest.mark.parametrize("name", sorted(METHODS))
@@ -32,9 +40,13 @@ each_method = pytest.mark.parametrize("name", sorted(METHODS))
 
 def small(name: str, **changes: object) -> MethodConfig:
     """A method's config with everything that costs time made small."""
-    sizes = {"size": 64, "small_size": 32, "hidden": 32, "output": 16, **changes}
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
-    return dataclasses.replace(METHODS[name](), **{key: value for key, value in sizes.items() if key in fields})
+    values = {key: value for key, value in SMALL_FIELDS.items() if key in fields} | changes
+    return dataclasses.replace(METHODS[name](), **values)
+
+
+def trunk_of(name: str) -> Trunk:
+    return Trunk(TRUNKS.get(name, TRUNK))
 
 
 class Folder:
@@ -67,7 +79,7 @@ class Training:
 
     def __init__(self, config: MethodConfig, folder: Folder, seed: int = 0, lr: float = 0.01) -> None:
         torch.manual_seed(seed)
-        self.trunk = Trunk(TRUNK)
+        self.trunk = trunk_of(config.name)
         self.method = config.build(self.trunk)
         assert isinstance(self.method, nn.Module)
         with torch.no_grad():  # zeroed gammas would stop the gradient, equal ones hide mistakes
@@ -85,6 +97,7 @@ class Training:
         )
 
     def step(self, step: int, draws: int | None = None) -> dict[str, float]:
+        """A whole step; `draws` is the step whose random numbers it takes."""
         terms = self.losses(self.batch, step if draws is None else draws)
         terms["loss"].backward()
         self.optimizer.step()
@@ -112,7 +125,7 @@ def test_loss_is_finite_and_embeddings_pair_up(name: str, folder: Folder) -> Non
 
 @each_method
 def test_gradient_reaches_all_that_is_trained_and_no_target(name: str, folder: Folder) -> None:
-    training = Training(small(name, size=224, small_size=112, boxes=12), folder)
+    training = Training(small(name, **LARGE_VIEWS.get(name, {})), folder)
     training.losses(training.batch, 0)["loss"].backward()
     missing = [
         f"{part}.{key}"
@@ -123,27 +136,32 @@ def test_gradient_reaches_all_that_is_trained_and_no_target(name: str, folder: F
     assert not missing
     for part in set(training.trunk.parts) - set(training.method.trains):
         assert all(value.grad is None for value in training.trunk.parts[part].parameters())
-    others = [k for k, v in training.method.named_parameters() if "target_" not in k and v.grad is None]
+    others = [k for k, v in training.method.named_parameters() if v.requires_grad and v.grad is None]
     assert not others
-    assert all(target.grad is None and not target.requires_grad for target, _ in followers(training.method))
+    targets = [target for target, _ in followers(training.method)]
+    assert all(target.grad is None and not target.requires_grad for target in targets)
     optimised = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
-    assert not optimised & {id(target) for target, _ in followers(training.method)}
+    assert not optimised & {id(target) for target in targets}
 
 
 @each_method
 def test_target_moves_once_per_step_by_the_formula(name: str, folder: Folder) -> None:
     training = Training(small(name), folder)
-    before = [target.clone() for target, _ in followers(training.method)]
+    pairs = followers(training.method)
+    if not hasattr(training.method, "momentum"):
+        assert not pairs
+        return
+    before = [target.clone() for target, _ in pairs]
     training.losses(training.batch, 0)["loss"].backward()
     training.losses(training.batch, 1)["loss"].backward()  # as accumulation does
     training.optimizer.step()
-    assert all(torch.equal(a, target) for a, (target, _) in zip(before, followers(training.method), strict=True))
+    assert all(torch.equal(a, target) for a, (target, _) in zip(before, pairs, strict=True))
     training.method.after_step(30, 100)
-    momentum = ema_momentum(30, 100, training.method.config.momentum)
-    assert 0.99 < momentum < 1
-    for a, (target, online) in zip(before, followers(training.method), strict=True):
+    momentum = training.method.momentum(30, 100)
+    assert 0.9 <= momentum < 1
+    for a, (target, online) in zip(before, pairs, strict=True):
         torch.testing.assert_close(target, momentum * a + (1 - momentum) * online, atol=1e-7, rtol=1e-6)
-    assert any(not torch.equal(a, target) for a, (target, _) in zip(before, followers(training.method), strict=True))
+    assert any(not torch.equal(a, target) for a, (target, _) in zip(before, pairs, strict=True))
 
 
 @each_method
@@ -165,8 +183,10 @@ def test_resumed_step_is_the_same_bit_for_bit(name: str, folder: Folder, tmp_pat
 @each_method
 def test_one_batch_is_overfitted(name: str, folder: Folder) -> None:
     training = Training(small(name), folder, lr=0.003)
+    if any(isinstance(module, Queue) for module in training.method.modules()):
+        training.method.after_step = lambda step, total: None  # the queue would fill with this batch's own keys
     losses = [training.step(step, draws=0)["loss"] for step in range(7)]
-    assert np.mean(losses[-3:]) < losses[0] - 1.5, losses
+    assert np.mean(losses[-3:]) < losses[0] - FALLS.get(name, 0.1 * abs(losses[0])), losses
 
 
 @each_method
@@ -175,7 +195,7 @@ def test_trained_parts_load_into_a_fresh_trunk(name: str, folder: Folder, tmp_pa
     training.step(0)
     save_trunk(tmp_path / "weights.safetensors", training.trunk, training.method.trains)
     torch.manual_seed(5)
-    fresh = Trunk(TRUNK)
+    fresh = trunk_of(name)
     report = load_trunk(fresh, tmp_path / "weights.safetensors", minimum=1.0)
     assert report.shares == {part: float(part in training.method.trains) for part in fresh.parts}
     assert not report.unused and not report.mismatched

@@ -85,9 +85,13 @@ class BYOL(nn.Module):
         loss = byol_loss(p1, t2) + byol_loss(p2, t1)  # eq. 2, symmetrised
         return MethodOutput(loss, {}, p1.detach(), t2)
 
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of the target: rises to 1 along a cosine."""
+        return ema_momentum(step, total_steps, self.config.momentum)
+
     def after_step(self, step: int, total_steps: int) -> None:
-        """Move the target (eq. 1) with the cosine schedule of its momentum."""
-        momentum = ema_momentum(step, total_steps, self.config.momentum)
+        """Move the target (eq. 1)."""
+        momentum = self.momentum(step, total_steps)
         ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
         ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
 

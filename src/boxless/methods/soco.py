@@ -130,9 +130,13 @@ class SoCo(nn.Module):
         terms["boxes_per_image"] = present.float().sum(1).mean()
         return MethodOutput(loss, terms, v[0].detach(), v_target[1])
 
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of the target: rises to 1 along a cosine."""
+        return ema_momentum(step, total_steps, self.config.momentum)
+
     def after_step(self, step: int, total_steps: int) -> None:
-        """Move the target with the cosine schedule of its momentum."""
-        momentum = ema_momentum(step, total_steps, self.config.momentum)
+        """Move the target."""
+        momentum = self.momentum(step, total_steps)
         ema_update(self.target_trunk.parameters(), self.trunk.parameters(), momentum)
         ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
 
