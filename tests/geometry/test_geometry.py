@@ -50,6 +50,26 @@ def test_resized_and_mirrored_views_agree_with_their_warped_coordinate_images():
     assert_close(view.image.permute(0, 2, 3, 1)[..., :2][inside], centres[inside], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("grid", "size"), [(3, 8), (3, 10), (2, 5)])
+def test_patches_are_views_of_their_own_cells(grid, size):
+    height, width = 30, 36
+    x, y = torch.meshgrid(torch.arange(width) + 0.5, torch.arange(height) + 0.5, indexing="xy")
+    number = torch.tensor([0.0, 1.0])[:, None, None].expand(2, height, width)
+    whole = View(torch.stack([x.expand(2, -1, -1), y.expand(2, -1, -1), number], 1), identity(2))
+    view = whole.mirrored(torch.tensor([False, True]))  # its pixels tell the source px that they show
+    patches = view.patches(grid, size, torch.Generator().manual_seed(0))
+    assert patches.image.shape == (2 * grid**2, 3, size, size)
+    assert_close(patches.cell_centres(size, size), patches.image.permute(0, 2, 3, 1)[..., :2])
+    own = patches.image[:, 2].unflatten(0, (2, grid, grid))
+    assert (own[0] == 0).all() and (own[1] == 1).all()
+    left, top = (patches.image[:, axis].flatten(1).amin(1).unflatten(0, (2, grid, grid)) - 0.5 for axis in (0, 1))
+    left[1] = left[1].flip(-1)  # of the mirrored image, cells are counted from the right
+    for found, edge in ((left, width), (top.transpose(1, 2), height)):
+        start = torch.arange(grid) * edge // grid
+        assert (found >= start).all() and (found + size <= start + edge // grid).all()
+    assert (size == height // grid) == bool((top.transpose(1, 2) == torch.arange(grid) * height // grid).all())
+
+
 def test_worked_example_of_soco():
     """facts, SoCo: image 500 x 375, proposal (100, 80, 150, 120) as x, y, w, h; crop left 150, top 40, 320 x 300."""
     box = torch.tensor([[[100.0, 80, 250, 200]]])

@@ -71,3 +71,26 @@ class View(NamedTuple):
         x = (torch.arange(columns, device=device) + 0.5) * (width / columns)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(self.from_source), -1, -1, -1)
         return transform_points(invert(self.from_source), grid)
+
+    def patches(self, grid: int, size: int, generator: torch.Generator | None = None) -> "View":
+        """A random patch of each cell of a regular grid, all at their own resolution, as views (PIRL's jigsaw, DetCo).
+
+        Args:
+            grid: rows and columns of cells, whose edges are rounded down to whole px.
+            size: of the square patches, px; at most a cell's, rounded down.
+            generator: on the CPU, so that every device draws the same.
+
+        Returns:
+            B * grid^2 views: image by image, each row by row.
+        """
+        count, (height, width), device = len(self.image), self.size, self.image.device
+        corner = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)) * torch.tensor([height, width]) // grid
+        room = torch.tensor([height // grid - size + 1, width // grid - size + 1])
+        offset = (torch.rand(count, grid**2, 2, generator=generator) * room).long().clamp(max=room - 1)
+        corner = (corner + offset).flatten(0, 1).to(device)  # (B * grid^2, 2), top and left
+        image_of = torch.arange(count, device=device).repeat_interleave(grid**2)
+        y, x = (corner[:, axis, None] + torch.arange(size, device=device) for axis in (0, 1))
+        pixels = self.image.permute(0, 2, 3, 1)[image_of[:, None, None], y[:, :, None], x[:, None, :]]
+        window = torch.cat([corner, corner + size], 1)[:, [1, 0, 3, 2]].to(self.from_source.dtype)
+        cut = compose(crop_and_resize(window, size, size), self.from_source[image_of])
+        return View(pixels.permute(0, 3, 1, 2), cut)
