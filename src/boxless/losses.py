@@ -169,15 +169,26 @@ def swav_loss(scores: Sequence[Tensor], temperature: float, epsilon: float, iter
     scores: crops of (N, K) cosines with the prototypes, the two global crops first. Codes spread the N images evenly
     over the K prototypes (Sinkhorn with entropy weight `epsilon`); no gradient through them. `ln K` at equal scores.
     """
-    with torch.no_grad():
-        codes = [_even_codes(each, epsilon, iterations) for each in scores[:2]]
+    codes = [even_codes(each, epsilon, iterations) for each in scores[:2]]
+    return swapped_prediction_loss(scores, codes, temperature)
+
+
+@_full_precision
+def swapped_prediction_loss(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: float) -> Tensor:
+    """`swav_loss` with given codes (N, K) of the first crops, which may come from more images than these N."""
     return _across_crops([each / temperature for each in scores], codes)
 
 
-def _even_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+@torch.no_grad()
+@_full_precision
+def even_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Codes (N, K) of N images by their cosines (N, K) with prototypes: rows sum to 1, columns are even (SwAV, eq. 3-5).
+
+    No gradient.
+    """
     images, prototypes = scores.shape
     rows, columns = scores.new_full((1, prototypes), 1 / prototypes), scores.new_full((1, images), 1 / images)
-    return sinkhorn(-scores.T[None], rows, columns, 1 / epsilon, iterations)[0].T * images  # (N, K), rows sum to 1
+    return sinkhorn(-scores.T[None], rows, columns, 1 / epsilon, iterations)[0].T * images
 
 
 def _across_crops(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
@@ -242,15 +253,34 @@ def local_contrastive_loss(target_map: Tensor, online_map: Tensor, points: Tenso
     mix of the four neighbours' negative log-likelihoods, clamped at the border; 0 where no point is kept. No gradient
     to `target_map` and `points`.
     """
-    points = points.detach().to(online_map.dtype)
-    kept = points.isfinite().all(-1)  # (N, h, w)
-    target, online = F.normalize(target_map.detach(), dim=1), F.normalize(online_map, dim=1)
+    kept, target, online = _local(target_map, online_map, points)
     logits = torch.einsum("nchw,ncs->nhws", target, online.flatten(2)) / temperature
     # Mixing is linear, so the mixed NLLs need only the mixed features; renormalising these would be another loss.
-    grid = 2 * points.nan_to_num(0.5) - 1
-    found = F.grid_sample(online, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    nll = logits.logsumexp(-1) - (target * found).sum(1) / temperature
+    nll = logits.logsumexp(-1) - (target * _at(online, points)).sum(1) / temperature
     return (nll * kept).sum() / kept.sum().clamp(min=1)
+
+
+@_full_precision
+def local_mse_loss(target_map: Tensor, online_map: Tensor, points: Tensor) -> Tensor:
+    """Mean of `2 - 2 cos` of each target cell and its own place in the online view, 0 to 4 (LC-loss, table 6).
+
+    Arguments, mixing between cell centres and gradient as in `local_contrastive_loss`.
+    """
+    kept, target, online = _local(target_map, online_map, points)
+    distance = 2 - 2 * (target * _at(online, points)).sum(1)
+    return (distance * kept).sum() / kept.sum().clamp(min=1)
+
+
+def _local(target_map: Tensor, online_map: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which points are kept (N, h, w), and both maps as unit vectors."""
+    kept = points.isfinite().all(-1)
+    return kept, F.normalize(target_map.detach(), dim=1), F.normalize(online_map, dim=1)
+
+
+def _at(feature_map: Tensor, points: Tensor) -> Tensor:
+    """The map (N, C, h', w') at points (N, h, w, 2), shares of its sides: (N, C, h, w)."""
+    grid = 2 * points.detach().to(feature_map.dtype).nan_to_num(0.5) - 1
+    return F.grid_sample(feature_map, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 @_full_precision

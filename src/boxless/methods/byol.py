@@ -8,6 +8,7 @@ Departures from the authors' code: brightness is multiplicative (torchvision's a
 the target starts as a copy of the online network and not from other random weights; the authors saw no difference.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -77,11 +78,17 @@ class BYOL(nn.Module):
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """BYOL's loss of two views; boxes are not used."""
-        x1, x2 = (view.image for view in views)
-        z1, z2 = (self.projector(self._represent(self.encoder, x)) for x in (x1, x2))  # (B, output)
+        h = [self._represent(self.encoder, view) for view in views]  # (B, body width) each
+        with torch.no_grad():
+            h_target = [self._represent(self.target_encoder, view) for view in views]
+        return self.compare(h, h_target)
+
+    def compare(self, h: Sequence[Tensor], h_target: Sequence[Tensor]) -> MethodOutput:
+        """The loss of two views' representations (B, body width), by the online and by the target encoder."""
+        z1, z2 = (self.projector(each) for each in h)  # (B, output)
         p1, p2 = self.predictor(z1), self.predictor(z2)
         with torch.no_grad():
-            t1, t2 = (self.target_projector(self._represent(self.target_encoder, x)) for x in (x1, x2))
+            t1, t2 = (self.target_projector(each) for each in h_target)
         loss = byol_loss(p1, t2) + byol_loss(p2, t1)  # eq. 2, symmetrised
         return MethodOutput(loss, {}, p1.detach(), t2)
 
@@ -96,6 +103,6 @@ class BYOL(nn.Module):
         ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
 
     @staticmethod
-    def _represent(encoder: nn.Module, image: Tensor) -> Tensor:
-        features: Tensor = encoder(image)["3"]
-        return features.mean((2, 3))  # global average of C5: (B, body width)
+    def _represent(encoder: nn.Module, view: View) -> Tensor:
+        features: Tensor = encoder(view.image)["3"]
+        return features.mean((2, 3))  # global average of C5

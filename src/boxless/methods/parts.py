@@ -1,11 +1,16 @@
 """Pieces that several methods share: MLP heads, targets that follow, queues of negatives."""
 
 import copy
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from boxless.geometry.view import View
+from boxless.training.distributed import agreed, gather, own, world_size
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -17,9 +22,56 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def deep_mlp(inputs: int, hidden: int, outputs: int, bias: bool) -> nn.Sequential:
+    """Three linear layers, batch norm and ReLU after the first two: the projector of Barlow Twins and VICReg.
+
+    `bias` is that of the first two; the last has none.
+    """
+    return nn.Sequential(
+        *(nn.Linear(inputs, hidden, bias), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)),
+        *(nn.Linear(hidden, hidden, bias), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)),
+        nn.Linear(hidden, outputs, bias=False),
+    )
+
+
+def pooled(encoder: nn.Module, image: Tensor) -> Tensor:
+    """Global average of C5, (B, body width)."""
+    features: Tensor = encoder(image)["3"]
+    return features.mean((2, 3))
+
+
 def target_copy(online: Module) -> Module:
     """A copy that starts equal, gets no gradient and keeps its own batch statistics in training mode."""
     return copy.deepcopy(online).requires_grad_(False)
+
+
+class Shuffle:
+    """Rows of all processes, dealt out anew (MoCo, section 3.3): a key's batch norms then see other images than its
+    query's, so that the batch statistics cannot give the pair away.
+
+    Args:
+        rows: on each process.
+        generator: on the CPU; the first process's draw counts.
+        device: of the rows.
+    """
+
+    def __init__(self, rows: int, generator: torch.Generator, device: torch.device) -> None:
+        order = torch.randperm(rows * world_size(), generator=generator)
+        self.order = agreed(order.to(device, non_blocking=True))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """This process's share (N, ...) of the shuffled rows."""
+        return own(gather(values)[self.order])
+
+    def undo(self, values: Tensor) -> Tensor:
+        """All processes' rows (W * N, ...) in the order of before; `own` takes this process's."""
+        return gather(values)[self.order.argsort()]
+
+
+def in_groups(encode: Callable[[Tensor], Tensor], images: Tensor, groups: int) -> Tensor:
+    """Encode images (B, ...) in parts of at least two, so that each part has its own batch statistics."""
+    parts = images.chunk(max(1, min(groups, len(images) // 2)))
+    return torch.cat([encode(part) for part in parts])
 
 
 class Queue(nn.Module):
@@ -45,3 +97,33 @@ class Queue(nn.Module):
         rows = (self.next_row + torch.arange(len(keys), device=keys.device)) % length
         self.vectors[rows] = keys.detach().to(self.vectors.dtype)
         self.next_row.copy_((self.next_row + len(keys)) % length)
+
+
+def crop_maps(encoder: nn.Module, views: Sequence[View]) -> list[Tensor]:
+    """C5 of each crop, (B, width, h, w). Neighbours of one size share a pass, and so their batch norms' statistics."""
+    maps: list[Tensor] = []
+    for _, group in groupby(views, lambda view: view.size):
+        crops = [view.image for view in group]
+        maps += encoder(torch.cat(crops))["3"].chunk(len(crops))
+    return maps
+
+
+def held(weight: Tensor, hold: bool) -> Tensor:
+    """The weight, or the same values whose gradient is zero: with none at all, distributed training would wait."""
+    return weight.detach() + 0 * weight if hold else weight
+
+
+class Number(nn.Module):
+    """A number that checkpoints keep, on the CPU, so that to ask for it never waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = 0.0
+
+    def get_extra_state(self) -> Tensor:
+        """The value, for `state_dict`."""
+        return torch.tensor(self.value, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the value from `load_state_dict`."""
+        self.value = float(state)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 def world_size() -> int:
@@ -27,6 +27,64 @@ def gather(values: Tensor) -> Tensor:
     return gathered
 
 
+def own(gathered: Tensor) -> Tensor:
+    """This process's rows (N, ...) of what `gather` gave."""
+    return gathered if world_size() == 1 else gathered.chunk(world_size())[distributed.get_rank()]
+
+
+def agreed(values: Tensor) -> Tensor:
+    """The first process's values on all processes."""
+    if world_size() > 1:
+        distributed.broadcast(values, 0)
+    return values
+
+
+class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose statistics in training are those of all processes: `torch.nn.SyncBatchNorm` for processors."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Normalise (N, C, ...); N may differ between processes."""
+        if not self.training or world_size() == 1:
+            return super().forward(values)
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (values.ndim - 2)
+        count = _summed(values.new_tensor(values.numel() / values.shape[1]))
+        mean = _summed(values.sum(axes)) / count
+        centred = values - mean.view(shape)
+        variance = _summed(centred.square().sum(axes)) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        normal = centred * (variance + self.eps).rsqrt().view(shape)
+        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any shape, as in `torch.nn.SyncBatchNorm`."""
+
+
+def synchronize_norms(module: nn.Module) -> nn.Module:
+    """The module with batch norms over all processes, names of parameters and buffers as before.
+
+    Call it before the optimizer is made, and go on with what it returns. Nothing happens with one process.
+    """
+    if world_size() == 1:
+        return module
+    if any(p.is_cuda for p in module.parameters()):
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return converted
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.__class__ = SynchronizedBatchNorm  # the same object: whoever holds it, parts of a trunk too, has it
+    return module
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
@@ -39,3 +97,22 @@ class _Gather(torch.autograd.Function):
         summed = gradients[0].contiguous()
         distributed.all_reduce(summed)
         return summed.chunk(world_size())[distributed.get_rank()]
+
+
+def _summed(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
