@@ -27,7 +27,16 @@ WIDTH, HEIGHT, IMAGES = 120, 90, 4
 TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
 TRUNKS: dict[str, TrunkConfig] = {}
 """Of methods that need another trunk."""
-SMALL_FIELDS = {"size": 64, "small_size": 32, "hidden": 32, "output": 16, "queue_length": 32, "prototypes": 24}
+SMALL_FIELDS = {
+    "size": 64,
+    "small_size": 32,
+    "hidden": 32,
+    "output": 16,
+    "queue_length": 32,
+    "prototypes": 24,
+    "patch_size": 32,
+    "cell_size": 36,
+}
 """Small values of hyper-parameters, by field; a method takes those that it has."""
 LARGE_VIEWS = {"soco": {"size": 224, "small_size": 112, "boxes": 12}}
 """What a method needs for its gradient to reach all that it trains (SoCo: boxes for each pyramid level)."""

@@ -6,10 +6,11 @@ from typing import Literal
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.methods.byol import BYOLConfig
+from boxless.methods.detco import DetCoConfig
 from boxless.methods.soco import SoCoConfig
 
-AnyMethodConfig = BYOLConfig | SoCoConfig
-METHODS: dict[str, type[AnyMethodConfig]] = {"byol": BYOLConfig, "soco": SoCoConfig}
+AnyMethodConfig = BYOLConfig | SoCoConfig | DetCoConfig
+METHODS: dict[str, type[AnyMethodConfig]] = {"detco": DetCoConfig, "byol": BYOLConfig, "soco": SoCoConfig}
 """Methods by the names that `compare` takes."""
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]

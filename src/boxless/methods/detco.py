@@ -1,0 +1,158 @@
+"""DetCo: Unsupervised Contrastive Learning for Object Detection (Xie et al., 2021, arXiv:2102.04803).
+
+MoCo v2 at every stage of the body, on the whole image and on its patches:
+L = sum_i w_i (L_gg + L_ll + L_gl) over C2..C5 (eq. 1), each an InfoNCE of queries with keys of a slowly moving encoder
+and a queue of past keys: global with global (eq. 2), local with local (eq. 5), and local queries with global keys
+(eq. 4; despite its double arrow there is no term from global queries to local keys). A local vector describes the 9
+patches of a 3 x 3 grid together. Four transforms are drawn per image: two global views, two sets of patches. Trains the
+backbone alone.
+
+The authors published no pretraining code, and the paper leaves open what follows; this is what was chosen.
+
+- Augmentation: MoCo v2's, for whole images and patches. This is the row that the authors' repository calls DetCo; the
+  paper's tables show "DetCo+AA", with RandAugment of unknown place and strength on top.
+- Patches: PIRL's jigsaw, which the paper follows: a crop of at least 60 % of the image at 255 px, cells of 85 px, a
+  random 64 px from each, so that no edge continues in the next patch. Colours change per image and not per patch, and
+  patches stay in reading order: their concatenation is what the head learns to read.
+- Heads: linear, ReLU, linear, without norm, as in MoCo v2, after global average pooling of each stage; as wide inside
+  as the stage (2048 at C5, MoCo v2's), the local ones too (9 C -> C -> 128). As wide as their input, as others built
+  them, these would hold 451 million weights.
+- Level weights 0.1, 0.4, 0.7, 1 and 8 queues (per stage, global and local) of MoCo v2's length and temperature.
+- Keys are not shuffled between processes (MoCo's shuffling BN): with one process it changes nothing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import LEVELS, Trunk
+from boxless.geometry.view import View
+from boxless.losses import info_nce_loss
+from boxless.methods.contract import MethodOutput
+from boxless.methods.parts import Queue, target_copy
+from boxless.training.distributed import gather
+from boxless.training.optim import ema_update
+
+_GRID = 3
+"""Rows and columns of patches."""
+
+
+@dataclass(frozen=True)
+class DetCoConfig:
+    """DetCo's hyper-parameters (paper, section 3; MoCo v2's where it says nothing)."""
+
+    name: Literal["detco"] = "detco"
+    size: int = 224
+    """Of the global views, px."""
+    scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the image's area that a global view shows (MoCo v2)."""
+    patch_size: int = 64
+    """Of the patches, px (PIRL)."""
+    cell_size: int = 85
+    """Of the grid's cells, px: a patch lies anywhere in its cell (PIRL)."""
+    patch_scale: tuple[float, float] = (0.6, 1.0)
+    """Share of the image's area that the grid covers (PIRL)."""
+    photometric: Photometric = Photometric(saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
+    """Of all views (MoCo v2)."""
+    level_weights: tuple[float, float, float, float] = (0.1, 0.4, 0.7, 1.0)
+    """Of the losses on C2..C5 (eq. 1)."""
+    output: int = 128
+    """Width of the embeddings (MoCo v2)."""
+    temperature: float = 0.2
+    """Of all terms (MoCo v2)."""
+    queue_length: int = 65536
+    """Keys in each of the 8 queues (MoCo v2)."""
+    momentum: float = 0.999
+    """Of the key encoder, constant (MoCo v2)."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two global views I_q and I_k, then the crops that the patches P_q and P_k are cut from."""
+        whole = ViewSpec(self.size, self.photometric, self.scale)
+        cut = ViewSpec(_GRID * self.cell_size, self.photometric, self.patch_scale)
+        return whole, whole, cut, cut
+
+    def at_size(self, size: int) -> "DetCoConfig":
+        """The same method on views of another size: patches and blur keep their proportion to them."""
+        scale = size / self.size
+        sides = {"patch_size": round(self.patch_size * scale), "cell_size": round(self.cell_size * scale)}
+        return replace(self, size=size, photometric=self.photometric.at_scale(scale), **sides)
+
+    def build(self, trunk: Trunk) -> "DetCo":
+        """DetCo around the trunk's backbone."""
+        return DetCo(trunk, self)
+
+
+class DetCo(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: DetCoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = trunk.backbone.body
+        widths = [trunk.body_width // 8, trunk.body_width // 4, trunk.body_width // 2, trunk.body_width]
+        self.global_heads = nn.ModuleList(_head(width, width, config.output) for width in widths)
+        self.local_heads = nn.ModuleList(_head(_GRID**2 * width, width, config.output) for width in widths)
+        self.target_encoder = target_copy(self.encoder)
+        self.target_global_heads = target_copy(self.global_heads)
+        self.target_local_heads = target_copy(self.local_heads)
+        self.global_queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in widths)
+        self.local_queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in widths)
+        self._keys: list[list[Tensor]] = []  # of the batches since the last step, per queue
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """DetCo's loss of two global views and two grids of patches; boxes are not used."""
+        i_q, i_k = (view.image for view in views[:2])
+        p_q, p_k = (view.patches(_GRID, self.config.patch_size, generator).image for view in views[2:])  # (9B, 3, h, w)
+        q_g, q_l = _embed(self.encoder, self.global_heads, i_q), _embed(self.encoder, self.local_heads, p_q)
+        with torch.no_grad():
+            k_g = _embed(self.target_encoder, self.target_global_heads, i_k)  # of C2..C5, (B, output) each
+            k_l = _embed(self.target_encoder, self.target_local_heads, p_k)
+            if self.training:
+                self._keys.append([gather(key) for key in (*k_g, *k_l)])
+        gg = self._contrast(q_g, k_g, self.global_queues)  # eq. 2
+        ll = self._contrast(q_l, k_l, self.local_queues)  # eq. 5
+        gl = self._contrast(q_l, k_g, self.global_queues)  # eq. 4
+        terms = {"global": gg.detach(), "local": ll.detach(), "global_local": gl.detach()}
+        return MethodOutput(gg + ll + gl, terms, q_g[-1].detach(), k_g[-1])  # eq. 1
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of the key encoder: constant."""
+        return self.config.momentum
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the key encoder and its heads; put the step's keys in their queues."""
+        for part in ("encoder", "global_heads", "local_heads"):
+            target, online = getattr(self, f"target_{part}"), getattr(self, part)
+            ema_update(target.parameters(), online.parameters(), self.momentum(step, total_steps))
+        for keys in self._keys:
+            for queue, key in zip((*self.global_queues, *self.local_queues), keys, strict=True):
+                queue.push(key)
+        self._keys.clear()
+
+    def _contrast(self, queries: list[Tensor], keys: list[Tensor], queues: nn.ModuleList) -> Tensor:
+        """One kind of term, weighted and summed over the levels."""
+        temperature = self.config.temperature
+        levels = zip(self.config.level_weights, queries, keys, queues, strict=True)
+        return torch.stack([w * info_nce_loss(q, k, queue.vectors, temperature) for w, q, k, queue in levels]).sum()
+
+
+def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+
+
+def _embed(encoder: nn.Module, heads: nn.ModuleList, images: Tensor) -> list[Tensor]:
+    """Unit vectors of C2..C5, (B, output) each; the 9 patches of an image are concatenated before their heads."""
+    features = encoder(images)  # (B or 9B, C, h, w) each
+    pooled = [features[name].mean((2, 3)) for name in LEVELS]
+    joined = [each.reshape(-1, head[0].in_features) for each, head in zip(pooled, heads, strict=True)]  # (B, C or 9C)
+    return [normalize(head(each).float(), dim=1) for each, head in zip(joined, heads, strict=True)]
