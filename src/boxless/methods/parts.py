@@ -40,6 +40,13 @@ def pooled(encoder: nn.Module, image: Tensor) -> Tensor:
     return features.mean((2, 3))
 
 
+def conv_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """`mlp` on every cell of a map: (B, inputs, h, w) to (B, outputs, h, w)."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, outputs, 1)
+    )
+
+
 def target_copy(online: Module) -> Module:
     """A copy that starts equal, gets no gradient and keeps its own batch statistics in training mode."""
     return copy.deepcopy(online).requires_grad_(False)
