@@ -19,8 +19,13 @@ def draw_window(spec: ViewSpec, width: int, height: int, boxes: NDArray[np.float
 
     Random crops follow torchvision's RandomResizedCrop: 10 tries, then the largest centred window of an allowed ratio.
     With `spec.min_boxes`, a crop that shows fewer boxes (N, 4) is drawn anew up to 5 times; from the second draw on one
-    box is enough (SoCo's code).
+    box is enough (SoCo's code). With `spec.least_side`, width, height and place are drawn uniformly, in whole px
+    (UP-DETR's code); a source of less than twice that side gives windows of half its own.
     """
+    if spec.least_side is not None:
+        x1, x2 = _random_span(spec.least_side, width, random)
+        y1, y2 = _random_span(spec.least_side, height, random)
+        return x1, y1, x2, y2
     if spec.scale is None:
         return 0.0, 0.0, float(width), float(height)
     window = _random_window(spec, width, height, random)
@@ -80,6 +85,13 @@ def _random_window(spec: ViewSpec, width: int, height: int, random: Generator) -
     w, h = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
     x, y = (width - w) // 2, (height - h) // 2
     return float(x), float(y), float(x + w), float(y + h)
+
+
+def _random_span(least: int, side: int, random: Generator) -> tuple[float, float]:
+    least = max(1, min(least, side // 2))
+    length = int(random.integers(least, max(least, side - least) + 1))
+    start = int(random.integers(0, side - length + 1))
+    return float(start), float(start + length)
 
 
 def _shown(boxes: NDArray[np.float32], window: Window) -> int:

@@ -40,6 +40,8 @@ class ViewSpec:
         scale: range of the crop's share of the source's area; None takes the whole image, squashed to a square.
         ratio: range of the crop's width over height, drawn log-uniformly.
         resize_of: number of an earlier view that this one is a smaller copy of, before flip and colour.
+        least_side: draw a crop's width and height on their own, uniformly from this to the source's side less this, px
+            (UP-DETR's patches); `scale` and `ratio` then do not count.
         min_boxes: boxes of the source that the crop should show; it is drawn anew up to 5 times to find them.
     """
 
@@ -49,3 +51,4 @@ class ViewSpec:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     resize_of: int | None = None
     min_boxes: int = 0
+    least_side: int | None = None

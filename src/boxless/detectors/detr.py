@@ -1,0 +1,93 @@
+"""DETR (Carion et al., 2020, arXiv:2005.12872) around a trunk whose neck is a transformer.
+
+Departures from the authors' code: pixels are padded to a multiple of 32, and training crops no windows out of images.
+"""
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+
+from boxless.detectors.set_loss import Objects, match, set_loss
+from boxless.detectors.trunk import Trunk
+from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad
+
+
+class Detr(nn.Module):
+    """DETR, called as torchvision's detectors are.
+
+    Args:
+        trunk: with `neck="transformer"`; its modules become the detector's (not copies).
+        classes: without background; labels are 1..classes.
+        config: its `no_object`, `score_threshold` and `detections` count.
+    """
+
+    def __init__(self, trunk: Trunk, classes: int, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.score_threshold = config.score_threshold
+        self.backbone, self.transformer = trunk.backbone, trunk.transformer
+        self.class_labels_classifier = nn.Linear(trunk.config.transformer.width, classes + 1)  # the last: no object
+        self.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+
+    def forward(
+        self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses of images (3, H, W) in 0..1 with their targets in training; else what is found in each.
+
+        Args:
+            images: at their final size.
+            targets: boxes (T, 4) in px and labels (T,) from 1.
+
+        Returns:
+            loss_classes, loss_l1, loss_giou; or per image boxes (D, 4) in px, scores (D,), labels (D,) from 1.
+        """
+        batch, _ = self.transform(images)
+        sizes = torch.tensor([[w, h, w, h] for h, w in batch.image_sizes], device=batch.tensors.device)
+        features = self.backbone.body(batch.tensors)["3"]
+        states = self.transformer(features, _seen(features, batch.tensors, sizes))  # (L, B, N, width)
+        logits, boxes = self.class_labels_classifier(states), self.transformer.boxes(states)
+        if not self.training:
+            return self._found(logits[-1], boxes[-1], sizes)
+        assert targets is not None, "training needs targets"
+        objects = _objects(targets, sizes)
+        losses = set_loss(
+            logits, boxes, objects, match(logits, boxes, objects), self.config.no_object, _mean_count(objects)
+        )
+        return {f"loss_{name}": loss for name, loss in losses.items()}
+
+    def _found(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+        scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # (B, N)
+        corners = box_convert(boxes, "cxcywh", "xyxy") * sizes[:, None]
+        limits = sizes[:, None].expand_as(corners)
+        corners = torch.minimum(corners.clamp(min=0), limits)
+        found = []
+        for box, score, label in zip(corners, scores, labels + 1, strict=True):
+            best = score.argsort(descending=True)[: self.config.detections]
+            best = best[score[best] > self.score_threshold]
+            found.append({"boxes": box[best], "scores": score[best], "labels": label[best]})
+        return found
+
+
+def _seen(features: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
+    """Which cells of the feature map begin inside their image and not in its padding, (B, h, w)."""
+    (rows, columns), (height, width) = features.shape[-2:], images.shape[-2:]
+    top = torch.arange(rows, device=sizes.device) * (height / rows)
+    left = torch.arange(columns, device=sizes.device) * (width / columns)
+    return (top < sizes[:, 1:2])[:, :, None] & (left < sizes[:, :1])[:, None]
+
+
+def _objects(targets: list[dict[str, Tensor]], sizes: Tensor) -> Objects:
+    boxes = [box_convert(t["boxes"], "xyxy", "cxcywh") / size for t, size in zip(targets, sizes, strict=True)]
+    present = [torch.ones_like(t["labels"], dtype=torch.bool) for t in targets]
+    labels = [t["labels"] - 1 for t in targets]
+    return Objects(*(pad_sequence(values, batch_first=True) for values in (labels, boxes, present)))
+
+
+def _mean_count(objects: Objects) -> Tensor:
+    """Objects per process, at least 1: all processes must divide by the same number."""
+    count = objects.present.sum().float()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(count)
+        count = count / distributed.get_world_size()
+    return count.clamp(min=1)
