@@ -182,7 +182,7 @@ def swapped_prediction_loss(scores: Sequence[Tensor], codes: Sequence[Tensor], t
 @torch.no_grad()
 @_full_precision
 def even_codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Codes (N, K) of N images by their cosines (N, K) with prototypes: rows sum to 1, columns are even (SwAV, eq. 3-5).
+    """Codes (N, K) of images by their cosines (N, K) with prototypes: rows sum to 1, columns are even (SwAV, eq. 3-5).
 
     No gradient.
     """

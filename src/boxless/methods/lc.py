@@ -1,0 +1,236 @@
+"""LC-loss: Self-supervised Learning with Local Contrastive Loss for Detection and Semantic Segmentation (Islam et al.).
+
+A term that is added to a method of whole images (here BYOL and DINO): each cell of the whole image's feature map, seen
+by the target network, must find its own place among all cells of a crop of that image, seen by the online network
+(eqs. 2 to 4). L = (1 - alpha) L_G + alpha L_LC (eq. 5). Trains the backbone's last feature map alone.
+
+There is no official code, and the paper leaves open:
+
+- the temperature (0.2 here, DenseCL's) and the mean of eq. 4 (over all kept points of the batch);
+- the views of BYOL. Read literally, as here, there are two: the whole image and a crop, both of them views of L_G too.
+  `crops=2` takes BYOL's own two crops for L_G and the whole image for the target alone; the paper's cost per epoch, 1.5
+  times BYOL's, suggests something of the kind;
+- the widths "projection 4096, prediction 256", read as hidden and output widths of BYOL;
+- all of DINO's variant: the whole image goes to the teacher alone, and the term is averaged over both global crops.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.geometry.affine import transform_points
+from boxless.geometry.view import View
+from boxless.losses import local_contrastive_loss, local_mse_loss
+from boxless.methods.byol import BYOL, BYOLConfig
+from boxless.methods.contract import MethodOutput
+from boxless.methods.dino import DINO, DINOConfig
+from boxless.methods.parts import crop_maps, target_copy
+from boxless.training.optim import ema_update
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """The local term's hyper-parameters (paper, section 4.1)."""
+
+    hidden: int = 2048
+    """Width inside the local projector."""
+    output: int = 256
+    """Width of the cells that are compared."""
+    temperature: float = 0.2
+    """tau of eq. 3; the paper does not give it."""
+    kind: Literal["contrastive", "mse"] = "contrastive"
+    """The paper's term, or BYOL's distance of each cell from its own place alone (table 6)."""
+
+
+class LocalTerm(nn.Module):
+    """L_LC with its projectors: two 1 x 1 convolutions on the online side, a copy that follows on the target side."""
+
+    def __init__(self, width: int, config: LocalConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = nn.Sequential(
+            nn.Conv2d(width, config.hidden, 1),
+            nn.BatchNorm2d(config.hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(config.hidden, config.output, 1),
+        )
+        self.target_projector = target_copy(self.projector)
+
+    def forward(self, target_map: Tensor, target_view: View, online_map: Tensor, online_view: View) -> Tensor:
+        """The loss of two views of the same images.
+
+        Args:
+            target_map: (B, width, h, w), the target backbone's features of `target_view`; gets no gradient.
+            target_view: the whole image in the paper; any view will do.
+            online_map: (B, width, h', w'), the online backbone's features of `online_view`.
+            online_view: where the target's cells are looked for; those that it does not show are left out.
+        """
+        with torch.no_grad():
+            f = self.target_projector(target_map)  # (B, output, h, w)
+        g = self.projector(online_map)  # (B, output, h', w')
+        points = places(target_view, online_view, f.shape[-2], f.shape[-1])
+        if self.config.kind == "mse":
+            return local_mse_loss(f, g, points)
+        return local_contrastive_loss(f, g, points, self.config.temperature)  # eqs. 2 to 4
+
+    def follow(self, momentum: float) -> None:
+        """Move the target's projector."""
+        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+
+
+def places(view: View, other: View, rows: int, columns: int) -> Tensor:
+    """Where a view's cell centres lie in another view of the same images: p_sc of each p_c.
+
+    Returns:
+        (B, rows, columns, 2), xy as shares of the other view's width and height, NaN where it does not show them.
+    """
+    height, width = other.size
+    points = transform_points(other.from_source, view.cell_centres(rows, columns))  # px of the other view
+    shares = points / points.new_tensor([width, height])
+    inside = ((shares >= 0) & (shares < 1)).all(-1, keepdim=True)
+    return shares.masked_fill(~inside, torch.nan)
+
+
+@dataclass(frozen=True)
+class LCBYOLConfig:
+    """LC-loss added to BYOL (paper, section 4.1)."""
+
+    name: Literal["lc-byol"] = "lc-byol"
+    byol: BYOLConfig = BYOLConfig(momentum=0.996)  # noqa: RUF009 (frozen)
+    """The method of whole images; its first photometric setting is the whole image's."""
+    local: LocalConfig = LocalConfig()
+    """The local term."""
+    alpha: float = 0.1
+    """Weight of the local term; 1 - alpha is the other's. 0.05 to 0.3 are about equally good (figure 3b)."""
+    crops: Literal[1, 2] = 1
+    """Random crops beside the whole image: 1, where the whole image is a view of L_G too; 2, where it is not."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """The whole image, made square, then the crops."""
+        return ViewSpec(self.byol.size, self.byol.first), *self.byol.views()[-self.crops :]
+
+    def at_size(self, size: int) -> "LCBYOLConfig":
+        """The same method on views of another size."""
+        return replace(self, byol=self.byol.at_size(size))
+
+    def build(self, trunk: Trunk) -> "LCBYOL":
+        """LC-loss and BYOL around the trunk's backbone."""
+        return LCBYOL(trunk, self)
+
+
+class LCBYOL(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: LCBYOLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.byol = BYOL(trunk, config.byol)
+        self.local = LocalTerm(trunk.body_width, config.local)
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """The loss of the whole image I_c and one or two crops I_sc; boxes are not used."""
+        whole, *crops = views
+        pair = views[-2:]  # of L_G
+        maps = [self.byol.encoder(view.image)["3"] for view in pair]  # F_theta: (B, body width, h, w) each
+        with torch.no_grad():
+            target_maps = [self.byol.target_encoder(view.image)["3"] for view in views]  # F_xi
+        output = self.byol.compare(
+            [each.mean((2, 3)) for each in maps], [each.mean((2, 3)) for each in target_maps[-2:]]
+        )  # eq. 1
+        local = [
+            self.local(target_maps[0], whole, online_map, crop)
+            for crop, online_map in zip(crops, maps[-len(crops) :], strict=True)
+        ]
+        return _weighted(output, torch.stack(local).mean(), self.config.alpha)
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of all targets: rises to 1 along a cosine."""
+        return self.byol.momentum(step, total_steps)
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the targets."""
+        self.byol.after_step(step, total_steps)
+        self.local.follow(self.momentum(step, total_steps))
+
+
+@dataclass(frozen=True)
+class LCDINOConfig:
+    """LC-loss added to DINO (the paper gives its existence alone)."""
+
+    name: Literal["lc-dino"] = "lc-dino"
+    dino: DINOConfig = DINOConfig()  # noqa: RUF009
+    """The method of whole images."""
+    local: LocalConfig = LocalConfig()
+    """The local term."""
+    alpha: float = 0.1
+    """Weight of the local term; 1 - alpha is the other's."""
+    whole: Photometric = Photometric(blur=1.0)  # noqa: RUF009
+    """Of the whole image."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """The whole image, made square, then DINO's crops."""
+        return ViewSpec(self.dino.size, self.whole), *self.dino.views()
+
+    def at_size(self, size: int) -> "LCDINOConfig":
+        """The same method on views of another size."""
+        return replace(self, dino=self.dino.at_size(size), whole=self.whole.at_scale(size / self.dino.size))
+
+    def build(self, trunk: Trunk) -> "LCDINO":
+        """LC-loss and DINO around the trunk's backbone."""
+        return LCDINO(trunk, self)
+
+
+class LCDINO(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: LCDINOConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dino = DINO(trunk, config.dino)
+        self.local = LocalTerm(trunk.body_width, config.local)
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """The loss of the whole image and DINO's crops, of which the two global ones are searched; no boxes."""
+        whole, *crops = views
+        maps = crop_maps(self.dino.encoder, crops)  # (B, body width, h, w) each
+        with torch.no_grad():
+            target_maps = crop_maps(self.dino.target_encoder, crops[:2])
+            # A pass of its own, so that DINO's norms see DINO's crops alone.
+            whole_map = self.dino.target_encoder(whole.image)["3"]
+        output = self.dino.compare([each.mean((2, 3)) for each in maps], [each.mean((2, 3)) for each in target_maps])
+        local = [
+            self.local(whole_map, whole, online_map, crop) for online_map, crop in zip(maps[:2], crops[:2], strict=True)
+        ]
+        return _weighted(output, torch.stack(local).mean(), self.config.alpha)
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of all targets: rises to 1 along a cosine."""
+        return self.dino.momentum(step, total_steps)
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the targets and DINO's centre."""
+        self.dino.after_step(step, total_steps)
+        self.local.follow(self.momentum(step, total_steps))
+
+
+def _weighted(output: MethodOutput, local: Tensor, alpha: float) -> MethodOutput:
+    """L of eq. 5, with both parts named."""
+    loss = (1 - alpha) * output.loss + alpha * local
+    terms = {**output.terms, "global": output.loss.detach(), "local": local.detach()}
+    return output._replace(loss=loss, terms=terms)
