@@ -1,20 +1,26 @@
 """The trunk: the part of a detector that needs no labels, shared by pretraining and fine-tuning.
 
 Body, feature pyramid, RoI pooling and box head are torchvision's own modules, so that names and shapes agree with its
-detectors and a pretrained trunk loads strictly.
+detectors and a pretrained trunk loads strictly. A C4 trunk has no pyramid: boxes are pooled from the ResNet's last map
+but one, and its last stage is the box head.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from boxless.detectors.swin import SwinBody
+from boxless.detectors.transformer import Transformer, TransformerConfig
+from boxless.errors import UserError
 
 LEVELS = ("0", "1", "2", "3")
 """torchvision's names of P2..P5 (and of C2..C5)."""
@@ -26,16 +32,22 @@ Norm = Literal["batch", "sync", "frozen", "group"]
 class TrunkConfig:
     """What a trunk is made of."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    """torchvision ResNet (stride in the 3x3 convolution)."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t"] = "resnet50"
+    """torchvision ResNet (stride in the 3x3 convolution) or Swin-T."""
     norm: Norm = "batch"
-    """Of body, FPN and box head: batch, sync (over all processes), frozen (running statistics) or group (32 groups)."""
+    """Of ResNet, FPN and box head: batch, sync (over all processes), frozen (running statistics) or group (32 groups);
+    Swin keeps its layer norms."""
+    neck: Literal["fpn", "c4", "transformer"] = "fpn"
+    """What stands on the body: a feature pyramid with RoI pooling and box head; RoI pooling from C4 with the ResNet's
+    last stage as box head; or DETR's transformer."""
     fpn_channels: int = 256
     """Width of every pyramid level."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
-    """SoCo's box head (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
+    """On a pyramid: SoCo's (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
     box_head_width: int = 1024
-    """Width of the box head's linear layers."""
+    """Width of that head's linear layers."""
+    transformer: TransformerConfig = TransformerConfig()  # noqa: RUF009 (frozen)
+    """Of a trunk whose neck it is."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -52,43 +64,52 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
 
 
 class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
-    """RoIAlign of 7 x 7 with half-pixel alignment and adaptive sampling, as in SoCo and Detectron2's ROIAlignV2.
+    """RoIAlign with half-pixel alignment and adaptive sampling, as in SoCo and Detectron2's ROIAlignV2.
 
     torchvision's own pooling is unaligned with two samples a bin; a head that was pretrained on aligned features would
     meet shifted ones.
+
+    Args:
+        output_size: S, of the pooled S x S features.
+        first: level of the finest map, at stride 2 ** first.
+        last: level of the coarsest map.
     """
 
-    def __init__(self, output_size: int = 7) -> None:
-        super().__init__(featmap_names=list(LEVELS), output_size=output_size, sampling_ratio=0)
+    def __init__(self, output_size: int = 7, first: int = 2, last: int = 5) -> None:
+        names = [str(number) for number in range(last - first + 1)]
+        super().__init__(featmap_names=names, output_size=output_size, sampling_ratio=0)
+        self.first, self.last = first, last
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Pool the boxes of a batch of padded images (torchvision's call): (R, C, 7, 7).
+        """Pool the boxes of a batch of padded images (torchvision's call): (R, C, S, S).
 
-        Levels follow FPN's rule, floor(4 + log2(side / 224)) kept within 2..5.
+        Levels follow FPN's rule, floor(4 + log2(side / 224)).
         """
         images = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
         rois = torch.cat(boxes)
         sides = (rois[:, 2:] - rois[:, :2]).clamp(min=0).prod(1).sqrt()
-        levels = (4 + torch.log2(sides / 224 + 1e-6)).floor().clamp(2, 5).long()
-        height, width = x["0"].shape[-2:]  # padded to a multiple of 32, so that P2's stride is exactly 4
-        return self.pool(x, torch.cat([images, rois], 1), levels, (4 * height, 4 * width))
+        levels = (4 + torch.log2(sides / 224 + 1e-6)).floor().clamp(self.first, self.last).long()
+        height, width = x["0"].shape[-2:]  # padded to a multiple of 32, so that the strides are exact
+        stride = 2**self.first
+        return self.pool(x, torch.cat([images, rois], 1), levels, (stride * height, stride * width))
 
     def pool(self, features: dict[str, Tensor], rois: Tensor, levels: Tensor, frame: tuple[int, int]) -> Tensor:
         """Pool each box from its own level.
 
         Args:
-            features: of P2..P5, (B, C, h, w) each.
+            features: by torchvision's names, (B, C, h, w) each.
             rois: (R, 5), image index and xyxy in the frame.
-            levels: (R,), 2 to 5.
+            levels: (R,); where there is no map of a level, the nearest one is taken.
             frame: height and width of the images that the boxes live in, px. Boxes are scaled by each level's own size
                 and not by 1 / stride: P5 of a 112 px view has 4 cells, not 3.5.
 
         Returns:
-            (R, C, 7, 7) float32.
+            (R, C, S, S) float32.
         """
         size = self.output_size
+        levels = levels.clamp(self.first, self.last)
         pooled = features["0"].new_zeros((len(rois), features["0"].shape[1], *size), dtype=torch.float32)
-        for number, name in enumerate(LEVELS, start=2):
+        for number, name in enumerate(self.featmap_names, start=self.first):
             chosen = (levels == number).nonzero().squeeze(1)
             if not len(chosen):
                 continue
@@ -99,46 +120,129 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
         return pooled
 
 
-class Trunk(nn.Module):
-    """Body, FPN, RoI pooling and box head.
+class Backbone(nn.Module):
+    """Body and neck as torchvision's detectors take them: its BackboneWithFPN, but with any body."""
 
-    `backbone.body` gives C2..C5, `backbone` gives P2..P5 and torchvision's extra `pool` level, `box_head` turns
-    (R, C, 7, 7) into (R, box_head_width).
+    def __init__(self, body: nn.Module, fpn: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.body, self.fpn, self.out_channels = body, fpn, out_channels
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Maps of images (B, 3, H, W) by torchvision's names, `out_channels` wide."""
+        maps: dict[str, Tensor] = self.fpn(self.body(image))
+        return maps
+
+
+class LastStage(nn.Module):
+    """The last stage of a ResNet as the box head of a C4 detector (layer4, Detectron2's res5)."""
+
+    def __init__(self, layer4: nn.Module) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def maps(self, pooled: Tensor) -> Tensor:
+        """Pooled C4 (R, C, 14, 14) to (R, 2C, 7, 7)."""
+        maps: Tensor = self.layer4(pooled)
+        return maps
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled C4 (R, C, 14, 14) to (R, 2C), averaged over each box."""
+        return self.maps(pooled).mean((2, 3))
+
+
+class Trunk(nn.Module):
+    """Body, neck and head, by the config's `neck`.
+
+    fpn: `backbone.body` gives C2..C5, `backbone` gives P2..P5 and torchvision's extra `pool` level, `box_head` turns
+    (R, C, 7, 7) into (R, head_width). c4: body and backbone give C4 alone, named "0"; `box_head` turns (R, C, 14, 14)
+    into (R, 2C). transformer: the body gives C2..C5 to `transformer`; there is no RoI pooling and no box head.
+
+    Raises:
+        UserError: for a C4 trunk without a ResNet.
     """
+
+    roi_pool: RoIPool
+    box_head: nn.Module
+    head_width: int
+    transformer: Transformer
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
         norm = norm_layer(config.norm)
-        # Zeroed last gammas make each residual block start as the identity, as in SoCo's, Barlow's and VICReg's code.
-        body = getattr(resnet, config.backbone)(
-            weights=None, norm_layer=norm, zero_init_residual=config.norm != "frozen"
-        )
-        width: int = body.inplanes
-        self.backbone = BackboneWithFPN(
-            body,
-            return_layers={f"layer{i + 1}": name for i, name in enumerate(LEVELS)},
-            in_channels_list=[width // 8, width // 4, width // 2, width],
-            out_channels=config.fpn_channels,
-            norm_layer=norm,
-        )
-        self.body_width = width
-        self.roi_pool = RoIPool()
-        if config.box_head == "2fc":
-            self.box_head: nn.Module = TwoMLPHead(config.fpn_channels * 49, config.box_head_width)
+        if config.neck == "c4":
+            self._build_c4(norm)
+            return
+        if config.backbone == "swin_t":
+            body: nn.Module = SwinBody()
+            widths = list(SwinBody.widths)
         else:
-            shape = (config.fpn_channels, 7, 7)
-            self.box_head = FastRCNNConvFCHead(shape, [config.fpn_channels] * 4, [config.box_head_width], norm)
+            network = _resnet(config, norm)
+            widths = [network.inplanes // 8, network.inplanes // 4, network.inplanes // 2, network.inplanes]
+            body = IntermediateLayerGetter(network, {f"layer{i + 1}": name for i, name in enumerate(LEVELS)})
+        self._body_width = widths[-1]
+        if config.neck == "transformer":
+            self.backbone = Backbone(body, nn.Identity(), widths[-1])
+            self.transformer = Transformer(widths[-1], config.transformer)
+        else:
+            self._build_fpn(body, widths, norm)
+
+    def _build_fpn(self, body: nn.Module, widths: list[int], norm: Callable[[int], nn.Module]) -> None:
+        channels, width = self.config.fpn_channels, self.config.box_head_width
+        fpn = FeaturePyramidNetwork(widths, channels, LastLevelMaxPool(), norm)
+        self.backbone = Backbone(body, fpn, channels)
+        self.roi_pool = RoIPool()
+        self.head_width = width
+        if self.config.box_head == "2fc":
+            self.box_head = TwoMLPHead(channels * 49, width)
+        else:
+            self.box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [width], norm)
+
+    def _build_c4(self, norm: Callable[[int], nn.Module]) -> None:
+        if not self.config.backbone.startswith("resnet"):
+            raise UserError(f"trunk.neck: c4 needs a ResNet, trunk.backbone is {self.config.backbone}; choose fpn")
+        network = _resnet(self.config, norm)
+        self.head_width = network.inplanes
+        self.box_head = LastStage(network.layer4)
+        self.backbone = Backbone(IntermediateLayerGetter(network, {"layer3": "0"}), nn.Identity(), self.head_width // 2)
+        self.roi_pool = RoIPool(14, first=4, last=4)
+
+    @property
+    def body_width(self) -> int:
+        """Channels of C5.
+
+        Raises:
+            UserError: where the body has no C5, in a C4 trunk.
+        """
+        if self.config.neck == "c4":
+            raise UserError(
+                "trunk.neck: c4; this method trains the whole backbone, of which c4 makes the last stage a head: "
+                "pretrain with trunk.neck=fpn, its weights fill a C4 detector too"
+            )
+        return self._body_width
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The parts that reports speak of: backbone, FPN, RoI head."""
-        return {"backbone": self.backbone.body, "FPN": self.backbone.fpn, "RoI head": self.box_head}
+        """The parts that reports speak of: backbone and RoI head, and FPN but in a C4 trunk; backbone, transformer."""
+        body = {"backbone": self.backbone.body}
+        if self.config.neck == "transformer":
+            return {**body, "transformer": self.transformer}
+        pyramid = {"FPN": self.backbone.fpn} if self.config.neck == "fpn" else {}
+        return {**body, **pyramid, "RoI head": self.box_head}
+
+    @property
+    def stages(self) -> list[list[nn.Module]]:
+        """The body's modules in five steps from stem to last stage, which a C4 trunk has as its box head."""
+        body = self.backbone.body
+        if isinstance(body, SwinBody):
+            return body.stages
+        last = self.box_head.layer4 if self.config.neck == "c4" else body.layer4
+        return [[body.conv1, body.bn1], [body.layer1], [body.layer2], [body.layer3], [last]]
 
     def pyramid(self, image: Tensor) -> dict[str, Tensor]:
-        """P2..P5 of images (B, 3, H, W), by torchvision's names."""
+        """The maps that boxes are pooled from, by torchvision's names: P2..P5 of images (B, 3, H, W), or C4."""
         features: dict[str, Tensor] = self.backbone(image)
-        return {name: features[name] for name in LEVELS}
+        return {name: features[name] for name in self.roi_pool.featmap_names}
 
     def normalize(self, image: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in 0..1 as the network sees it."""
@@ -150,15 +254,19 @@ class Trunk(nn.Module):
 def freeze(trunk: Trunk, stages: int) -> None:
     """Stop the first stages of the body from training: 1 is the stem, 2 adds layer1, ... 5 is the whole body.
 
-    Their norms use and keep the running statistics that were loaded, as frozen ones do.
+    Their batch norms use and keep the running statistics that were loaded, as frozen ones do.
     """
-    order: Sequence[tuple[str, ...]] = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-    for names in order[:stages]:
-        for name in names:
-            stage = trunk.backbone.body[name].requires_grad_(False)
-            for module in stage.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.register_forward_pre_hook(_stay_in_eval)
+    for stage in (module for modules in trunk.stages[:stages] for module in modules):
+        for module in stage.requires_grad_(False).modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(_stay_in_eval)
+
+
+def _resnet(config: TrunkConfig, norm: Callable[[int], nn.Module]) -> resnet.ResNet:
+    # Zeroed last gammas make each residual block start as the identity, as in SoCo's, Barlow's and VICReg's code.
+    build = getattr(resnet, config.backbone)
+    network: resnet.ResNet = build(weights=None, norm_layer=norm, zero_init_residual=config.norm != "frozen")
+    return network
 
 
 def _stay_in_eval(norm: nn.Module, _: object) -> None:

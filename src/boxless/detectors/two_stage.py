@@ -1,4 +1,9 @@
-"""Faster R-CNN and Mask R-CNN of torchvision around a trunk."""
+"""Faster R-CNN and Mask R-CNN of torchvision around a trunk, with a feature pyramid or on C4.
+
+The C4 detectors are those of MoCo's and SoCo's transfer to VOC and COCO (Detectron2's R50-C4 with
+`Res5ROIHeadsExtraNorm`): the RPN on C4 with 15 anchors a place, boxes pooled to 14 x 14, the last stage of the ResNet
+with one more norm after it as the head of boxes and masks.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,27 +15,30 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from boxless.detectors.trunk import Trunk
+from boxless.detectors.trunk import LastStage, Trunk, norm_layer
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """A two-stage detector's size; the defaults are torchvision's, which are the papers'."""
+    """A detector's kind and size; the defaults are torchvision's, which are the papers'."""
 
-    kind: Literal["faster_rcnn", "mask_rcnn"] = "faster_rcnn"
-    """Boxes alone, or boxes and masks."""
+    kind: Literal["faster_rcnn", "mask_rcnn", "detr"] = "faster_rcnn"
+    """Boxes alone, boxes and masks, or boxes by DETR, whose trunk has a transformer for a neck."""
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    """Side of the anchors on P2..P6, px; three aspect ratios each."""
+    """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each."""
     rpn_samples: int = 256
     """Anchors per image in the RPN's loss."""
     rpn_proposals: int = 2000
-    """Proposals per image kept in training; half as many at test."""
+    """Proposals per image kept in training, from as many before NMS on each level (6 times as many on C4); half as
+    many at test."""
     roi_samples: int = 512
     """RoIs per image in the heads' loss; a quarter of them on objects."""
     score_threshold: float = 0.05
     """Detections below it are dropped."""
     detections: int = 100
     """At most, per image."""
+    no_object: float = 0.1
+    """DETR's weight of queries without an object; lower where images show few objects."""
 
 
 def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
@@ -44,17 +52,21 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
     Returns:
         torchvision's FasterRCNN or MaskRCNN. It takes images that already have their final size.
     """
-    width = trunk.config.fpn_channels
+    single = trunk.config.neck == "c4"
+    before_nms = 6 if single else 1  # Detectron2's C4 keeps 12000 of all anchors, its FPN 2000 of each level
+    at_test = max(config.rpn_proposals // 2, config.detections)
+    sizes = (config.anchor_sizes,) if single else tuple((size,) for size in config.anchor_sizes)
+    box_head = NormedLastStage(trunk) if single else trunk.box_head
     options = {
-        "rpn_anchor_generator": AnchorGenerator(tuple((s,) for s in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
+        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         "rpn_batch_size_per_image": config.rpn_samples,
-        "rpn_pre_nms_top_n_train": config.rpn_proposals,
+        "rpn_pre_nms_top_n_train": before_nms * config.rpn_proposals,
         "rpn_post_nms_top_n_train": config.rpn_proposals,
-        "rpn_pre_nms_top_n_test": max(config.rpn_proposals // 2, config.detections),
-        "rpn_post_nms_top_n_test": max(config.rpn_proposals // 2, config.detections),
+        "rpn_pre_nms_top_n_test": before_nms * at_test,
+        "rpn_post_nms_top_n_test": at_test,
         "box_roi_pool": trunk.roi_pool,
-        "box_head": trunk.box_head,
-        "box_predictor": FastRCNNPredictor(trunk.config.box_head_width, classes + 1),
+        "box_head": box_head,
+        "box_predictor": FastRCNNPredictor(trunk.head_width, classes + 1),
         "box_batch_size_per_image": config.roi_samples,
         "box_score_thresh": config.score_threshold,
         "box_detections_per_img": config.detections,
@@ -62,15 +74,60 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
     if config.kind == "faster_rcnn":
         detector = FasterRCNN(trunk.backbone, **options)
     else:
-        mask_head: nn.Module = MaskRCNNHeads(width, (width,) * 4, 1)
-        detector = MaskRCNN(
-            trunk.backbone,
-            mask_head=mask_head,
-            mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
-            **options,
-        )
+        detector = MaskRCNN(trunk.backbone, **options, **_mask_branch(trunk, box_head, classes))
     detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
     return detector
+
+
+def _mask_branch(trunk: Trunk, box_head: nn.Module, classes: int) -> dict[str, nn.Module]:
+    if isinstance(box_head, NormedLastStage):
+        return {
+            "mask_roi_pool": trunk.roi_pool,
+            "mask_head": SharedHead(box_head),
+            "mask_predictor": MaskRCNNPredictor(trunk.head_width, 256, classes + 1),
+        }
+    width = trunk.config.fpn_channels
+    return {
+        "mask_head": MaskRCNNHeads(width, (width,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(width, width, classes + 1),
+    }
+
+
+class NormedLastStage(LastStage):
+    """A C4 trunk's box head with a new norm on its maps, which keeps a pretrained stage's scale from the predictor."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        assert isinstance(trunk.box_head, LastStage)
+        super().__init__(trunk.box_head.layer4)
+        self.norm = norm_layer(trunk.config.norm)(trunk.head_width)
+
+    def maps(self, pooled: Tensor) -> Tensor:
+        """Pooled C4 (R, C, 14, 14) to (R, 2C, 7, 7)."""
+        maps: Tensor = self.norm(super().maps(pooled))
+        return maps
+
+
+class SharedHead(nn.Module):
+    """The maps of the box head, for masks.
+
+    Detectron2 takes the maps of foreground boxes out of those of all boxes; torchvision pools them once more. So that
+    norms neither learn from these boxes twice nor fail without any, they are used with their running statistics.
+    """
+
+    def __init__(self, box_head: NormedLastStage) -> None:
+        super().__init__()
+        self._box_head = (box_head,)  # in a tuple, so that its weights are not registered (and saved) twice
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled C4 (R, C, 14, 14) to (R, 2C, 7, 7)."""
+        (head,) = self._box_head
+        training = [m for m in head.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        for norm in training:
+            norm.training = False
+        maps = head.maps(pooled)
+        for norm in training:
+            norm.training = True
+        return maps
 
 
 class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]

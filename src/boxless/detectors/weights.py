@@ -144,7 +144,8 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         mismatched=mismatched,
     )
     # A smaller ResNet is part of a larger one, tensor by tensor, and yet another network.
-    larger = [key for key in report.unused if key.startswith("backbone.body.layer") and key.endswith(".weight")]
+    stages = ("backbone.body.layer", "backbone.body.features", "box_head.layer")
+    larger = [key for key in report.unused if key.startswith(stages) and key.endswith(".weight")]
     if larger:
         raise UserError(
             f"{path}: is of a larger backbone than trunk.backbone={trunk.config.backbone}, with {larger[0]} and "
@@ -182,12 +183,19 @@ def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tenso
     # A detector's box head lies in its RoI heads; its backbone has the trunk's names already.
     renamed = {key.removeprefix("roi_heads.") if "box_head" in key else key: value for key, value in tensors.items()}
     if any(key in own for key in renamed):
-        return renamed
-    stages = tuple(f"{name}." for name, _ in trunk.backbone.body.named_children())
+        return _last_stage_placed(renamed, trunk)
+    stages = ("layer4.", *(f"{name}." for name, _ in trunk.backbone.body.named_children()))
 
     def translate(prefix: str) -> dict[str, Tensor]:
         names = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         return {f"backbone.body.{name}": value for name, value in names.items() if name.startswith(stages)}
 
     best = max((translate(prefix) for prefix in _PREFIXES), key=len)
-    return best or tensors
+    return _last_stage_placed(best or tensors, trunk)
+
+
+def _last_stage_placed(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
+    """A ResNet's last stage belongs to the body, and in a C4 trunk to the box head, whichever the file has it in."""
+    body, head = "backbone.body.layer4.", "box_head.layer4."
+    old, new = (body, head) if trunk.config.neck == "c4" else (head, body)
+    return {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in tensors.items()}
