@@ -18,7 +18,9 @@ The authors published no pretraining code, and the paper leaves open what follow
   as the stage (2048 at C5, MoCo v2's), the local ones too (9 C -> C -> 128). As wide as their input, as others built
   them, these would hold 451 million weights.
 - Level weights 0.1, 0.4, 0.7, 1 and 8 queues (per stage, global and local) of MoCo v2's length and temperature.
-- Keys are not shuffled between processes (MoCo's shuffling BN): with one process it changes nothing.
+
+Keys are shuffled and batch norms keep to parts of a batch, as in MoCo (see `boxless.methods.moco`); the patches of one
+image stay together. Such norms must not be synchronised between processes.
 """
 
 from dataclasses import dataclass, replace
@@ -33,8 +35,8 @@ from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Queue, target_copy
-from boxless.training.distributed import gather
+from boxless.methods.parts import Queue, Shuffle, in_groups, target_copy
+from boxless.training.distributed import own
 from boxless.training.optim import ema_update
 
 _GRID = 3
@@ -68,6 +70,8 @@ class DetCoConfig:
     """Keys in each of the 8 queues (MoCo v2)."""
     momentum: float = 0.999
     """Of the key encoder, constant (MoCo v2)."""
+    norm_groups: int = 8
+    """Parts of each process's batch with batch statistics of their own; 1 where 8 or more processes train."""
 
     needs_boxes: ClassVar[bool] = False
 
@@ -105,25 +109,28 @@ class DetCo(nn.Module):
         self.target_local_heads = target_copy(self.local_heads)
         self.global_queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in widths)
         self.local_queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in widths)
-        self._keys: list[list[Tensor]] = []  # of the batches since the last step, per queue
+        self._keys: list[tuple[Tensor, Tensor]] = []  # of all processes, of the batches since the last step
 
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """DetCo's loss of two global views and two grids of patches; boxes are not used."""
-        i_q, i_k = (view.image for view in views[:2])
-        p_q, p_k = (view.patches(_GRID, self.config.patch_size, generator).image for view in views[2:])  # (9B, 3, h, w)
-        q_g, q_l = _embed(self.encoder, self.global_heads, i_q), _embed(self.encoder, self.local_heads, p_q)
+        i_q, i_k = (view.image[:, None] for view in views[:2])  # (B, 1, 3, H, W)
+        p_q, p_k = (self._patches(view, generator) for view in views[2:])  # (B, 9, 3, h, w)
+        q_g = self._embed(self.encoder, self.global_heads, i_q)  # of C2..C5, (B, 4, output)
+        q_l = self._embed(self.encoder, self.local_heads, p_q)
         with torch.no_grad():
-            k_g = _embed(self.target_encoder, self.target_global_heads, i_k)  # of C2..C5, (B, output) each
-            k_l = _embed(self.target_encoder, self.target_local_heads, p_k)
+            shuffle = Shuffle(len(i_k), generator, i_k.device)
+            keys_g = shuffle.undo(self._embed(self.target_encoder, self.target_global_heads, shuffle(i_k)))
+            keys_l = shuffle.undo(self._embed(self.target_encoder, self.target_local_heads, shuffle(p_k)))
+            k_g, k_l = own(keys_g), own(keys_l)
             if self.training:
-                self._keys.append([gather(key) for key in (*k_g, *k_l)])
+                self._keys.append((keys_g, keys_l))  # (W * B, 4, output) each
         gg = self._contrast(q_g, k_g, self.global_queues)  # eq. 2
         ll = self._contrast(q_l, k_l, self.local_queues)  # eq. 5
         gl = self._contrast(q_l, k_g, self.global_queues)  # eq. 4
         terms = {"global": gg.detach(), "local": ll.detach(), "global_local": gl.detach()}
-        return MethodOutput(gg + ll + gl, terms, q_g[-1].detach(), k_g[-1])  # eq. 1
+        return MethodOutput(gg + ll + gl, terms, q_g[:, -1].detach(), k_g[:, -1])  # eq. 1
 
     def momentum(self, step: int, total_steps: int) -> float:
         """Of the key encoder: constant."""
@@ -135,24 +142,30 @@ class DetCo(nn.Module):
             target, online = getattr(self, f"target_{part}"), getattr(self, part)
             ema_update(target.parameters(), online.parameters(), self.momentum(step, total_steps))
         for keys in self._keys:
-            for queue, key in zip((*self.global_queues, *self.local_queues), keys, strict=True):
-                queue.push(key)
+            for queues, kind in zip((self.global_queues, self.local_queues), keys, strict=True):
+                for queue, key in zip(queues, kind.unbind(1), strict=True):
+                    queue.push(key)
         self._keys.clear()
 
-    def _contrast(self, queries: list[Tensor], keys: list[Tensor], queues: nn.ModuleList) -> Tensor:
+    def _patches(self, view: View, generator: torch.Generator) -> Tensor:
+        return view.patches(_GRID, self.config.patch_size, generator).image.unflatten(0, (-1, _GRID**2))
+
+    def _embed(self, encoder: nn.Module, heads: nn.ModuleList, images: Tensor) -> Tensor:
+        """Unit vectors of C2..C5 of whole images (B, 1, 3, h, w) or of patches (B, 9, 3, h, w): (B, 4, output)."""
+
+        def embed(images: Tensor) -> Tensor:
+            features = encoder(images.flatten(0, 1))  # (B or 9B, C, h', w') each
+            joined = [features[name].mean((2, 3)).reshape(len(images), -1) for name in LEVELS]  # (B, C or 9C)
+            return torch.stack([head(each).float() for head, each in zip(heads, joined, strict=True)], 1)
+
+        return normalize(in_groups(embed, images, self.config.norm_groups), dim=2)
+
+    def _contrast(self, queries: Tensor, keys: Tensor, queues: nn.ModuleList) -> Tensor:
         """One kind of term, weighted and summed over the levels."""
         temperature = self.config.temperature
-        levels = zip(self.config.level_weights, queries, keys, queues, strict=True)
+        levels = zip(self.config.level_weights, queries.unbind(1), keys.unbind(1), queues, strict=True)
         return torch.stack([w * info_nce_loss(q, k, queue.vectors, temperature) for w, q, k, queue in levels]).sum()
 
 
 def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
-
-
-def _embed(encoder: nn.Module, heads: nn.ModuleList, images: Tensor) -> list[Tensor]:
-    """Unit vectors of C2..C5, (B, output) each; the 9 patches of an image are concatenated before their heads."""
-    features = encoder(images)  # (B or 9B, C, h, w) each
-    pooled = [features[name].mean((2, 3)) for name in LEVELS]
-    joined = [each.reshape(-1, head[0].in_features) for each, head in zip(pooled, heads, strict=True)]  # (B, C or 9C)
-    return [normalize(head(each).float(), dim=1) for each, head in zip(joined, heads, strict=True)]
