@@ -6,11 +6,21 @@ from typing import Literal
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.methods.byol import BYOLConfig
+from boxless.methods.densecl import DenseCLConfig
 from boxless.methods.detco import DetCoConfig
+from boxless.methods.pixpro import PixProConfig
+from boxless.methods.self_emd import SelfEMDConfig
 from boxless.methods.soco import SoCoConfig
 
-AnyMethodConfig = BYOLConfig | SoCoConfig | DetCoConfig
-METHODS: dict[str, type[AnyMethodConfig]] = {"detco": DetCoConfig, "byol": BYOLConfig, "soco": SoCoConfig}
+AnyMethodConfig = BYOLConfig | SoCoConfig | DetCoConfig | DenseCLConfig | PixProConfig | SelfEMDConfig
+METHODS: dict[str, type[AnyMethodConfig]] = {
+    "detco": DetCoConfig,
+    "byol": BYOLConfig,
+    "soco": SoCoConfig,
+    "densecl": DenseCLConfig,
+    "pixpro": PixProConfig,
+    "self-emd": SelfEMDConfig,
+}
 """Methods by the names that `compare` takes."""
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]

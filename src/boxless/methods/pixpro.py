@@ -1,0 +1,132 @@
+"""PixPro: Propagate Yourself, pixel-level consistency (Xie et al., 2021, arXiv:2011.10043).
+
+Cells of two views that lie close together in the source image shall agree. On the online side each cell first takes
+over the features of cells that look like it (pixel propagation, eqs. 3 and 4), which adds smoothness to the loss
+(eq. 5). No negatives. Trains the backbone's last feature map alone; the authors never released their FPN pretraining.
+
+Departures from the authors' code: distances are measured in source pixels, as in the paper (the code measures them in
+the unit square, where an image's longer side counts less); the projector is 2048 wide inside (code: `hidden=4096`);
+values are propagated as they are (code: `normalize_values=True`). As in the code, distances are in units of the larger
+view's cell diagonal, and the loss is twice eq. 5 so that both directions add up to BYOL's scale, -4 at best.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.geometry.view import View
+from boxless.losses import pixpro_loss
+from boxless.methods.contract import MethodOutput
+from boxless.methods.parts import conv_mlp, target_copy
+from boxless.training.optim import ema_momentum, ema_update
+
+
+@dataclass(frozen=True)
+class PixProConfig:
+    """PixPro's hyper-parameters (paper, sections 3.2 and 4.1)."""
+
+    name: Literal["pixpro"] = "pixpro"
+    size: int = 224
+    """Of both views, px."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop shows."""
+    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
+    """BYOL's T."""
+    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
+    """BYOL's T'."""
+    hidden: int = 2048
+    """Width inside the projector; 4096 in the official code."""
+    output: int = 256
+    """Width of projected cells."""
+    threshold: float = 0.7
+    """T: cells closer than this shall agree, in diagonals of the larger cell (paper, table 3a)."""
+    sharpness: float = 2.0
+    """gamma: exponent of the similarity by which cells propagate (eq. 4)."""
+    normalize_values: bool = False
+    """Whether cells are brought to unit length before they are propagated, as in the official code alone."""
+    momentum: float = 0.99
+    """Of the target at the start, rising to 1."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two random crops, augmented unequally."""
+        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
+
+    def at_size(self, size: int) -> "PixProConfig":
+        """The same method on views of another size: blur keeps its proportion to them."""
+        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
+        return replace(self, size=size, first=first, second=second)
+
+    def build(self, trunk: Trunk) -> "PixPro":
+        """PixPro around the trunk's backbone."""
+        return PixPro(trunk, self)
+
+
+class Propagation(nn.Module):
+    """The pixel propagation module (eqs. 3 and 4), with one linear layer as g."""
+
+    def __init__(self, width: int, sharpness: float, normalize_values: bool) -> None:
+        super().__init__()
+        self.value = nn.Conv2d(width, width, 1)
+        self.sharpness, self.normalize_values = sharpness, normalize_values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cells (B, D, h, w) as sums of all cells of their map, weighed by how much they look alike."""
+        unit = normalize(x.flatten(2), dim=1)  # (B, D, h w)
+        likeness = (unit.mT @ unit).relu() ** self.sharpness  # eq. 4: (B, h w, h w)
+        value = self.value(x).flatten(2)  # g
+        if self.normalize_values:
+            value = normalize(value, dim=1)
+        propagated: Tensor = value @ likeness  # eq. 3; likeness is symmetric
+        return propagated.view(x.shape)
+
+
+class PixPro(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: PixProConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = trunk.backbone.body
+        self.projector = conv_mlp(trunk.body_width, config.hidden, config.output)
+        self.propagation = Propagation(config.output, config.sharpness, config.normalize_values)
+        self.target_encoder = target_copy(self.encoder)
+        self.target_projector = target_copy(self.projector)
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """PixPro's loss of two views; boxes are not used."""
+        y1, y2 = (self.propagation(self.projector(self.encoder(view.image)["3"])) for view in views)  # (B, D, h, w)
+        with torch.no_grad():
+            t1, t2 = (self.target_projector(self.target_encoder(view.image)["3"]) for view in views)
+            (c1, d1), (c2, d2) = (_places(view, *t1.shape[-2:]) for view in views)
+        diagonal, threshold = torch.maximum(d1, d2), self.config.threshold
+        loss = pixpro_loss(y1, t2, c1, c2, diagonal, threshold) + pixpro_loss(y2, t1, c2, c1, diagonal, threshold)
+        return MethodOutput(loss, {}, y1.detach().mean((2, 3)), t2.mean((2, 3)))  # eq. 5, doubled
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of the target: BYOL's cosine."""
+        return ema_momentum(step, total_steps, self.config.momentum)
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the target."""
+        momentum = self.momentum(step, total_steps)
+        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
+        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+
+
+def _places(view: View, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Centres of a map's cells (B, rows, columns, 2) and the cells' diagonal (B,), source px."""
+    with torch.autocast(view.image.device.type, enabled=False):  # 16 bits would move a centre by whole pixels
+        quarters = view.cell_centres(2 * rows, 2 * columns)  # there are two each way, whatever the map's size
+        diagonal = 2 * (quarters[:, 1, 1] - quarters[:, 0, 0]).norm(dim=-1)
+        return view.cell_centres(rows, columns), diagonal

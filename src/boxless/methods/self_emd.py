@@ -1,0 +1,138 @@
+"""Self-EMD: Self-Supervised Object Detection without ImageNet (Liu et al., 2021, arXiv:2011.13677).
+
+BYOL on maps: the cells of one view's map are carried to those of another's along the cheapest transport plan (eqs. 4 to
+11), which finds what shows the same thing without being told. Cells weigh what they have in common with the other
+view's vector, from BYOL's own heads and loss, which run in parallel (eq. 13). Pooled cells take part in the transport
+(spatial pyramid crops), and so does a small third view. Trains the backbone's last feature map alone.
+
+The authors released no code, and the paper leaves open what follows. Marginals are taken from cosines and scaled to a
+sum of 1, as in DeepEMD, which it builds on. No gradient flows through the plan. The regularisation, 20, is ours:
+sharper plans do not converge in ten iterations. Maps and vectors have separate heads, of BYOL's sizes. The third view
+is a crop of its own. Every view predicts every other one, all terms added with the same weight.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.geometry.view import View
+from boxless.losses import byol_loss, emd_loss
+from boxless.methods.contract import MethodOutput
+from boxless.methods.parts import conv_mlp, mlp, target_copy
+from boxless.training.optim import ema_momentum, ema_update
+
+
+@dataclass(frozen=True)
+class SelfEMDConfig:
+    """Self-EMD's hyper-parameters (paper, sections 3.2, 3.3 and 4.1; where it is silent, BYOL's)."""
+
+    name: Literal["self-emd"] = "self-emd"
+    size: int = 224
+    """Of the first two views, px."""
+    small_size: int = 112
+    """Of the third view, px."""
+    third_view: bool = True
+    """Whether there is one; together with the pyramid worth 0.3 AP (paper, table 2)."""
+    pyramid: bool = True
+    """Whether cells that are averages of several take part (spatial pyramid crops)."""
+    marginals: Literal["vector", "mean"] = "vector"
+    """What cells of the other view are weighed by: its vector (eq. 13), or its mean cell (eq. 12, 2.3 AP worse)."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop shows (BYOL)."""
+    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
+    """BYOL's T."""
+    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
+    """BYOL's T', also of the third view."""
+    hidden: int = 4096
+    """Width inside projectors and predictors (BYOL)."""
+    output: int = 256
+    """Width of projections and predictions (BYOL)."""
+    regularization: float = 20.0
+    """lambda of eq. 6; the paper gives no value."""
+    iterations: int = 10
+    """T, of Sinkhorn and Knopp."""
+    momentum: float = 0.99
+    """Of the target at the start, rising to 1 (BYOL, for 300 epochs)."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two random crops, augmented unequally, and a small one."""
+        pair = ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
+        return (*pair, ViewSpec(self.small_size, self.second, self.scale)) if self.third_view else pair
+
+    def at_size(self, size: int) -> "SelfEMDConfig":
+        """The same method on views of another size: blur and the third view keep their proportion to them."""
+        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
+        return replace(self, size=size, small_size=size // 2, first=first, second=second)
+
+    def build(self, trunk: Trunk) -> "SelfEMD":
+        """Self-EMD around the trunk's backbone."""
+        return SelfEMD(trunk, self)
+
+
+class SelfEMD(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: SelfEMDConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = trunk.backbone.body
+        self.projector = mlp(trunk.body_width, config.hidden, config.output)
+        self.predictor = mlp(config.output, config.hidden, config.output)
+        self.dense_projector = conv_mlp(trunk.body_width, config.hidden, config.output)
+        self.dense_predictor = conv_mlp(config.output, config.hidden, config.output)
+        self.target_encoder = target_copy(self.encoder)
+        self.target_projector = target_copy(self.projector)
+        self.target_dense_projector = target_copy(self.dense_projector)
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """Self-EMD's loss of two or three views; boxes are not used."""
+        online, target = [], []  # each view's vector (B, output) and nodes (B, output, n), n by the view's size
+        for view in views:
+            features = self.encoder(view.image)["3"]  # C5: (B, C, h, w)
+            vector = self.predictor(self.projector(features.mean((2, 3))))
+            cells = self.dense_predictor(self.dense_projector(features))
+            online.append((vector, self._nodes(cells)))
+            with torch.no_grad():
+                features = self.target_encoder(view.image)["3"]
+                vector = self.target_projector(features.mean((2, 3)))
+                target.append((vector, self._nodes(self.target_dense_projector(features))))
+        byol = emd = online[0][0].new_zeros(())
+        for a, b in permutations(range(len(views)), 2):
+            (v_x, x), (v_y, y) = online[a], target[b]
+            byol = byol + byol_loss(v_x, v_y)  # eq. 2
+            if self.config.marginals == "mean":
+                v_x, v_y = x.mean(2), y.mean(2)  # eq. 12 in place of eq. 13
+            emd = emd + emd_loss(x, y, v_x, v_y, self.config.regularization, self.config.iterations)  # eqs. 4 to 11
+        terms = {"byol": byol.detach(), "emd": emd.detach()}
+        return MethodOutput(byol + emd, terms, online[0][0].detach(), target[1][0])
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of the target: BYOL's cosine."""
+        return ema_momentum(step, total_steps, self.config.momentum)
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the target (eq. 1)."""
+        momentum = self.momentum(step, total_steps)
+        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
+        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+        ema_update(self.target_dense_projector.parameters(), self.dense_projector.parameters(), momentum)
+
+    def _nodes(self, cells: Tensor) -> Tensor:
+        """Cells (B, D, h, w), and where asked their averages, as one list (B, D, n): 7x7, 5x5 and 3x3 for 7x7."""
+        side = min(cells.shape[-2:])
+        if not self.config.pyramid or side == 1:
+            return cells.flatten(2)
+        windows = ((3, 1), (3, 2)) if side > 4 else ((2, 1),)  # width and stride; 4x4 gives 3x3 too
+        return torch.cat([cells.flatten(2), *(avg_pool2d(cells, *window).flatten(2) for window in windows)], 2)
