@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from boxless.data.loader import Batch, ViewDataset, collate, fill_resized
 from boxless.data.photometric import augment
 from boxless.data.specs import Photometric
+from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.methods.byol import BYOLConfig
@@ -28,8 +29,15 @@ from boxless.training.state import load_checkpoint, save_checkpoint
 
 WIDTH, HEIGHT, IMAGES = 120, 90, 4
 TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
-TRUNKS: dict[str, TrunkConfig] = {}
+TRUNKS = {
+    "up-detr": TrunkConfig(
+        "resnet18", neck="transformer", transformer=TransformerConfig(32, 4, 2, 2, 64, dropout=0.0, queries=20)
+    )
+}
 """Of methods that need another trunk."""
+NO_GRADIENT = {"up-detr": ("decoder.layers.0.self_attn.", ".k_proj.bias")}
+"""What the loss does not depend on: DETR's queries hold nothing yet where they first look at one another, and softmax
+is blind to what all its inputs share."""
 SMALL_FIELDS = {
     "size": 64,
     "small_size": 32,
@@ -37,6 +45,7 @@ SMALL_FIELDS = {
     "output": 16,
     "queue_length": 32,
     "prototypes": 24,
+    "freeze_backbone": False,
     "patch_size": 32,
     "cell_size": 36,
     "local_size": 32,
@@ -50,6 +59,8 @@ LARGE_VIEWS = {"soco": {"size": 224, "small_size": 112, "boxes": 12}}
 """What a method needs for its gradient to reach all that it trains (SoCo: boxes for each pyramid level)."""
 FALLS = {"byol": 1.5, "soco": 1.5}
 """How far the loss of one batch falls in seven steps; elsewhere by a tenth."""
+RATES = {"moco": 0.001}
+"""Learning rates to overfit at."""
 NO_COLOUR = Photometric(flip=0.5, jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
 
 each_method = pytest.mark.parametrize("name", sorted(METHODS))
@@ -148,7 +159,8 @@ def test_gradient_reaches_all_that_is_trained_and_no_target(name: str, folder: F
         f"{part}.{key}"
         for part in training.method.trains
         for key, value in training.trunk.parts[part].named_parameters()
-        if value.grad is None or not value.grad.abs().sum() > 0
+        if not any(silent in key for silent in NO_GRADIENT.get(name, ()))
+        and (value.grad is None or not value.grad.abs().sum() > 0)
     ]
     assert not missing
     for part in set(training.trunk.parts) - set(training.method.trains):
@@ -199,7 +211,7 @@ def test_resumed_step_is_the_same_bit_for_bit(name: str, folder: Folder, tmp_pat
 
 @each_method
 def test_one_batch_is_overfitted(name: str, folder: Folder) -> None:
-    training = Training(small(name), folder, lr=0.003)
+    training = Training(small(name), folder, lr=RATES.get(name, 0.003))
     moving = any(isinstance(module, Queue) or hasattr(module, "center") for module in training.method.modules())
     if moving:  # a queue would fill with this batch's own keys, a centre take away what its images share
         training.method.after_step = lambda step, total: None

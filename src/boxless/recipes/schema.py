@@ -5,21 +5,54 @@ from typing import Literal
 
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
+from boxless.methods.barlow_twins import BarlowTwinsConfig
 from boxless.methods.byol import BYOLConfig
 from boxless.methods.densecl import DenseCLConfig
 from boxless.methods.detco import DetCoConfig
+from boxless.methods.dino import DINOConfig
+from boxless.methods.lc import LCBYOLConfig, LCDINOConfig
+from boxless.methods.moco import MoCoConfig
+from boxless.methods.simclr import SimCLRConfig
 from boxless.methods.pixpro import PixProConfig
 from boxless.methods.self_emd import SelfEMDConfig
 from boxless.methods.soco import SoCoConfig
+from boxless.methods.swav import SwAVConfig
+from boxless.methods.up_detr import UPDETRConfig
+from boxless.methods.vicreg import VICRegConfig
 
-AnyMethodConfig = BYOLConfig | SoCoConfig | DetCoConfig | DenseCLConfig | PixProConfig | SelfEMDConfig
+AnyMethodConfig = (
+    BYOLConfig
+    | SoCoConfig
+    | DetCoConfig
+    | DINOConfig
+    | SwAVConfig
+    | LCBYOLConfig
+    | LCDINOConfig
+    | BarlowTwinsConfig
+    | MoCoConfig
+    | SimCLRConfig
+    | VICRegConfig
+    | DenseCLConfig
+    | PixProConfig
+    | SelfEMDConfig
+    | UPDETRConfig
+)
 METHODS: dict[str, type[AnyMethodConfig]] = {
     "detco": DetCoConfig,
     "byol": BYOLConfig,
     "soco": SoCoConfig,
+    "dino": DINOConfig,
+    "swav": SwAVConfig,
+    "lc-byol": LCBYOLConfig,
+    "lc-dino": LCDINOConfig,
+    "barlow": BarlowTwinsConfig,
+    "moco": MoCoConfig,
+    "simclr": SimCLRConfig,
+    "vicreg": VICRegConfig,
     "densecl": DenseCLConfig,
     "pixpro": PixProConfig,
     "self-emd": SelfEMDConfig,
+    "up-detr": UPDETRConfig,
 }
 """Methods by the names that `compare` takes."""
 
@@ -44,6 +77,10 @@ class PretrainOptim:
     """Epochs from a hundredth of the peak up to it; at most a tenth of the run."""
     final_lr: float = 1e-6
     """Where the cosine ends, as in SoCo's code."""
+    bias_lr_scale: float = 1.0
+    """Factor on the learning rate of biases and norms."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; none by default."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +127,7 @@ class PretrainRecipe:
 
 @dataclass(frozen=True)
 class FinetuneOptim:
-    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops by ten."""
+    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
@@ -105,9 +142,13 @@ class FinetuneOptim:
     warmup_iterations: int = 1000
     """From a thousandth of the peak up to it; at most a tenth of the run."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Shares of the run after which the learning rate falls to a tenth (1x: 60k and 80k of 90k)."""
+    """Shares of the run after which the learning rate falls (1x: 60k and 80k of 90k)."""
+    drop_factor: float = 0.1
+    """What the learning rate falls to at each drop, as a share."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each stage of the body to the one before it; 1 treats all alike."""
+    body_lr_scale: float = 1.0
+    """Factor on the learning rate of the whole body (DETR: 0.1)."""
     clip_norm: float | None = None
     """Largest norm of all gradients together; none by default, as in Detectron2."""
 

@@ -155,6 +155,7 @@ def _pretrain(
             after_step,
             save,
             recipe.checkpoint_every,
+            recipe.optim.clip_norm,
         )
     except Collapse:
         raise UserError(
@@ -165,7 +166,9 @@ def _pretrain(
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr") from None
     finally:
         journal.close()
-    save_trunk(run.weights, trunk, method.trains)
+    # A backbone that was frozen belongs to what was trained on it.
+    parts = tuple(part for part in trunk.parts if part in ("backbone", *method.trains))
+    save_trunk(run.weights, trunk, parts)
     seconds = spent + time.monotonic() - began
     summary = {
         "method": recipe.method.name,
@@ -182,7 +185,7 @@ def _pretrain(
     _say(health.report(), quiet)
     if skipped:
         _say(skipped_report(skipped), quiet)
-    _say(f"weights: {run.weights} ({', '.join(method.trains)})", quiet)
+    _say(f"weights: {run.weights} ({', '.join(parts)})", quiet)
 
 
 def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Boxes:
@@ -229,10 +232,11 @@ class Objective:
 
 def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
     """The optimiser of a pretraining over everything that takes gradients."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if settings.name == "lars":
-        return Lars(trained, settings.base_lr, settings.momentum, settings.weight_decay)
     groups = parameter_groups(module, settings.weight_decay)
+    for group in groups:
+        group["lr_scale"] = settings.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
+    if settings.name == "lars":
+        return Lars(groups, settings.base_lr, settings.momentum)
     if settings.name == "sgd":
         return SGD(groups, lr=settings.base_lr, momentum=settings.momentum, foreach=True)
     return AdamW(groups, lr=settings.base_lr, foreach=True)

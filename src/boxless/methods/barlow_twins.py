@@ -1,0 +1,83 @@
+"""Barlow Twins: Self-Supervised Learning via Redundancy Reduction (Zbontar et al., 2021, arXiv:2103.03230).
+
+The cross-correlation C of two views' projections, over the batch, should be the identity:
+L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2 (eq. 1). Trains the backbone's last feature map alone.
+
+The batch is that of all processes, and so is the gradient. In the authors' code it is not: their all-reduce is
+invisible to autograd, so that W processes get 1 / W of the gradient. LARS undoes that for weight matrices, but not for
+biases and norms, whose learning rate the authors tuned with it: 0.0048 there is 0.0048 / W here (`optim.bias_lr_scale`
+in the recipes).
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.geometry.view import View
+from boxless.losses import barlow_twins_loss
+from boxless.methods.contract import MethodOutput
+from boxless.methods.parts import deep_mlp, pooled
+from boxless.training.distributed import gather
+
+
+@dataclass(frozen=True)
+class BarlowTwinsConfig:
+    """Barlow Twins' hyper-parameters (paper, section 2.2)."""
+
+    name: Literal["barlow"] = "barlow"
+    size: int = 224
+    """Of both views, px."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop shows."""
+    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
+    """BYOL's T."""
+    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
+    """BYOL's T'."""
+    hidden: int = 8192
+    """Width inside the projector."""
+    output: int = 8192
+    """Width of the projections."""
+    redundancy_weight: float = 0.005
+    """lambda; 0.0051 in the code."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two random crops, augmented unequally."""
+        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
+
+    def at_size(self, size: int) -> "BarlowTwinsConfig":
+        """The same method on views of another size: blur keeps its proportion to them."""
+        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
+        return replace(self, size=size, first=first, second=second)
+
+    def build(self, trunk: Trunk) -> "BarlowTwins":
+        """Barlow Twins around the trunk's backbone."""
+        return BarlowTwins(trunk, self)
+
+
+class BarlowTwins(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: BarlowTwinsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = trunk.backbone.body
+        self.projector = deep_mlp(trunk.body_width, config.hidden, config.output, bias=False)
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """Barlow Twins' loss of two views; boxes are not used."""
+        z1, z2 = (self.projector(pooled(self.encoder, view.image)) for view in views)  # (B, output)
+        loss = barlow_twins_loss(gather(z1), gather(z2), self.config.redundancy_weight)  # eq. 1
+        return MethodOutput(loss, {}, z1.detach(), z2.detach())
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Nothing: Barlow Twins has no target."""

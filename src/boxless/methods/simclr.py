@@ -1,0 +1,88 @@
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020, arXiv:2002.05709).
+
+Two views of an image must find each other among all other views of the batch: for each of the 2N views,
+l(i, j) = -log(e^{cos(z_i, z_j) / t} / sum_{k != i} e^{cos(z_i, z_k) / t}) (eq. 1), averaged (Alg. 1). Trains the
+backbone's last feature map alone.
+
+The batch is that of all processes, and both views share one pass and so their batch norms' statistics, as in the
+authors' code. The projector is the code's too, with norms that the paper does not mention. The code's loss is twice
+this one: it adds the means of the two views' anchors where Alg. 1 averages them.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.geometry.view import View
+from boxless.losses import nt_xent_loss
+from boxless.methods.contract import MethodOutput
+from boxless.methods.parts import pooled
+from boxless.training.distributed import gather
+
+
+@dataclass(frozen=True)
+class SimCLRConfig:
+    """SimCLR's hyper-parameters (paper, section 2.2 and appendix A; code)."""
+
+    name: Literal["simclr"] = "simclr"
+    size: int = 224
+    """Of both views, px."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop shows."""
+    photometric: Photometric = Photometric(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)  # noqa: RUF009
+    """Of both views (appendix A, strength 1)."""
+    hidden: int = 2048
+    """Width inside the projector."""
+    output: int = 128
+    """Width of the projections."""
+    temperature: float = 0.1
+    """t; 0.1 is the best of table 5 for normalised projections."""
+
+    needs_boxes: ClassVar[bool] = False
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two random crops, augmented alike."""
+        view = ViewSpec(self.size, self.photometric, self.scale)
+        return view, view
+
+    def at_size(self, size: int) -> "SimCLRConfig":
+        """The same method on views of another size: blur keeps its proportion to them."""
+        return replace(self, size=size, photometric=self.photometric.at_scale(size / self.size))
+
+    def build(self, trunk: Trunk) -> "SimCLR":
+        """SimCLR around the trunk's backbone."""
+        return SimCLR(trunk, self)
+
+
+class SimCLR(nn.Module):
+    """See the module's docstring."""
+
+    trains = ("backbone",)
+
+    def __init__(self, trunk: Trunk, config: SimCLRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = trunk.backbone.body
+        last = nn.BatchNorm1d(config.output)
+        last.bias.requires_grad_(False)  # a scale but no shift
+        self.projector = nn.Sequential(
+            *(nn.Linear(trunk.body_width, config.hidden, bias=False), nn.BatchNorm1d(config.hidden)),
+            nn.ReLU(inplace=True),
+            *(nn.Linear(config.hidden, config.output, bias=False), last),
+        )
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """SimCLR's loss of two views; boxes are not used."""
+        x = torch.cat([view.image for view in views])  # (2B, 3, size, size)
+        z1, z2 = self.projector(pooled(self.encoder, x)).chunk(2)  # (B, output) each
+        loss = nt_xent_loss(gather(z1), gather(z2), self.config.temperature)  # Alg. 1
+        return MethodOutput(loss, {}, z1.detach(), z2.detach())
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Nothing: SimCLR has no target."""
