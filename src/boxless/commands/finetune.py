@@ -38,11 +38,12 @@ def finetune(
     """
     from boxless.recipes.catalogue import describe
     from boxless.recipes.overrides import override
-    from boxless.runs.finetuning import run_finetuning, with_trunk_of
+    from boxless.runs.finetuning import run_finetuning, with_fitting_neck, with_trunk_of
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.weights import weights_file
 
     settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
+    settings = with_fitting_neck(settings)
     file = weights_file(weights) if weights else None
     train_data = training_labels(data, quiet)
     val_data = validation_labels(val, train_data.classes, quiet)

@@ -25,7 +25,7 @@ class Detr(nn.Module):
     def __init__(self, trunk: Trunk, classes: int, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.score_threshold = config.score_threshold
+        self.score_thresh = config.score_threshold  # the name that torchvision has
         self.backbone, self.transformer = trunk.backbone, trunk.transformer
         self.class_labels_classifier = nn.Linear(trunk.config.transformer.width, classes + 1)  # the last: no object
         self.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
@@ -64,7 +64,7 @@ class Detr(nn.Module):
         found = []
         for box, score, label in zip(corners, scores, labels + 1, strict=True):
             best = score.argsort(descending=True)[: self.config.detections]
-            best = best[score[best] > self.score_threshold]
+            best = best[score[best] > self.score_thresh]
             found.append({"boxes": box[best], "scores": score[best], "labels": label[best]})
         return found
 

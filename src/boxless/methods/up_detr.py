@@ -86,15 +86,16 @@ class UPDETRConfig:
                 f"trunk.neck: {trunk.config.neck}; up-detr pretrains DETR's transformer: set trunk.neck=transformer "
                 "(and detector.kind=detr to fine-tune)"
             )
-        if not 1 <= self.patches <= trunk.config.transformer.queries:
-            raise UserError(
-                f"method.patches: {self.patches}; expected 1 to {trunk.config.transformer.queries}, the number of queries"
-            )
+        queries = trunk.config.transformer.queries
+        if not 1 <= self.patches <= queries:
+            raise UserError(f"method.patches: {self.patches}; expected 1 to {queries}, the number of queries")
         return UPDETR(trunk, self)
 
 
 class UPDETR(nn.Module):
     """See the module's docstring."""
+
+    group: Tensor
 
     def __init__(self, trunk: Trunk, config: UPDETRConfig) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from boxless.figures.style import save
 from boxless.recipes.catalogue import describe, load, names
 from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import METHODS, CompareRecipe, FinetuneRecipe, PretrainRecipe
-from boxless.runs.finetuning import run_finetuning, with_trunk_of
+from boxless.runs.finetuning import run_finetuning, with_fitting_neck, with_trunk_of
 from boxless.runs.folder import Run, write_text
 from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import prepare_boxes, run_pretraining
@@ -155,7 +155,8 @@ def run_comparison(
         eta = f", about {left:.0f} min left" if number else ""
         _say(f"cell {number + 1} of {len(grid)}: {start.name}, {fraction:.0%} of the labels, seed {seed}{eta}", quiet)
         settings = replace(finetune_base, label_fraction=fraction, label_seed=seed, seed=seed)
-        settings = replace(with_trunk_of(settings, weights[start.name]), evaluate_every=10**9)
+        settings = with_fitting_neck(with_trunk_of(settings, weights[start.name]))
+        settings = replace(settings, evaluate_every=10**9)
         cells.append(_cell(start, settings, train, val, weights[start.name], out))
         _say(f"  AP {100 * cells[-1].scores['AP']:.1f}, AP50 {100 * cells[-1].scores['AP50']:.1f}", quiet)
     rows = summarize(cells)

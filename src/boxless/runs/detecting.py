@@ -9,15 +9,15 @@ from typing import Any, Self
 
 import pyarrow as pa
 import torch
+from torch import nn
 from torch.utils.data import Dataset
-from torchvision.models.detection import FasterRCNN
 
 from boxless.data.detection import DetectionDataset, DetectionSample, resize
 from boxless.data.images import EXTENSIONS, BadImage, decode
 from boxless.data.index import ImageIndex, index_images
 from boxless.data.labelled import LabelledData, mask_area
+from boxless.detectors.detector import build_detector, keep_above
 from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import two_stage
 from boxless.detectors.weights import read_tensors
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, Scores, average_precision
@@ -46,7 +46,7 @@ def open_run(where: str | Path) -> tuple[Run, PretrainRecipe | FinetuneRecipe]:
     return run, recipe
 
 
-def load_detector(where: str | Path) -> tuple[FasterRCNN, tuple[str, ...], FinetuneRecipe]:
+def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], FinetuneRecipe]:
     """The detector of a fine-tuned run, ready to detect, on the CPU; its classes; its recipe.
 
     Raises:
@@ -59,7 +59,7 @@ def load_detector(where: str | Path) -> tuple[FasterRCNN, tuple[str, ...], Finet
             f"make one with boxless finetune --weights {where}, or measure it with boxless compare"
         )
     classes = _classes(run.path / "labels.json")
-    detector = two_stage(Trunk(recipe.trunk), len(classes), recipe.detector)
+    detector = build_detector(Trunk(recipe.trunk), len(classes), recipe.detector)
     try:
         detector.load_state_dict(read_tensors(run.weights))
     except RuntimeError as error:
@@ -80,7 +80,7 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 
 def detect_labelled(
-    detector: FasterRCNN, data: LabelledData, recipe: FinetuneRecipe
+    detector: nn.Module, data: LabelledData, recipe: FinetuneRecipe
 ) -> tuple[list[Detections], dict[str, str]]:
     """Detections of every labelled image, in their order, and the images that could not be read."""
     fabric = make_fabric(recipe.precision)
@@ -143,12 +143,12 @@ class SourceImages(Dataset[DetectionSample]):
 
 
 def detect_images(
-    detector: FasterRCNN, index: ImageIndex, recipe: FinetuneRecipe, score: float
+    detector: nn.Module, index: ImageIndex, recipe: FinetuneRecipe, score: float
 ) -> Iterator[tuple[DetectionSample, Detections]]:
     """What is found in each image with more than `score` (0..1); a sample's `skipped` tells that it is unreadable."""
     fabric = make_fabric(recipe.precision)
     # Before NMS and masks and not after them: the same result, since boxes are only ever suppressed by surer ones.
-    detector.roi_heads.score_thresh = score
+    keep_above(detector, score)
     dataset = SourceImages(index, recipe.min_size[-1], recipe.max_size)
     yield from detect(fabric, detector.to(fabric.device), dataset, workers=_workers(recipe, len(index)))
 

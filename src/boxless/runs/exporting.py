@@ -58,6 +58,8 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         UserError: where the run has no weights.
     """
     run, recipe = open_run(where)
+    if recipe.trunk.neck == "transformer":
+        raise UserError(f"run {where}: torchvision has no DETR; export its ResNet with --to torchvision-backbone")
     if isinstance(recipe, PretrainRecipe):
         tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
         about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."

@@ -15,8 +15,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Order
+from boxless.detectors.detector import build_detector, fitting
 from boxless.detectors.trunk import Trunk, freeze
-from boxless.detectors.two_stage import two_stage
 from boxless.detectors.weights import WeightsReport, load_trunk
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Scores, average_precision
@@ -41,6 +41,7 @@ class Schedule:
     warmup: int
     milestones: tuple[int, ...]
     peak: float
+    drop_factor: float
 
     @staticmethod
     def of(recipe: FinetuneRecipe, images: int) -> "Schedule":
@@ -52,11 +53,12 @@ class Schedule:
             min(recipe.optim.warmup_iterations, steps // 10),
             tuple(round(share * steps) for share in recipe.optim.drops),
             recipe.optim.lr * recipe.batch_size / recipe.optim.reference_batch,
+            recipe.optim.drop_factor,
         )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return warmup_multistep(step, self.milestones, self.warmup, 0.001, 0.1, self.peak)
+        return warmup_multistep(step, self.milestones, self.warmup, 0.001, self.drop_factor, self.peak)
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
@@ -68,7 +70,15 @@ def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe
         return recipe
     # Group norm has no running statistics: nothing but itself can take over its weights.
     norm = "group" if source.trunk.norm == "group" else recipe.trunk.norm
-    return replace(recipe, trunk=replace(source.trunk, norm=norm))
+    trunk = replace(source.trunk, norm=norm)
+    if trunk.neck != "transformer":  # its sizes are then the recipe's own
+        trunk = replace(trunk, transformer=recipe.trunk.transformer)
+    return replace(recipe, trunk=trunk)
+
+
+def with_fitting_neck(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe with the neck that its detector needs, whatever the trunk had that its weights are of."""
+    return replace(recipe, trunk=fitting(recipe.trunk, recipe.detector))
 
 
 def run_finetuning(
@@ -108,7 +118,7 @@ def _finetune(
         report = load_trunk(trunk, weights, recipe.min_loaded)
         _say(str(report), quiet)
     freeze(trunk, recipe.freeze)
-    detector = two_stage(trunk, len(data.classes), recipe.detector).to(memory_format=torch.channels_last)
+    detector = build_detector(trunk, len(data.classes), recipe.detector).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(detector, trunk, recipe.optim)
     schedule = Schedule.of(recipe, len(chosen))
     progress, spent = Progress(0, schedule.steps), 0.0
@@ -179,14 +189,13 @@ class Objective:
 
 
 def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:
-    """The optimiser over everything that is not frozen; with layer_decay, a rate per stage of the body."""
+    """The optimiser over everything that is not frozen; the body's stages have rates of their own."""
     groups: list[dict[str, Any]] = []
-    stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
     in_body: set[int] = set()
-    for depth, names in enumerate(stages):
-        stage = nn.ModuleList(trunk.backbone.body[name] for name in names)
+    for depth, modules in enumerate(trunk.stages):
+        stage = nn.ModuleList(modules)
         in_body |= {id(p) for p in stage.parameters()}
-        scale = settings.layer_decay ** (len(stages) - depth)
+        scale = settings.body_lr_scale * settings.layer_decay ** (len(trunk.stages) - depth)
         groups += [{**group, "lr_scale": scale} for group in parameter_groups(stage, settings.weight_decay)]
     for group in parameter_groups(detector, settings.weight_decay):
         rest = [p for p in group["params"] if id(p) not in in_body]

@@ -1,0 +1,33 @@
+"""The detector of a kind around a trunk."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from boxless.detectors.detr import Detr
+from boxless.detectors.trunk import Trunk, TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig, two_stage
+
+
+def build_detector(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
+    """A detector around the trunk's own modules (not copies), called as torchvision's are.
+
+    Args:
+        trunk: whose neck suits the kind; see `fitting`.
+        classes: without background; the detector's labels are 1..classes.
+        config: kind and sizes.
+    """
+    return Detr(trunk, classes, config) if config.kind == "detr" else two_stage(trunk, classes, config)
+
+
+def fitting(trunk: TrunkConfig, config: DetectorConfig) -> TrunkConfig:
+    """The trunk with the neck that the detector needs: a transformer for DETR, a pyramid instead of one for others."""
+    if (config.kind == "detr") == (trunk.neck == "transformer"):
+        return trunk
+    return replace(trunk, neck="transformer" if config.kind == "detr" else "fpn")
+
+
+def keep_above(detector: nn.Module, score: float) -> None:
+    """Make a detector give only what it finds with more than `score`, 0..1."""
+    part = detector if isinstance(detector, Detr) else detector.get_submodule("roi_heads")
+    part.score_thresh = score  # type: ignore[assignment]
