@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import transform_points
 from boxless.geometry.view import View
@@ -101,7 +101,7 @@ class LCBYOLConfig:
 
     name: Literal["lc-byol"] = "lc-byol"
     byol: BYOLConfig = BYOLConfig(momentum=0.996)  # noqa: RUF009 (frozen)
-    """The method of whole images; its first photometric setting is the whole image's."""
+    """The method of whole images; its first photometric setting is the whole image's too."""
     local: LocalConfig = LocalConfig()
     """The local term."""
     alpha: float = 0.1
@@ -169,23 +169,21 @@ class LCDINOConfig:
 
     name: Literal["lc-dino"] = "lc-dino"
     dino: DINOConfig = DINOConfig()  # noqa: RUF009
-    """The method of whole images."""
+    """The method of whole images; its first photometric setting is the whole image's too."""
     local: LocalConfig = LocalConfig()
     """The local term."""
     alpha: float = 0.1
     """Weight of the local term; 1 - alpha is the other's."""
-    whole: Photometric = Photometric(blur=1.0)  # noqa: RUF009
-    """Of the whole image."""
 
     needs_boxes: ClassVar[bool] = False
 
     def views(self) -> tuple[ViewSpec, ...]:
         """The whole image, made square, then DINO's crops."""
-        return ViewSpec(self.dino.size, self.whole), *self.dino.views()
+        return ViewSpec(self.dino.size, self.dino.first), *self.dino.views()
 
     def at_size(self, size: int) -> "LCDINOConfig":
         """The same method on views of another size."""
-        return replace(self, dino=self.dino.at_size(size), whole=self.whole.at_scale(size / self.dino.size))
+        return replace(self, dino=self.dino.at_size(size))
 
     def build(self, trunk: Trunk) -> "LCDINO":
         """LC-loss and DINO around the trunk's backbone."""

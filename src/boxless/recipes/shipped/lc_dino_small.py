@@ -1,0 +1,14 @@
+"""LC-loss added to DINO on the trunk and with the optimiser of soco-small, to compare the two at equal cost per image.
+
+boxless pretrain --recipe lc-dino-small --data images/ --out runs/lc
+
+The feature map of a 96 px view has 3 x 3 cells, so that the local term tells nine places apart.
+"""
+
+from dataclasses import replace
+
+from boxless.methods.lc import LCDINOConfig, LocalConfig
+from boxless.recipes.shipped.dino_small import METHOD as DINO
+from boxless.recipes.shipped.soco_small import RECIPE as SOCO
+
+RECIPE = replace(SOCO, method=LCDINOConfig(dino=DINO, local=LocalConfig(hidden=512)))
