@@ -23,8 +23,9 @@ Keys are shuffled and batch norms keep to parts of a batch, as in MoCo (see `box
 image stay together. Such norms must not be synchronised between processes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +85,13 @@ class DetCoConfig:
     def at_size(self, size: int) -> "DetCoConfig":
         """The same method on views of another size: patches and blur keep their proportion to them."""
         scale = size / self.size
-        sides = {"patch_size": round(self.patch_size * scale), "cell_size": round(self.cell_size * scale)}
-        return replace(self, size=size, photometric=self.photometric.at_scale(scale), **sides)
+        return replace(
+            self,
+            size=size,
+            patch_size=round(self.patch_size * scale),
+            cell_size=round(self.cell_size * scale),
+            photometric=self.photometric.at_scale(scale),
+        )
 
     def build(self, trunk: Trunk) -> "DetCo":
         """DetCo around the trunk's backbone."""
@@ -107,8 +113,8 @@ class DetCo(nn.Module):
         self.target_encoder = target_copy(self.encoder)
         self.target_global_heads = target_copy(self.global_heads)
         self.target_local_heads = target_copy(self.local_heads)
-        self.global_queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in widths)
-        self.local_queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in widths)
+        self.global_queues = _queues(config)
+        self.local_queues = _queues(config)
         self._keys: list[tuple[Tensor, Tensor]] = []  # of all processes, of the batches since the last step
 
     def forward(
@@ -148,7 +154,8 @@ class DetCo(nn.Module):
         self._keys.clear()
 
     def _patches(self, view: View, generator: torch.Generator) -> Tensor:
-        return view.patches(_GRID, self.config.patch_size, generator).image.unflatten(0, (-1, _GRID**2))
+        image = view.patches(_GRID, self.config.patch_size, generator).image
+        return image.view(-1, _GRID**2, *image.shape[1:])
 
     def _embed(self, encoder: nn.Module, heads: nn.ModuleList, images: Tensor) -> Tensor:
         """Unit vectors of C2..C5 of whole images (B, 1, 3, h, w) or of patches (B, 9, 3, h, w): (B, 4, output)."""
@@ -160,11 +167,17 @@ class DetCo(nn.Module):
 
         return normalize(in_groups(embed, images, self.config.norm_groups), dim=2)
 
-    def _contrast(self, queries: Tensor, keys: Tensor, queues: nn.ModuleList) -> Tensor:
+    def _contrast(self, queries: Tensor, keys: Tensor, queues: Sequence[Queue]) -> Tensor:
         """One kind of term, weighted and summed over the levels."""
         temperature = self.config.temperature
         levels = zip(self.config.level_weights, queries.unbind(1), keys.unbind(1), queues, strict=True)
         return torch.stack([w * info_nce_loss(q, k, queue.vectors, temperature) for w, q, k, queue in levels]).sum()
+
+
+def _queues(config: DetCoConfig) -> Sequence[Queue]:
+    """One per level."""
+    queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in config.level_weights)
+    return cast("Sequence[Queue]", queues)
 
 
 def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
