@@ -30,6 +30,7 @@ from boxless.training.state import load_checkpoint, save_checkpoint
 WIDTH, HEIGHT, IMAGES = 120, 90, 4
 TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
 TRUNKS = {
+    "soco-c4": TrunkConfig("resnet18", neck="c4"),
     "up-detr": TrunkConfig(
         "resnet18", neck="transformer", transformer=TransformerConfig(32, 4, 2, 2, 64, dropout=0.0, queries=20)
     )
@@ -41,6 +42,7 @@ is blind to what all its inputs share."""
 SMALL_FIELDS = {
     "size": 64,
     "small_size": 32,
+    "fourth_size": 48,
     "hidden": 32,
     "output": 16,
     "queue_length": 32,
@@ -55,9 +57,12 @@ SMALL_FIELDS = {
     "local": LocalConfig(hidden=32, output=16),
 }
 """Small values of hyper-parameters, by field; a method takes those that it has."""
-LARGE_VIEWS = {"soco": {"size": 224, "small_size": 112, "boxes": 12}}
+LARGE_VIEWS = {
+    "soco": {"size": 224, "small_size": 112, "boxes": 12},
+    "soco-star": {"size": 224, "small_size": 112, "fourth_size": 96, "boxes": 12},
+}
 """What a method needs for its gradient to reach all that it trains (SoCo: boxes for each pyramid level)."""
-FALLS = {"byol": 1.5, "soco": 1.5}
+FALLS = {"byol": 1.5, "soco": 1.5, "soco-star": 1.5}
 """How far the loss of one batch falls in seven steps; elsewhere by a tenth."""
 RATES = {"moco": 0.001}
 """Learning rates to overfit at."""

@@ -162,8 +162,8 @@ def test_jitter_moves_boxes_of_the_first_view_only() -> None:
     def rois(probability: float) -> list[Tensor]:
         method = soco(dataclasses.replace(CONFIG, jitter_probability=probability))
         seen: list[Tensor] = []
-        describe = SoCo._describe
-        method._describe = lambda trunk, view, at, there: seen.append(at) or describe(trunk, view, at, there)  # type: ignore
+        embed = SoCo._embed
+        method._embed = lambda *given: seen.append(given[3]) or embed(method, *given)  # type: ignore
         run(method, three_views(WINDOWS[:1], 96, 48), *padded(SOURCES[:1]))
         return seen
 

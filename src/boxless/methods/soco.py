@@ -2,36 +2,40 @@
 
 Every box that selective search found is an instance. Its features in one view, pooled by RoIAlign from the pyramid
 level that fits its size and passed through the detector's own box head, predict the target network's features of the
-same box in another view. Trains backbone, FPN and RoI head.
+same box in another view. Trains backbone, FPN and RoI head. SoCo* and SoCo-C4 are the same on other views and without
+pyramid: see soco_star.py and soco_c4.py.
 
 Where paper and official code differ, this is the paper, and the code's way is an option:
 
-- V3 is V2 made smaller (the code draws another crop: `third_view="independent_crop"`).
-- A box is pooled at its own level only. (The code pools it at all four and masks three of the results away, so that its
-  norms also see boxes at wrong levels.) All boxes of a view share one batch of norm statistics.
-- The loss is the mean over an image's boxes (eq. 6). Where fewer than K boxes are visible, the empty places are masked;
-  the code fills them with copies, which weighs boxes of one image unequally.
-- No cut-out, which only the code has.
+- V3 is V2 made smaller (`third_view="independent_crop"`: another crop, as in the code).
+- A box is pooled at its own level only, and all boxes of a view share one batch of norm statistics
+  (`pooling="all_levels"`: at all four, one after the other, so that norms also see boxes at wrong levels).
+- The loss is the mean over an image's boxes (eq. 6); where fewer than K are visible, the empty places are masked
+  (`empty_places="copies"`: filled with copies anew in each view, which all match and weigh boxes unequally).
+- Nothing is cut out (`cut_out=0.5`: a square of every second box of V2 and V3).
+- All views show the same K boxes; the code draws them for each pair of views that do not show the same crop.
 - Boxes are continuous; the code cuts them to the last pixel's index, one pixel short.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
-from boxless.geometry.boxes import assign_level, choose, jitter
+from boxless.errors import UserError
+from boxless.geometry.boxes import area, assign_level, choose, jitter
 from boxless.geometry.view import View
 from boxless.losses import object_contrastive_loss
 from boxless.methods.contract import MethodOutput
 from boxless.methods.parts import mlp, target_copy
 from boxless.training.optim import ema_momentum, ema_update
 
-_DIRECTIONS = ((0, 1), (1, 0), (0, 2), (2, 0))
-"""Which view predicts which (eq. 5 and its mirror image)."""
+if TYPE_CHECKING:
+    from boxless.methods.soco_c4 import SoCoC4Config
+    from boxless.methods.soco_star import SoCoStarConfig
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ class SoCoConfig:
     """Share of the image's area that V2 shows."""
     third_view: Literal["resize_of_second", "independent_crop"] = "resize_of_second"
     """What V3 is: V2 made smaller (paper) or a crop of its own (official code)."""
+    pooling: Literal["own_level", "all_levels"] = "own_level"
+    """Where a box is pooled: at the level of its size, or at all, of which one counts (official code)."""
+    empty_places: Literal["masked", "copies"] = "masked"
+    """What stands for boxes that an image lacks: nothing, or copies of those that it has (official code)."""
+    cut_out: float = 0.0
+    """That a box of V2 or V3 loses a square (official code for 100 epochs: 0.5)."""
     boxes: int = 4
     """K, boxes per image and step (paper, table 5c)."""
     jitter: float = 0.1
@@ -65,6 +75,9 @@ class SoCoConfig:
     """Of the target at the start, rising to 1."""
 
     needs_boxes: ClassVar[bool] = True
+    neck: ClassVar[str] = "fpn"
+    pairs: ClassVar[tuple[tuple[int, int], ...]] = ((0, 1), (0, 2))
+    """Views that predict each other (eq. 5 and its mirror image)."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it, V3 small."""
@@ -85,15 +98,24 @@ class SoCoConfig:
 
 
 class SoCo(nn.Module):
-    """See the module's docstring."""
+    """See the module's docstring.
 
-    trains = ("backbone", "FPN", "RoI head")
+    Raises:
+        UserError: where the trunk's neck is not the method's.
+    """
 
-    def __init__(self, trunk: Trunk, config: SoCoConfig) -> None:
+    def __init__(self, trunk: Trunk, config: "SoCoConfig | SoCoStarConfig | SoCoC4Config") -> None:
         super().__init__()
+        if trunk.config.neck != config.neck:
+            raise UserError(
+                f"trunk.neck: {trunk.config.neck}; method {config.name} needs trunk.neck={config.neck} "
+                "(soco and soco-star need fpn, soco-c4 needs c4)"
+            )
         self.config = config
+        self.directions = [direction for a, b in config.pairs for direction in ((a, b), (b, a))]
         self.trunk = trunk
-        self.projector = mlp(trunk.config.box_head_width, config.hidden, config.output)
+        self.trains = tuple(trunk.parts)
+        self.projector = mlp(trunk.head_width, config.hidden, config.output)
         self.predictor = mlp(config.output, config.hidden, config.output)
         self.target_trunk = target_copy(trunk)
         self.target_projector = target_copy(self.projector)
@@ -101,7 +123,7 @@ class SoCo(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """SoCo's loss of three views of each image (eqs. 1 to 6)."""
+        """SoCo's loss of the views of each image (eqs. 1 to 6)."""
         places = [view.boxes(boxes) for view in views]  # (B, N, 4) in view px, (B, N) visible share
         seen = torch.stack([share > 0 for _, share in places]).all(0) & valid
         chosen, present = choose(seen, self.config.boxes, generator)  # (B, K)
@@ -110,21 +132,25 @@ class SoCo(nn.Module):
             return self._nothing(present)
         jittered = jitter(source, self.config.jitter, self.config.jitter_probability, generator)
         rois = [view.boxes(jittered if number == 0 else source)[0] for number, view in enumerate(views)]
+        ids, there = self._filled(present, len(views), generator)  # (B, K) per view, (B, K)
+        rois = [at.gather(1, own[..., None].expand(-1, -1, 4)) for at, own in zip(rois, ids, strict=True)]
+        if self.config.cut_out:
+            others = zip(views[1:], rois[1:], strict=True)
+            views = (views[0], *(cut_out(view, at, there, self.config.cut_out, generator) for view, at in others))
 
-        h = [self._describe(self.trunk, view, at, present) for view, at in zip(views, rois, strict=True)]  # eq. 1
+        def embed(trunk: Trunk, *heads: nn.Module) -> list[Tensor]:
+            head = nn.Sequential(*heads)
+            return [self._embed(trunk, head, view, at, there) for view, at in zip(views, rois, strict=True)]
+
+        v = embed(self.trunk, self.projector, self.predictor)  # eqs. 1 to 3: (R, output) each, R boxes in all
         with torch.no_grad():
-            h_target = [
-                self._describe(self.target_trunk, view, at, present) for view, at in zip(views, rois, strict=True)
-            ]
-            v_target = [self.target_projector(features) for features in h_target]  # eq. 4
-        v = [self.predictor(self.projector(features)) for features in h]  # (R, output) each, R boxes in all
+            v_target = embed(self.target_trunk, self.target_projector)  # eq. 4
 
-        match = torch.diag_embed(present.float())  # box k of one view is box k of the others
         loss = v[0].new_zeros(())
         terms = {}
-        for a, b in _DIRECTIONS:
-            online, target = self._placed(v[a], present), self._placed(v_target[b], present)
-            term = object_contrastive_loss(online, target, match)  # eq. 6
+        for a, b in self.directions:
+            same = (ids[a][:, :, None] == ids[b][:, None]) & there[:, :, None] & there[:, None]  # (B, K, K)
+            term = object_contrastive_loss(self._placed(v[a], there), self._placed(v_target[b], there), same)  # eq. 6
             terms[f"v{a + 1}_to_v{b + 1}"] = term.detach()
             loss = loss + term
         terms["boxes_per_image"] = present.float().sum(1).mean()
@@ -143,20 +169,57 @@ class SoCo(nn.Module):
     def _nothing(self, present: Tensor) -> MethodOutput:
         """A loss of 0 that every parameter takes part in, as distributed training wants it."""
         loss = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
-        terms = {f"v{a + 1}_to_v{b + 1}": loss.detach() for a, b in _DIRECTIONS}
+        terms = {f"v{a + 1}_to_v{b + 1}": loss.detach() for a, b in self.directions}
         return MethodOutput(loss, {**terms, "boxes_per_image": present.float().sum(1).mean()})
 
-    @staticmethod
-    def _describe(trunk: Trunk, view: View, rois: Tensor, present: Tensor) -> Tensor:
-        """h = f_H(RoIAlign(f_I(V), b)) of the boxes that are present, (R, box_head_width)."""
-        image_of = torch.arange(len(rois), device=rois.device)[:, None].expand(present.shape)
-        flat = torch.cat([image_of[present][:, None].to(rois.dtype), rois[present]], 1)
-        pooled = trunk.roi_pool.pool(trunk.pyramid(view.image), flat, assign_level(flat[:, 1:]), view.size)
-        described: Tensor = trunk.box_head(pooled)
-        return described
+    def _filled(self, present: Tensor, views: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Which box stands in each place of each view, (B, K) each, and in which places there is one, (B, K)."""
+        own = torch.arange(present.shape[1], device=present.device).expand_as(present)
+        if self.config.empty_places == "masked":
+            return [own] * views, present
+        count = present.sum(1, keepdim=True)  # the boxes come first
+        drawn = [(torch.rand(present.shape, generator=generator).to(own.device) * count).long() for _ in range(views)]
+        return [torch.where(present, own, other) for other in drawn], (count > 0).expand_as(present)
+
+    def _embed(self, trunk: Trunk, head: nn.Module, view: View, rois: Tensor, there: Tensor) -> Tensor:
+        """Vectors of boxes (B, K, 4), where there are any: h = f_H(RoIAlign(f_I(V), b)) and what follows, (R, D)."""
+        image_of = torch.arange(len(rois), device=rois.device)[:, None].expand(there.shape)
+        flat = torch.cat([image_of[there][:, None].to(rois.dtype), rois[there]], 1)  # (R, 5)
+        levels = assign_level(flat[:, 1:])
+        maps = trunk.pyramid(view.image)
+
+        def at(levels: Tensor) -> Tensor:
+            vectors: Tensor = head(trunk.box_head(trunk.roi_pool.pool(maps, flat, levels, view.size)))
+            return vectors
+
+        if self.config.pooling == "own_level":
+            return at(levels)
+        everywhere = torch.stack([at(torch.full_like(levels, level)) for level in (2, 3, 4, 5)])  # (4, R, D)
+        return everywhere[levels - 2, torch.arange(len(levels), device=levels.device)]
 
     @staticmethod
     def _placed(vectors: Tensor, present: Tensor) -> Tensor:
         """Vectors (R, D) of the present boxes back in their places (B, K, D); zeros elsewhere."""
         placed = vectors.new_zeros(*present.shape, vectors.shape[1])
         return placed.masked_scatter(present[..., None], vectors)
+
+
+def cut_out(view: View, boxes: Tensor, there: Tensor, probability: float, generator: torch.Generator) -> View:
+    """Views without a square of some boxes, as in the official code: grey, a tenth to three tenths of the box's area.
+
+    Args:
+        view: images normalised, so that 0 is the mean colour.
+        boxes: (B, K, 4), view px; the square's centre is anywhere in its box.
+        there: (B, K), which of them count.
+        probability: that a box loses a square.
+        generator: on the CPU.
+    """
+    draws = torch.rand(*there.shape, 4, generator=generator).to(boxes.device)
+    side = (area(boxes) * (0.1 + 0.2 * draws[..., 0])).sqrt()[..., None]  # (B, K, 1)
+    x, y = (boxes[..., :2] + draws[..., 1:3] * (boxes[..., 2:] - boxes[..., :2])).split(1, -1)
+    height, width = view.size
+    columns = (torch.arange(width, device=x.device) + 0.5 - x).abs() < side / 2  # (B, K, W)
+    rows = (torch.arange(height, device=x.device) + 0.5 - y).abs() < side / 2
+    rows &= (there & (draws[..., 3] < probability))[..., None]
+    holes = (rows[..., None] & columns[..., None, :]).any(1, keepdim=True)  # (B, 1, H, W)
+    return view.with_image(view.image.masked_fill(holes, 0.0))

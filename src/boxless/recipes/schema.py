@@ -16,6 +16,8 @@ from boxless.methods.simclr import SimCLRConfig
 from boxless.methods.pixpro import PixProConfig
 from boxless.methods.self_emd import SelfEMDConfig
 from boxless.methods.soco import SoCoConfig
+from boxless.methods.soco_c4 import SoCoC4Config
+from boxless.methods.soco_star import SoCoStarConfig
 from boxless.methods.swav import SwAVConfig
 from boxless.methods.up_detr import UPDETRConfig
 from boxless.methods.vicreg import VICRegConfig
@@ -23,6 +25,8 @@ from boxless.methods.vicreg import VICRegConfig
 AnyMethodConfig = (
     BYOLConfig
     | SoCoConfig
+    | SoCoStarConfig
+    | SoCoC4Config
     | DetCoConfig
     | DINOConfig
     | SwAVConfig
@@ -41,6 +45,8 @@ METHODS: dict[str, type[AnyMethodConfig]] = {
     "detco": DetCoConfig,
     "byol": BYOLConfig,
     "soco": SoCoConfig,
+    "soco-star": SoCoStarConfig,
+    "soco-c4": SoCoC4Config,
     "dino": DINOConfig,
     "swav": SwAVConfig,
     "lc-byol": LCBYOLConfig,
