@@ -190,6 +190,22 @@ def test_local_contrastive_limits() -> None:
     assert float(losses.local_contrastive_loss(cells, cells, own, 0.01)) == pytest.approx(0, abs=1e-4)
 
 
+def test_local_mse_formula_and_limits() -> None:
+    """At cell centres it is BYOL's distance of both cells; between two of them the mean of theirs."""
+    target, online = normal(1, 4, 1, 3), normal(1, 4, 2, 2)
+    points = torch.tensor([[0.25, 0.75], [0.5, 0.25], [NAN, NAN]], dtype=torch.double).view(1, 1, 3, 2)
+
+    def distance(i: int, row: int, column: int) -> float:
+        return 2 - 2 * cosine(target[0, :, 0, i], online[0, :, row, column])
+
+    expected = mean([distance(0, 1, 0), mean([distance(1, 0, 0), distance(1, 0, 1)])])
+    assert float(losses.local_mse_loss(target, online, points)) == pytest.approx(expected)
+    same = torch.ones(1, 4, 1, 3)
+    assert float(losses.local_mse_loss(same, online * 0 + 2, points)) == pytest.approx(0)
+    assert float(losses.local_mse_loss(same, online * 0 - 2, points)) == pytest.approx(4)
+    assert float(losses.local_mse_loss(target, online, torch.full_like(points, NAN))) == 0
+
+
 # ---- DenseCL
 
 
