@@ -115,6 +115,11 @@ def crop_maps(encoder: nn.Module, views: Sequence[View]) -> list[Tensor]:
     return maps
 
 
+def nothing(module: nn.Module) -> Tensor:
+    """A loss of 0 that every trained parameter takes part in, as distributed training wants it."""
+    return torch.stack([p.sum() for p in module.parameters() if p.requires_grad]).sum() * 0
+
+
 def held(weight: Tensor, hold: bool) -> Tensor:
     """The weight, or the same values whose gradient is zero: with none at all, distributed training would wait."""
     return weight.detach() + 0 * weight if hold else weight

@@ -17,6 +17,7 @@ Where paper and official code differ, this is the paper, and the code's way is a
 - Boxes are continuous; the code cuts them to the last pixel's index, one pixel short.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -30,7 +31,7 @@ from boxless.geometry.boxes import area, assign_level, choose, jitter
 from boxless.geometry.view import View
 from boxless.losses import object_contrastive_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import mlp, target_copy
+from boxless.methods.parts import mlp, nothing, target_copy
 from boxless.training.optim import ema_momentum, ema_update
 
 if TYPE_CHECKING:
@@ -124,10 +125,7 @@ class SoCo(nn.Module):
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """SoCo's loss of the views of each image (eqs. 1 to 6)."""
-        places = [view.boxes(boxes) for view in views]  # (B, N, 4) in view px, (B, N) visible share
-        seen = torch.stack([share > 0 for _, share in places]).all(0) & valid
-        chosen, present = choose(seen, self.config.boxes, generator)  # (B, K)
-        source = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))  # (B, K, 4)
+        source, present = shared_boxes(views, boxes, valid, self.config.boxes, generator)  # (B, K, 4), (B, K)
         if present.sum() < 2:  # one vector has no batch statistics: nothing can be learned from this batch
             return self._nothing(present)
         jittered = jitter(source, self.config.jitter, self.config.jitter_probability, generator)
@@ -150,7 +148,7 @@ class SoCo(nn.Module):
         terms = {}
         for a, b in self.directions:
             same = (ids[a][:, :, None] == ids[b][:, None]) & there[:, :, None] & there[:, None]  # (B, K, K)
-            term = object_contrastive_loss(self._placed(v[a], there), self._placed(v_target[b], there), same)  # eq. 6
+            term = object_contrastive_loss(placed(v[a], there), placed(v_target[b], there), same)  # eq. 6
             terms[f"v{a + 1}_to_v{b + 1}"] = term.detach()
             loss = loss + term
         terms["boxes_per_image"] = present.float().sum(1).mean()
@@ -167,8 +165,8 @@ class SoCo(nn.Module):
         ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
 
     def _nothing(self, present: Tensor) -> MethodOutput:
-        """A loss of 0 that every parameter takes part in, as distributed training wants it."""
-        loss = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+        """What a batch without boxes gives."""
+        loss = nothing(self)
         terms = {f"v{a + 1}_to_v{b + 1}": loss.detach() for a, b in self.directions}
         return MethodOutput(loss, {**terms, "boxes_per_image": present.float().sum(1).mean()})
 
@@ -183,8 +181,7 @@ class SoCo(nn.Module):
 
     def _embed(self, trunk: Trunk, head: nn.Module, view: View, rois: Tensor, there: Tensor) -> Tensor:
         """Vectors of boxes (B, K, 4), where there are any: h = f_H(RoIAlign(f_I(V), b)) and what follows, (R, D)."""
-        image_of = torch.arange(len(rois), device=rois.device)[:, None].expand(there.shape)
-        flat = torch.cat([image_of[there][:, None].to(rois.dtype), rois[there]], 1)  # (R, 5)
+        flat = listed(rois, there)  # (R, 5)
         levels = assign_level(flat[:, 1:])
         maps = trunk.pyramid(view.image)
 
@@ -197,11 +194,37 @@ class SoCo(nn.Module):
         everywhere = torch.stack([at(torch.full_like(levels, level)) for level in (2, 3, 4, 5)])  # (4, R, D)
         return everywhere[levels - 2, torch.arange(len(levels), device=levels.device)]
 
-    @staticmethod
-    def _placed(vectors: Tensor, present: Tensor) -> Tensor:
-        """Vectors (R, D) of the present boxes back in their places (B, K, D); zeros elsewhere."""
-        placed = vectors.new_zeros(*present.shape, vectors.shape[1])
-        return placed.masked_scatter(present[..., None], vectors)
+
+def shared_boxes(
+    views: Sequence[View], boxes: Tensor, valid: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Up to K boxes of each image, chosen at random of those that all its views show.
+
+    Args:
+        views: of the same images.
+        boxes: (B, N, 4), source px.
+        valid: (B, N), which of them are not padding.
+        count: K.
+        generator: on the CPU.
+
+    Returns:
+        (B, K, 4), source px, and (B, K) which places hold a box.
+    """
+    seen = torch.stack([view.boxes(boxes)[1] > 0 for view in views]).all(0) & valid
+    chosen, present = choose(seen, count, generator)  # (B, K)
+    return boxes.gather(1, chosen[..., None].expand(-1, -1, 4)), present
+
+
+def listed(boxes: Tensor, there: Tensor) -> Tensor:
+    """The boxes of (B, K, 4) that are there (B, K), each after its image's number: (R, 5), R boxes in all."""
+    image_of = torch.arange(len(boxes), device=boxes.device)[:, None].expand(there.shape)
+    return torch.cat([image_of[there][:, None].to(boxes.dtype), boxes[there]], 1)
+
+
+def placed(vectors: Tensor, there: Tensor) -> Tensor:
+    """Vectors (R, D) of the boxes that `listed` gives back in their places (B, K, D); zeros elsewhere."""
+    places = vectors.new_zeros(*there.shape, vectors.shape[1])
+    return places.masked_scatter(there[..., None], vectors)
 
 
 def cut_out(view: View, boxes: Tensor, there: Tensor, probability: float, generator: torch.Generator) -> View:
