@@ -49,7 +49,7 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects) -> Matching:
 
     Args:
         logits: (L, B, N, classes + 1), the last class is "no object".
-        boxes: (L, B, N, 4), cxcywh as shares.
+        boxes: (L, B, N, 4), cxcywh as shares, in full precision.
         objects: of the B images.
     """
     layers, batch, queries = logits.shape[:3]
@@ -57,12 +57,12 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects) -> Matching:
     query = torch.zeros(layers, batch, count, dtype=torch.long)
     matched = torch.zeros(layers, batch, count, dtype=torch.bool)
     if count:
-        probability = logits.float().softmax(-1)
+        probability = logits.to(boxes.dtype).softmax(-1)
         labels = objects.labels[None, :, None].expand(layers, -1, queries, -1)
         cost = -CLASS_COST * probability.gather(-1, labels)  # (L, B, N, T)
-        cost += L1_COST * torch.cdist(boxes.float(), objects.boxes.expand(layers, -1, -1, -1), p=1)
+        cost += L1_COST * torch.cdist(boxes, objects.boxes.to(boxes).expand(layers, -1, -1, -1), p=1)
         pairwise = torch.vmap(torch.vmap(generalized_box_iou, in_dims=(0, 0)), in_dims=(0, None))
-        cost -= GIOU_COST * pairwise(_corners(boxes.float()), _corners(objects.boxes))
+        cost -= GIOU_COST * pairwise(_corners(boxes), _corners(objects.boxes.to(boxes)))
         # A network that has diverged still gets a matching: the loop stops it at its loss, with a better message.
         table = torch.nan_to_num(cost, 1e9, 1e9, -1e9).cpu().numpy()
         for image, present in enumerate(objects.present.cpu()):
@@ -95,8 +95,8 @@ def set_loss(
     layer, image, place = matching.matched.nonzero(as_tuple=True)
     wanted[layer, image, matching.query[layer, image, place]] = objects.labels[image, place]
     weight = torch.where(wanted == classes - 1, no_object, 1.0)
-    nll = cross_entropy(logits.float().movedim(-1, 1), wanted, reduction="none")
-    found, true = matching.of(boxes).float(), objects.boxes[image, place]
+    nll = cross_entropy(logits.to(boxes.dtype).movedim(-1, 1), wanted, reduction="none")
+    found, true = matching.of(boxes), objects.boxes.to(boxes)[image, place]
     return {
         "classes": CLASS_COST * ((weight * nll).sum((1, 2)) / weight.sum((1, 2))).sum(),
         "l1": L1_COST * (found - true).abs().sum() / count,

@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         Returns:
             (decoder layers, B, N, width), normed.
         """
-        places = self.position_embedding(features.shape, features.device, torch.float32, seen)
+        places = self.position_embedding(features.shape, features.device, _full(features), seen)
         places = places.flatten(2).transpose(1, 2)  # (B, hw, width)
         memory = self.input_projection(features).flatten(2).transpose(1, 2)
         seen = seen.flatten(1)[:, None, None]  # (B, 1, 1, hw): the same for all heads and queries
@@ -92,8 +92,13 @@ class Transformer(nn.Module):
 
     def boxes(self, states: Tensor) -> Tensor:
         """The box that each state (..., width) points at: (..., 4), cxcywh as shares of the image's sides, 0..1."""
-        boxes: Tensor = self.bbox_predictor(states).float().sigmoid()
-        return boxes
+        boxes: Tensor = self.bbox_predictor(states)
+        return boxes.to(_full(boxes)).sigmoid()
+
+
+def _full(values: Tensor) -> torch.dtype:
+    """At least float32: with 16 bits a box would be off by whole pixels."""
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _library(config: TransformerConfig) -> tuple[Any, Any]:
