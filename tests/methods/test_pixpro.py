@@ -98,6 +98,14 @@ def test_loss_is_the_papers(normalize_values: bool) -> None:
     assert output.online.shape == output.target.shape == (3, 8)
 
 
+@torch.no_grad()
+def test_cells_take_over_nothing_from_their_opposites() -> None:
+    method = pixpro(sharpness=2.0)
+    x = torch.randn(1, 8, 3, 3, generator=torch.Generator().manual_seed(1))  # half of all cosines are negative
+    expected = torch.stack(propagated(method, list(x[0].double().flatten(1).T)), 1)
+    torch.testing.assert_close(method.propagation(x)[0].flatten(1).double(), expected, atol=1e-5, rtol=0)
+
+
 def test_views_are_interchangeable_and_source_scale_does_not_matter() -> None:
     method, pair = pixpro().eval(), views()
     expected = run(method, pair).loss.item()
