@@ -21,6 +21,7 @@ from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain
 from boxless.commands.propose import propose
 from boxless.commands.recipes import recipes
+from boxless.commands.statistics import statistics
 
 __version__ = "0.1.0"
 
@@ -34,4 +35,5 @@ __all__ = [
     "pretrain",
     "propose",
     "recipes",
+    "statistics",
 ]

@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 Command = Callable[..., object]
 
-COMMANDS = ("demo", "propose", "pretrain", "finetune", "evaluate", "compare", "predict", "export", "recipes")
+COMMANDS = (
+    "demo",
+    "statistics",
+    "propose",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "compare",
+    "predict",
+    "export",
+    "recipes",
+)
 
 OVERVIEW = """\
 Pretrain object detectors on images without labels, fine-tune them on few, and see what that bought.
