@@ -89,3 +89,14 @@ def test_window_on_the_grid_of_a_small_image(width: int, height: int, step: int,
 def test_least_scale_leaves_each_view_its_pixels() -> None:
     assert least_scale([(0, 0, 400, 300), (10, 10, 90, 310)], [60, 20]) == 0.25
     assert least_scale([(0, 0, 10, 10)], [32]) == 1.0
+
+
+def test_patches_have_any_shape_and_never_the_whole_side() -> None:
+    spec, random = ViewSpec(32, Photometric(), least_side=8), np.random.default_rng(0)
+    windows = np.array([draw_window(spec, 40, 25, NO_BOXES, random) for _ in range(2000)])
+    sides = windows[:, 2:] - windows[:, :2]
+    assert (sides.min(0) == (8, 8)).all() and (sides.max(0) == (32, 17)).all()
+    assert windows.min() == 0 and (windows[:, 2:].max(0) == (40, 25)).all()
+    np.testing.assert_allclose(sides.mean(0), (20, 12.5), atol=0.6)  # uniform, and each side on its own
+    assert abs(np.corrcoef(sides.T)[0, 1]) < 0.1
+    assert draw_window(spec, 1, 3, NO_BOXES, random)[2:] <= (1, 3)
