@@ -59,10 +59,11 @@ SMALL_FIELDS = {
 """Small values of hyper-parameters, by field; a method takes those that it has."""
 LARGE_VIEWS = {
     "soco": {"size": 224, "small_size": 112, "boxes": 12},
-    "soco-star": {"size": 224, "small_size": 112, "fourth_size": 96, "boxes": 12},
+    "soco-star": {"size": 224, "small_size": 112, "fourth_size": 96, "boxes": 40},
+    "joint": {"size": 224, "boxes": 40},
 }
 """What a method needs for its gradient to reach all that it trains (SoCo: boxes for each pyramid level)."""
-FALLS = {"byol": 1.5, "soco": 1.5, "soco-star": 1.5}
+FALLS = {"byol": 1.5, "soco": 1.5, "soco-star": 1.5, "joint": 2.0}
 """How far the loss of one batch falls in seven steps; elsewhere by a tenth."""
 RATES = {"moco": 0.001}
 """Learning rates to overfit at."""

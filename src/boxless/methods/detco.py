@@ -121,12 +121,12 @@ class DetCo(nn.Module):
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """DetCo's loss of two global views and two grids of patches; boxes are not used."""
+        shuffle = Shuffle(len(boxes), generator, views[0].image.device)
         i_q, i_k = (view.image[:, None] for view in views[:2])  # (B, 1, 3, H, W)
         p_q, p_k = (self._patches(view, generator) for view in views[2:])  # (B, 9, 3, h, w)
         q_g = self._embed(self.encoder, self.global_heads, i_q)  # of C2..C5, (B, 4, output)
         q_l = self._embed(self.encoder, self.local_heads, p_q)
         with torch.no_grad():
-            shuffle = Shuffle(len(i_k), generator, i_k.device)
             keys_g = shuffle.undo(self._embed(self.target_encoder, self.target_global_heads, shuffle(i_k)))
             keys_l = shuffle.undo(self._embed(self.target_encoder, self.target_local_heads, shuffle(p_k)))
             k_g, k_l = own(keys_g), own(keys_l)
@@ -163,7 +163,7 @@ class DetCo(nn.Module):
         def embed(images: Tensor) -> Tensor:
             features = encoder(images.flatten(0, 1))  # (B or 9B, C, h', w') each
             joined = [features[name].mean((2, 3)).reshape(len(images), -1) for name in LEVELS]  # (B, C or 9C)
-            return torch.stack([head(each).float() for head, each in zip(heads, joined, strict=True)], 1)
+            return torch.stack([head(each) for head, each in zip(heads, joined, strict=True)], 1)
 
         return normalize(in_groups(embed, images, self.config.norm_groups), dim=2)
 

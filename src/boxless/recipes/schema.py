@@ -10,6 +10,7 @@ from boxless.methods.byol import BYOLConfig
 from boxless.methods.densecl import DenseCLConfig
 from boxless.methods.detco import DetCoConfig
 from boxless.methods.dino import DINOConfig
+from boxless.methods.joint import JointConfig
 from boxless.methods.lc import LCBYOLConfig, LCDINOConfig
 from boxless.methods.moco import MoCoConfig
 from boxless.methods.simclr import SimCLRConfig
@@ -40,6 +41,7 @@ AnyMethodConfig = (
     | PixProConfig
     | SelfEMDConfig
     | UPDETRConfig
+    | JointConfig
 )
 METHODS: dict[str, type[AnyMethodConfig]] = {
     "detco": DetCoConfig,
@@ -59,6 +61,7 @@ METHODS: dict[str, type[AnyMethodConfig]] = {
     "pixpro": PixProConfig,
     "self-emd": SelfEMDConfig,
     "up-detr": UPDETRConfig,
+    "joint": JointConfig,
 }
 """Methods by the names that `compare` takes."""
 

@@ -1,0 +1,224 @@
+"""Whole images, cells and boxes together: the terms of three papers over one pass of backbone and FPN per view.
+
+L = w_global L_BYOL + w_pixel L_LC + w_object L_SoCo, of two views: V1 is the whole image (SoCo's V1 and LC-loss's
+uncropped view), V2 a crop of it.
+
+- global: BYOL (arXiv:2006.07733), eq. 2 in both directions, on the average of C5;
+- pixel: LC-loss (Islam et al.), eqs. 2 to 4, from V1's cells of the target's C5 to V2's of the online network's;
+- object: SoCo (arXiv:2106.02637), eqs. 1 to 6 without the third view, on the FPN and through the box head.
+
+A weight of 0 leaves out the term and what it alone needs: without the object term no boxes are needed, and the backbone
+alone is trained. The composition and its weights are boxless's own; no paper has measured them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from boxless.data.specs import Photometric, ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.errors import UserError
+from boxless.geometry.boxes import assign_level, jitter
+from boxless.geometry.view import View
+from boxless.losses import byol_loss, object_contrastive_loss
+from boxless.methods.contract import MethodOutput
+from boxless.methods.lc import LocalConfig, LocalTerm
+from boxless.methods.parts import mlp, nothing, target_copy
+from boxless.methods.soco import listed, placed, shared_boxes
+from boxless.training.optim import ema_momentum, ema_update
+
+Maps = dict[str, Tensor]
+"""C2..C5 by torchvision's names, (B, C, h, w) each."""
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Weights of the terms, and the hyper-parameters of their papers."""
+
+    name: Literal["joint"] = "joint"
+    global_weight: float = 1.0
+    """Of BYOL's loss."""
+    pixel_weight: float = 0.1
+    """Of LC-loss; the paper gives it 0.1 / 0.9 of BYOL's weight."""
+    object_weight: float = 1.0
+    """Of SoCo's loss."""
+    size: int = 224
+    """Of both views, px."""
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Share of the image's area that V2 shows (SoCo)."""
+    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
+    """Of V1: BYOL's T."""
+    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
+    """Of V2: BYOL's T'."""
+    local: LocalConfig = LocalConfig()  # noqa: RUF009
+    """The pixel term's own."""
+    boxes: int = 4
+    """K, boxes per image and step (SoCo)."""
+    jitter: float = 0.1
+    """Largest shift and growth of a jittered box, as a share of its sides (SoCo)."""
+    jitter_probability: float = 0.5
+    """That a box of V1 is jittered (SoCo)."""
+    hidden: int = 4096
+    """Width inside the projectors and predictors of images and boxes (BYOL, SoCo)."""
+    output: int = 256
+    """Width of their projections and predictions (BYOL, SoCo)."""
+    momentum: float = 0.99
+    """Of the target at the start, rising to 1 (BYOL, SoCo)."""
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Where there is an object term."""
+        return self.object_weight > 0
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """V1 the whole image, V2 a crop of it."""
+        boxes = 2 if self.needs_boxes else 0
+        return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=boxes)
+
+    def at_size(self, size: int) -> "JointConfig":
+        """The same method on views of another size: blur keeps its proportion to them."""
+        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
+        return replace(self, size=size, first=first, second=second)
+
+    def build(self, trunk: Trunk) -> "Joint":
+        """The weighted terms around a trunk; the object term needs an FPN and a box head."""
+        return Joint(trunk, self)
+
+
+class Joint(nn.Module):
+    """See the module's docstring.
+
+    Raises:
+        UserError: where no term has a weight, or the object term has one and the trunk no FPN.
+    """
+
+    def __init__(self, trunk: Trunk, config: JointConfig) -> None:
+        super().__init__()
+        weights = {"global": config.global_weight, "pixel": config.pixel_weight, "object": config.object_weight}
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        if not self.weights:
+            raise UserError("method.global_weight, pixel_weight, object_weight: all are 0; give one a weight above 0")
+        if config.needs_boxes and trunk.config.neck != "fpn":
+            raise UserError(
+                f"trunk.neck: {trunk.config.neck}; the object term needs fpn, or set method.object_weight=0"
+            )
+        self.config = config
+        self.trains = ("backbone", "FPN", "RoI head") if config.needs_boxes else ("backbone",)
+        self.body = trunk.backbone.body
+        self.target_body = target_copy(self.body)
+        if "global" in self.weights:
+            self.images = _Prediction(nn.Identity(), trunk.body_width, config)
+        if "pixel" in self.weights:
+            self.cells = LocalTerm(trunk.body_width, config.local)
+        if "object" in self.weights:
+            self.boxes = _Prediction(_Describe(trunk), trunk.head_width, config)
+
+    def forward(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """The weighted sum of the terms of two views of each image."""
+        maps = [self.body(view.image) for view in views]
+        with torch.no_grad():
+            target_maps = [self.target_body(view.image) for view in views]
+        outputs = {}
+        if "global" in self.weights:
+            outputs["global"] = self._global(maps, target_maps)
+        if "pixel" in self.weights:
+            outputs["pixel"] = MethodOutput(self.cells(target_maps[0]["3"], views[0], maps[1]["3"], views[1]), {})
+        if "object" in self.weights:
+            outputs["object"] = self._object(maps, target_maps, views, boxes, valid, generator)
+        loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
+        terms = {name: output.loss.detach() for name, output in outputs.items()}
+        health = next((output for output in outputs.values() if output.online is not None), MethodOutput(loss, {}))
+        return MethodOutput(loss, terms, health.online, health.target)
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Of all targets: rises to 1 along a cosine."""
+        return ema_momentum(step, total_steps, self.config.momentum)
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move the targets."""
+        momentum = self.momentum(step, total_steps)
+        ema_update(self.target_body.parameters(), self.body.parameters(), momentum)
+        for term in self.children():
+            if isinstance(term, _Prediction | LocalTerm):
+                term.follow(momentum)
+
+    def _global(self, maps: list[Maps], target_maps: list[Maps]) -> MethodOutput:
+        """BYOL's loss of the averages of C5."""
+        p1, p2 = (self.images.predict(each["3"].mean((2, 3))) for each in maps)  # (B, output)
+        t1, t2 = (self.images.target(each["3"].mean((2, 3))) for each in target_maps)
+        return MethodOutput(byol_loss(p1, t2) + byol_loss(p2, t1), {}, p1.detach(), t2)
+
+    def _object(
+        self,
+        maps: list[Maps],
+        target_maps: list[Maps],
+        views: tuple[View, ...],
+        boxes: Tensor,
+        valid: Tensor,
+        generator: torch.Generator,
+    ) -> MethodOutput:
+        """SoCo's loss of boxes that both views show."""
+        source, present = shared_boxes(views, boxes, valid, self.config.boxes, generator)  # (B, K, 4), (B, K)
+        if present.sum() < 2:  # one vector has no batch statistics
+            return MethodOutput(nothing(self), {})
+        jittered = jitter(source, self.config.jitter, self.config.jitter_probability, generator)
+        rois = [views[0].boxes(jittered)[0], views[1].boxes(source)[0]]
+
+        def embed(network: Callable[..., Tensor], maps: list[Maps]) -> list[Tensor]:
+            seen = zip(maps, views, rois, strict=True)
+            return [network(each, listed(at, present), view.size) for each, view, at in seen]  # (R, output)
+
+        v1, v2 = embed(self.boxes.predict, maps)
+        t1, t2 = embed(self.boxes.target, target_maps)
+        match = torch.diag_embed(present)  # box k of one view is box k of the other
+        pairs = [(placed(v, present), placed(t, present)) for v, t in ((v1, t2), (v2, t1))]
+        loss = torch.stack([object_contrastive_loss(v, t, match) for v, t in pairs]).sum()  # eqs. 5 and 6
+        return MethodOutput(loss, {}, v1.detach(), t2)
+
+
+class _Prediction(nn.Module):
+    """Representation, projector and predictor; the first two have targets that follow."""
+
+    def __init__(self, represent: nn.Module, width: int, config: JointConfig) -> None:
+        super().__init__()
+        self.represent = represent
+        self.projector = mlp(width, config.hidden, config.output)
+        self.predictor = mlp(config.output, config.hidden, config.output)
+        self.target_represent = target_copy(represent)
+        self.target_projector = target_copy(self.projector)
+
+    def predict(self, *seen: object) -> Tensor:
+        """q(g(f(.))) of the online network, (N, output)."""
+        prediction: Tensor = self.predictor(self.projector(self.represent(*seen)))
+        return prediction
+
+    @torch.no_grad()
+    def target(self, *seen: object) -> Tensor:
+        """g(f(.)) of the target network, (N, output)."""
+        projection: Tensor = self.target_projector(self.target_represent(*seen))
+        return projection
+
+    def follow(self, momentum: float) -> None:
+        """Move the targets."""
+        for target, online in ((self.target_represent, self.represent), (self.target_projector, self.projector)):
+            if parameters := list(online.parameters()):
+                ema_update(target.parameters(), parameters, momentum)
+
+
+class _Describe(nn.Module):
+    """h = f_H(RoIAlign(FPN(maps), b)): boxes (R, 5) of a frame to (R, head width)."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.fpn, self.roi_pool, self.box_head = trunk.backbone.fpn, trunk.roi_pool, trunk.box_head
+
+    def forward(self, maps: Maps, rois: Tensor, frame: tuple[int, int]) -> Tensor:
+        """The boxes, each from its own level."""
+        pooled = self.roi_pool.pool(self.fpn(maps), rois, assign_level(rois[:, 1:]), frame)  # (R, C, 7, 7)
+        described: Tensor = self.box_head(pooled)
+        return described
