@@ -47,6 +47,26 @@ def image(digits) -> torch.Tensor:
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
 
 
+def c5(trunk: Trunk, image: torch.Tensor) -> torch.Tensor:
+    maps = trunk.backbone.body(image)
+    return trunk.box_head.maps(maps["0"]) if trunk.config.neck == "c4" else maps["3"]
+
+
+@pytest.mark.parametrize("settings", [{"neck": "c4"}, {"backbone": "swin_t"}], ids=["c4", "swin"])
+def test_other_backbones_give_the_same_too_and_their_detectors_are_refused(tmp_path, monkeypatch, settings, image):
+    config = TrunkConfig(**{"backbone": "resnet18", "fpn_channels": 16, "box_head_width": 32, **settings})
+    torch.manual_seed(0)
+    trunk = Trunk(config).eval()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(describe(PretrainRecipe(trunk=config), "soco-r50-fpn"))
+    save_file(trunk.state_dict(), tmp_path / "run" / "weights.safetensors")
+    file = boxless.export(str(tmp_path / "run"), str(tmp_path / "body.safetensors"), quiet=True)
+    with torch.no_grad():
+        same(run_readme(file, monkeypatch)(image[None]), c5(trunk, image[None]).mean((2, 3)))
+    with pytest.raises(UserError, match="--to torchvision-backbone"):
+        boxless.export(str(tmp_path / "run"), str(tmp_path / "all.safetensors"), "torchvision-detector", quiet=True)
+
+
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
 def test_a_backbone_gives_the_same_features_in_torchvision(tmp_path, monkeypatch, norm, image):
     config = TrunkConfig(backbone="resnet18", norm=norm, fpn_channels=16, box_head_width=32)

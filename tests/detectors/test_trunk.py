@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -8,8 +9,10 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from boxless.detectors.trunk import LEVELS, RoIPool, Trunk, TrunkConfig, freeze, norm_layer
+from boxless.errors import UserError
 
 SMALL = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
+SWIN = TrunkConfig("swin_t", fpn_channels=16, box_head_width=32)
 
 
 def pyramid(height: int, width: int, batch: int = 2) -> dict[str, torch.Tensor]:
@@ -119,3 +122,63 @@ def test_frozen_stages_stay_as_loaded_in_training_too() -> None:
     assert not [key for key in moved if key.startswith(frozen)]
     assert {"backbone.body.layer2.0.conv1.weight", "backbone.body.layer2.0.bn1.running_mean"} <= moved
     assert before.keys() == Trunk(SMALL).state_dict().keys()
+
+
+def test_c4_pools_every_box_from_the_one_map() -> None:
+    features = {"0": pyramid(256, 224)["2"]}
+    rois = torch.cat([torch.tensor([[0.0], [1.0], [1.0]]), random_boxes(3, 224, 256)], 1)
+    expected = roi_align(features["0"], rois, 14, spatial_scale=1 / 16, aligned=True)
+    pool = RoIPool(14, first=4, last=4)
+    torch.testing.assert_close(pool.pool(features, rois, torch.tensor([2, 3, 5]), (256, 224)), expected)
+    boxes = [rois[:1, 1:], rois[1:, 1:]]
+    torch.testing.assert_close(pool(features, boxes, [(256, 224)] * 2), expected)
+
+
+def test_c4_body_and_head_are_the_two_parts_of_a_resnet() -> None:
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18(weights=None, zero_init_residual=True).eval()
+    trunk = Trunk(TrunkConfig("resnet18", neck="c4")).eval()
+    names = [*trunk.parts["backbone"].state_dict(), *trunk.parts["RoI head"].state_dict()]
+    assert names == [name for name in whole.state_dict() if not name.startswith("fc")]
+    trunk.backbone.body.load_state_dict(whole.state_dict(), strict=False)
+    trunk.box_head.load_state_dict(whole.state_dict(), strict=False)
+    whole.fc = nn.Identity()
+    image = torch.rand(2, 3, 64, 96)
+    maps = trunk.pyramid(image)
+    assert list(maps) == ["0"] and maps["0"].shape == (2, trunk.backbone.out_channels, 4, 6)
+    torch.testing.assert_close(trunk.box_head(maps["0"]), whole(image))
+    freeze(trunk, 5)
+    assert not any(parameter.requires_grad for parameter in trunk.parameters())
+
+
+def test_swin_is_torchvisions_with_every_map_normed() -> None:
+    torch.manual_seed(0)
+    whole, body = torchvision.models.swin_t(weights=None).eval(), Trunk(SWIN).backbone.body.eval()
+    kept = {name: value for name, value in whole.state_dict().items() if not name.startswith("head")}
+    body.load_state_dict(kept)
+    image = torch.rand(1, 3, 112, 80)
+    maps = body(image)
+    assert [tuple(value.shape[1:]) for value in maps.values()] == [
+        (96, 28, 20), (192, 14, 10), (384, 7, 5), (768, 4, 3)
+    ]  # fmt: skip
+    torch.testing.assert_close(maps["3"], whole.permute(whole.norm(whole.features(image))))
+    for value in maps.values():
+        torch.testing.assert_close(value.mean(1), torch.zeros_like(value[:, 0]), atol=1e-4, rtol=0)
+        assert (value.std(1, correction=0) > 0.9).all() and (value.std(1, correction=0) <= 1.0001).all()
+
+
+def test_swins_first_stages_are_frozen_and_its_trunk_learns() -> None:
+    trunk = Trunk(SWIN)
+    freeze(trunk, 2)
+    sum(value.square().sum() for value in trunk.pyramid(torch.rand(2, 3, 64, 64)).values()).backward()  # type: ignore[union-attr]
+    without = {name.split(".")[1] for name, value in trunk.backbone.body.named_parameters() if value.grad is None}
+    assert without == {"0", "1"} and trunk.body_width == 768
+    every = [parameter for modules in trunk.stages for module in modules for parameter in module.parameters()]
+    assert sorted(map(id, every)) == sorted(map(id, trunk.backbone.body.parameters()))
+
+
+def test_what_c4_cannot_do_is_said() -> None:
+    with pytest.raises(UserError, match=r"^trunk\.neck: c4 needs a ResNet, .* choose fpn$"):
+        Trunk(TrunkConfig("swin_t", neck="c4"))
+    with pytest.raises(UserError, match=r"^trunk\.neck: c4; .* pretrain with trunk\.neck=fpn"):
+        _ = Trunk(TrunkConfig("resnet18", neck="c4")).body_width

@@ -114,7 +114,8 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe) -> list[Start]
             base = f"{word}-small"
             own = recipe.pretrain.method
             config = own if own.name == word else load(base, PretrainRecipe).method
-            starts.append(Start(word, replace(recipe.pretrain, method=config.at_size(recipe.view_size)), base))
+            pretrain = replace(recipe.pretrain, method=config.at_size(recipe.view_size))
+            starts.append(Start(word, _with_trainable_neck(pretrain), base))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
             starts.append(Start(Path(word).stem, load(word, PretrainRecipe), word))
         elif Path(word).exists():
@@ -128,6 +129,12 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe) -> list[Start]
     if len({start.name for start in starts}) < len(starts):
         raise UserError("methods: two of them have the same name; rename a file or a run's folder")
     return starts
+
+
+def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The recipe with the neck that its method asks for, or with the whole backbone that C4 would have cut."""
+    usual = "fpn" if recipe.trunk.neck == "c4" else recipe.trunk.neck
+    return replace(recipe, trunk=replace(recipe.trunk, neck=getattr(recipe.method, "neck", usual)))
 
 
 def run_comparison(
@@ -155,7 +162,9 @@ def run_comparison(
         eta = f", about {left:.0f} min left" if number else ""
         _say(f"cell {number + 1} of {len(grid)}: {start.name}, {fraction:.0%} of the labels, seed {seed}{eta}", quiet)
         settings = replace(finetune_base, label_fraction=fraction, label_seed=seed, seed=seed)
-        settings = with_fitting_neck(with_trunk_of(settings, weights[start.name]))
+        settings = with_trunk_of(settings, weights[start.name])
+        settings = replace(settings, trunk=replace(settings.trunk, neck=finetune_base.trunk.neck))  # alike for all
+        settings = with_fitting_neck(settings)
         settings = replace(settings, evaluate_every=10**9)
         cells.append(_cell(start, settings, train, val, weights[start.name], out))
         _say(f"  AP {100 * cells[-1].scores['AP']:.1f}, AP50 {100 * cells[-1].scores['AP50']:.1f}", quiet)

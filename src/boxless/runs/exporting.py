@@ -12,6 +12,7 @@ from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.detecting import load_detector, open_run
 
 BODY = "backbone.body."
+HEAD = "box_head.layer4."
 
 _NORMS = {
     "batch": "torch.nn.BatchNorm2d",
@@ -22,7 +23,7 @@ _NORMS = {
 
 
 def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
-    """The body of a run's weights in the names of torchvision's ResNet, and the text that says how to load it.
+    """The body of a run's weights in the names of torchvision's classifiers, and the text that says how to load it.
 
     Args:
         where: the run's folder.
@@ -34,12 +35,14 @@ def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     run, recipe = open_run(where)
     tensors = read_tensors(run.weights)
     body = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
+    if recipe.trunk.neck == "c4":  # its box head is the ResNet's last stage
+        body |= {f"layer4.{key.partition(HEAD)[2]}": value for key, value in tensors.items() if HEAD in key}
     if not body:
         raise UserError(f"{run.weights}: has no tensors {BODY}*; expected the weights that boxless wrote")
     name = recipe.trunk.backbone
     code = [
         *_start(recipe.trunk),
-        "model.fc = torch.nn.Identity()  # a detector's body has no classifier",
+        f"model.{'head' if name == 'swin_t' else 'fc'} = torch.nn.Identity()  # a detector's body has no classifier",
         f'model.load_state_dict(load_file("{file}"))',
     ]
     return body, _text(f"{name} of {where}, in the names of torchvision.models.{name}.", recipe.trunk, code)
@@ -60,6 +63,11 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     run, recipe = open_run(where)
     if recipe.trunk.neck == "transformer":
         raise UserError(f"run {where}: torchvision has no DETR; export its ResNet with --to torchvision-backbone")
+    if recipe.trunk.neck == "c4" or recipe.trunk.backbone == "swin_t":
+        raise UserError(
+            f"run {where}: torchvision has no detectors on {'C4' if recipe.trunk.neck == 'c4' else 'Swin'}; "
+            "export its backbone with --to torchvision-backbone"
+        )
     if isinstance(recipe, PretrainRecipe):
         tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
         about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."
@@ -102,7 +110,7 @@ def _start(trunk: TrunkConfig) -> list[str]:
         "from safetensors.torch import load_file",
         "",
         f"norm = {_NORMS[trunk.norm]}",
-        f"model = torchvision.models.{trunk.backbone}(norm_layer=norm)",
+        f"model = torchvision.models.{trunk.backbone}({'' if trunk.backbone == 'swin_t' else 'norm_layer=norm'})",
     ]
 
 

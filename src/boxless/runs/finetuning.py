@@ -70,7 +70,8 @@ def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe
         return recipe
     # Group norm has no running statistics: nothing but itself can take over its weights.
     norm = "group" if source.trunk.norm == "group" else recipe.trunk.norm
-    trunk = replace(source.trunk, norm=norm)
+    neck = "c4" if recipe.trunk.neck == "c4" else source.trunk.neck  # any ResNet fills a C4 detector
+    trunk = replace(source.trunk, norm=norm, neck=neck)
     if trunk.neck != "transformer":  # its sizes are then the recipe's own
         trunk = replace(trunk, transformer=recipe.trunk.transformer)
     return replace(recipe, trunk=trunk)
