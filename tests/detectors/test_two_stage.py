@@ -6,9 +6,10 @@ from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig, two_stage
 
 
-def detector(kind: str = "faster_rcnn", head: str = "4conv1fc") -> tuple[Trunk, torch.nn.Module]:
+def detector(kind: str = "faster_rcnn", head: str = "4conv1fc", neck: str = "fpn") -> tuple[Trunk, torch.nn.Module]:
     torch.manual_seed(0)
-    trunk = Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head=head, box_head_width=32))  # type: ignore[arg-type]
+    settings = {"fpn_channels": 16, "box_head": head, "box_head_width": 32, "neck": neck}
+    trunk = Trunk(TrunkConfig("resnet18", **settings))  # type: ignore[arg-type]
     config = DetectorConfig(kind, rpn_samples=32, rpn_proposals=30, roi_samples=16, detections=20)  # type: ignore[arg-type]
     return trunk, two_stage(trunk, 3, config)
 
@@ -32,9 +33,11 @@ def test_detector_is_made_of_the_trunks_own_modules() -> None:
     assert list(model.transform.image_mean) == list(trunk.config.mean)
 
 
-@pytest.mark.parametrize(("kind", "head"), [("faster_rcnn", "2fc"), ("mask_rcnn", "4conv1fc")])
-def test_losses_are_finite_and_reach_the_whole_trunk(kind: str, head: str) -> None:
-    trunk, model = detector(kind, head)
+@pytest.mark.parametrize(
+    ("kind", "head", "neck"), [("faster_rcnn", "2fc", "fpn"), ("mask_rcnn", "4conv1fc", "fpn"), ("mask_rcnn", "", "c4")]
+)
+def test_losses_are_finite_and_reach_the_whole_trunk(kind: str, head: str, neck: str) -> None:
+    trunk, model = detector(kind, head, neck)
     with torch.no_grad():  # zeroed last gammas would stop the gradient inside residual blocks
         for name, parameter in trunk.named_parameters():
             if name.endswith("bn2.weight"):
@@ -61,8 +64,9 @@ def test_images_are_normalised_but_not_resized() -> None:
     assert at_test.image_sizes == batch.image_sizes and torch.equal(at_test.tensors, batch.tensors)
 
 
-def test_detections_lie_inside_their_images() -> None:
-    _, model = detector()
+@pytest.mark.parametrize(("kind", "neck"), [("faster_rcnn", "fpn"), ("mask_rcnn", "c4")])
+def test_detections_lie_inside_their_images(kind: str, neck: str) -> None:
+    _, model = detector(kind, neck=neck)
     model.roi_heads.score_thresh = 0.0
     images, _ = images_and_targets()
     with torch.no_grad():
@@ -73,3 +77,33 @@ def test_detections_lie_inside_their_images() -> None:
         assert len(boxes) and boxes.min() >= 0
         assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
         assert set(output["labels"].tolist()) <= {1, 2, 3}
+
+
+def test_c4_detector_is_detectron2s() -> None:
+    trunk = Trunk(TrunkConfig("resnet18", neck="c4"))
+    model = two_stage(trunk, 3, DetectorConfig("mask_rcnn"))
+    assert model.backbone is trunk.backbone and model.roi_heads.box_head.layer4 is trunk.box_head.layer4
+    anchors = model.rpn.anchor_generator
+    assert anchors.num_anchors_per_location() == [15] and anchors.sizes == ((32, 64, 128, 256, 512),)
+    assert model.rpn._pre_nms_top_n == {"training": 12000, "testing": 6000}
+    assert model.rpn._post_nms_top_n == {"training": 2000, "testing": 1000}
+    heads = {name.removeprefix("roi_heads.").split(".layer4")[0] for name in model.state_dict() if "roi_heads" in name}
+    assert {"box_head", "box_head.norm.weight", "mask_predictor.conv5_mask.weight"} <= heads
+    assert not any(name.startswith("mask_head") for name in heads)  # its weights are the box head's
+    assert model.roi_heads.box_predictor.cls_score.in_features == 512
+    assert model.roi_heads.mask_predictor(torch.rand(2, 512, 7, 7)).shape == (2, 4, 14, 14)
+
+
+def test_masks_see_the_box_heads_maps_and_leave_its_statistics_alone() -> None:
+    _, model = detector("mask_rcnn", neck="c4")
+    pooled = torch.rand(6, 256, 14, 14)
+    heads = model.roi_heads.train()
+    vectors = heads.box_head(pooled)
+    before = {name: value.clone() for name, value in heads.state_dict().items()}
+    assert heads.mask_head(pooled[:0]).shape == (0, 512, 7, 7)  # an image without objects
+    heads.mask_head(pooled[:1])
+    assert all(torch.equal(value, before[name]) for name, value in heads.state_dict().items())
+    assert all(module.training for module in heads.modules())
+    assert not torch.equal(heads.box_head(pooled), heads.eval().box_head(pooled))
+    torch.testing.assert_close(heads.mask_head(pooled).mean((2, 3)), heads.box_head(pooled))
+    assert vectors.shape == (6, 512)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models import resnet18, resnet34, resnet50
+from torchvision.models import resnet18, resnet34, resnet50, swin_s, swin_t
 from torchvision.models.detection import FasterRCNN
 
 from boxless.detectors.trunk import Norm, Trunk, TrunkConfig
@@ -91,6 +91,51 @@ def test_a_detectors_trunk_is_found_with_its_head(kind: str, tmp_path: Path) -> 
     assert all("rpn" in key or "predictor" in key or "mask" in key for key in report.unused)
 
 
+def c4(seed: int = 0, norm: Norm = "batch") -> Trunk:
+    torch.manual_seed(seed)
+    return Trunk(TrunkConfig("resnet18", neck="c4", norm=norm))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_c4_takes_the_last_stage_as_its_head(layout: str, resnet: Tensors, tmp_path: Path) -> None:
+    torch.save(LAYOUTS[layout](resnet), tmp_path / "file.pth")
+    loaded = c4()
+    report = load_trunk(loaded, tmp_path / "file.pth", minimum=1.0)
+    assert report.shares == {"backbone": 1.0, "RoI head": 1.0} and report.loaded == report.total
+    assert body_equals(loaded, resnet)
+    assert torch.equal(loaded.box_head.layer4[1].bn2.running_var, resnet["layer4.1.bn2.running_var"])
+
+
+@pytest.mark.parametrize("kind", ["trunk", "faster_rcnn", "mask_rcnn"])
+def test_weights_pass_between_c4_and_pyramids(kind: str, tmp_path: Path) -> None:
+    path, source = tmp_path / "file.safetensors", c4(1)
+    if kind == "trunk":
+        save_trunk(path, source, ("backbone", "RoI head"))
+    else:
+        save_file(two_stage(source, 3, DetectorConfig(kind)).state_dict(), path)  # type: ignore[arg-type]
+    report = load_trunk(again := c4(2), path, minimum=1.0)
+    assert report.parameter_share == 1 and bool(report.unused) == (kind != "trunk")
+    pyramid = trunk(2)
+    assert load_trunk(pyramid, path, minimum=1.0).shares == {"backbone": 1.0, "FPN": 0.0, "RoI head": 0.0}
+    save_trunk(path, pyramid, ("backbone", "FPN", "RoI head"))
+    report = load_trunk(back := c4(3), path, minimum=1.0)
+    assert report.parameter_share == 1 and any("fpn" in key for key in report.unused)
+    for loaded in (again, back):
+        assert all(torch.equal(value, source.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_swin_takes_torchvisions_file_and_no_resnet(resnet: Tensors, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    swin = swin_t(weights=None).state_dict()
+    torch.save(swin, tmp_path / "swin.pth")
+    torch.save(resnet, tmp_path / "resnet.pth")
+    loaded = trunk(backbone="swin_t")
+    report = load_trunk(loaded, tmp_path / "swin.pth", minimum=1.0)
+    assert report.shares == {"backbone": 1.0, "FPN": 0.0, "RoI head": 0.0} and body_equals(loaded, swin)
+    with pytest.raises(UserError, match="of the backbone would be loaded"):
+        load_trunk(loaded, tmp_path / "resnet.pth", 0.99)
+
+
 def test_report_of_a_fit_and_of_parts(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_trunk(path, trunk(1), ("backbone", "FPN", "RoI head"))
@@ -116,7 +161,10 @@ def test_a_misfit_is_refused_with_its_reason_and_changes_nothing(tmp_path: Path)
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 
 
-@pytest.mark.parametrize(("backbone", "file"), [("resnet18", resnet34), ("resnet18", resnet50), ("resnet34", resnet18)])
+@pytest.mark.parametrize(
+    ("backbone", "file"),
+    [("resnet18", resnet34), ("resnet18", resnet50), ("resnet34", resnet18), ("swin_t", swin_s)],
+)
 def test_weights_of_another_backbone_are_refused(backbone: str, file: Callable[..., object], tmp_path: Path) -> None:
     torch.save(file(weights=None).state_dict(), tmp_path / "other.pth")  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="choose the trunk that the file is of"):

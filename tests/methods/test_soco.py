@@ -13,19 +13,25 @@ from boxless.data.loader import ViewDataset, collate, fill_resized
 from boxless.data.photometric import augment
 from boxless.data.specs import Photometric
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.geometry.affine import crop_and_resize
+from boxless.errors import UserError
+from boxless.geometry.affine import crop_and_resize, identity
 from boxless.geometry.view import View
 from boxless.methods.contract import MethodOutput
-from boxless.methods.soco import SoCo, SoCoConfig
+from boxless.methods.soco import SoCo, SoCoConfig, cut_out
+from boxless.methods.soco_c4 import SoCoC4Config
+from boxless.methods.soco_star import SoCoStarConfig
 
 CONFIG = SoCoConfig(boxes=4, jitter_probability=0.0, hidden=16, output=8)
+STAR = SoCoStarConfig(boxes=4, jitter_probability=0.0, hidden=16, output=8)
+C4 = SoCoC4Config(boxes=4, jitter_probability=0.0, hidden=16, output=8)
+AnyConfig = SoCoConfig | SoCoStarConfig | SoCoC4Config
 
 
-def soco(config: SoCoConfig = CONFIG, per_box: bool = True) -> SoCo:
+def soco(config: AnyConfig = CONFIG, per_box: bool = True) -> SoCo:
     """A small SoCo whose target differs from its online network; with `per_box`, no box's norms see another box."""
     torch.manual_seed(0)
     norm = "group" if per_box else "batch"
-    method = config.build(Trunk(TrunkConfig("resnet18", norm=norm, fpn_channels=16, box_head_width=32)))  # type: ignore[arg-type]
+    method = config.build(Trunk(TrunkConfig("resnet18", norm, config.neck, fpn_channels=16, box_head_width=32)))  # type: ignore[arg-type]
     for head in (method.projector, method.predictor, method.target_projector):
         if per_box:
             head[1] = nn.Identity()
@@ -38,14 +44,17 @@ def soco(config: SoCoConfig = CONFIG, per_box: bool = True) -> SoCo:
 
 def three_views(windows: list[list[float]], size: int = 224, small: int = 112) -> tuple[View, ...]:
     """V1 of 300 x 200 px sources, a mirrored V2 of one window per source, V3 of the same windows, random pixels."""
-    count = len(windows)
-    whole = torch.tensor([[0.0, 0, 300, 200]]).expand(count, 4)
-    generator = torch.Generator().manual_seed(1)
+    return some_views([[WHOLE] * len(windows), windows, windows], [size, size, small], (False, True, False))
+
+
+def some_views(windows: list[list[list[float]]], sizes: list[int], mirrored: tuple[bool, ...]) -> tuple[View, ...]:
+    """Views of random pixels that show windows of their sources, px, one list of windows for each view."""
+    count, generator = len(windows[0]), torch.Generator().manual_seed(1)
     views = []
-    for window, side in ((whole, size), (torch.tensor(windows), size), (torch.tensor(windows), small)):
+    for own, side, turned in zip(windows, sizes, mirrored, strict=True):
         image = torch.randn(count, 3, side, side, generator=generator)
-        views.append(View(image, crop_and_resize(window, side, side)))
-    views[1] = views[1].mirrored(torch.ones(count, dtype=torch.bool))
+        view = View(image, crop_and_resize(torch.tensor(own), side, side))
+        views.append(view.mirrored(torch.full((count,), turned)))
     return tuple(views)
 
 
@@ -53,7 +62,14 @@ def run(method: SoCo, views: tuple[View, ...], boxes: Tensor, valid: Tensor) -> 
     return method(views, boxes, valid, torch.Generator().manual_seed(0))
 
 
+WHOLE = [0.0, 0, 300, 200]
 WINDOWS = [[0.0, 0, 300, 200], [50.0, 20, 250, 180], [150.0, 100, 300, 200]]
+OTHERS = [[30.0, 0, 300, 160], [20.0, 10, 270, 200], [150.0, 100, 300, 200]]
+FRAMES = {  # windows, size, whether mirrored, of each view
+    "soco": [([WHOLE] * 3, 224, False), (WINDOWS, 224, True), (WINDOWS, 112, False)],
+    "soco-star": [([WHOLE] * 3, 224, False), (WINDOWS, 224, True), (WINDOWS, 112, False), (OTHERS, 192, True)],
+    "soco-c4": [([WHOLE] * 3, 224, False), (WINDOWS, 224, True)],
+}
 SOURCES = [
     [[10.0, 10, 60, 50], [20.0, 30, 290, 190], [100.0, 20, 220, 150]],  # all seen
     [[60.0, 30, 100, 60], [0.0, 0, 40, 200], [240.0, 100, 290, 190], [90.0, 40, 250, 160]],  # one outside of V2
@@ -69,13 +85,12 @@ def padded(sources: list[list[list[float]]], places: int = 5) -> tuple[Tensor, T
     return boxes, valid
 
 
-def box_in_view(box: list[float], view: int, window: list[float]) -> list[float] | None:
-    """Where a source box lies in V1, V2 (mirrored) or V3, by hand; None outside."""
-    x1, y1, x2, y2 = [0.0, 0.0, 300.0, 200.0] if view == 0 else window
-    side = 112 if view == 2 else 224
+def box_in_view(box: list[float], window: list[float], side: int, mirrored: bool) -> list[float] | None:
+    """Where a source box lies in a view of a window, by hand; None outside."""
+    x1, y1, x2, y2 = window
     x = [min(max((value - x1) * side / (x2 - x1), 0.0), side) for value in box[::2]]
     y = [min(max((value - y1) * side / (y2 - y1), 0.0), side) for value in box[1::2]]
-    if view == 1:
+    if mirrored:
         x = [side - x[1], side - x[0]]
     return [x[0], y[0], x[1], y[1]] if x[0] < x[1] and y[0] < y[1] else None
 
@@ -86,9 +101,12 @@ def vector(trunk: Trunk, heads: list[nn.Module], image: Tensor, box: list[float]
     w, h = (int(box[2]) - int(box[0]) + 1), (int(box[3]) - int(box[1]) + 1)
     root = math.sqrt(w * h)
     level = 2 if root <= 48 else 3 if root <= 96 else 4 if root <= 192 else 5
-    feature = trunk.pyramid(image[None])[str(level - 2)]
+    if trunk.config.neck == "c4":
+        feature, bins = trunk.backbone.body(image[None])["0"], 14
+    else:
+        feature, bins = trunk.pyramid(image[None])[str(level - 2)], 7
     place = torch.tensor([[0.0, *box]])
-    described = trunk.box_head(roi_align(feature, place, 7, spatial_scale=feature.shape[-1] / side, aligned=True))
+    described = trunk.box_head(roi_align(feature, place, bins, spatial_scale=feature.shape[-1] / side, aligned=True))
     for head in heads:
         described = head(described)
     return described[0].double()
@@ -98,8 +116,9 @@ def vector(trunk: Trunk, heads: list[nn.Module], image: Tensor, box: list[float]
 def slow_loss(method: SoCo, views: tuple[View, ...]) -> float:
     """Eqs. 5 and 6, box by box."""
     total = 0.0
-    for i, (window, sources) in enumerate(zip(WINDOWS, SOURCES, strict=True)):
-        places = [[box_in_view(box, view, window) for view in range(3)] for box in sources]
+    frames = FRAMES[method.config.name]
+    for i, sources in enumerate(SOURCES):
+        places = [[box_in_view(box, windows[i], side, turned) for windows, side, turned in frames] for box in sources]
         places = [place for place in places if None not in place]
         for place in places:
             online = [
@@ -110,14 +129,17 @@ def slow_loss(method: SoCo, views: tuple[View, ...]) -> float:
                 vector(method.target_trunk, [method.target_projector], v.image[i], at)
                 for v, at in zip(views, place, strict=True)
             ]
-            for a, b in ((0, 1), (0, 2), (1, 0), (2, 0)):
-                cosine = (online[a] @ target[b]) / (online[a].norm() * target[b].norm())
-                total += -2 * float(cosine) / len(places) / len(WINDOWS)
+            for other in range(1, len(views)):
+                for a, b in ((0, other), (other, 0)):
+                    cosine = (online[a] @ target[b]) / (online[a].norm() * target[b].norm())
+                    total += -2 * float(cosine) / len(places) / len(SOURCES)
     return total
 
 
-def test_loss_is_the_papers() -> None:
-    method, views = soco(), three_views(WINDOWS)
+@pytest.mark.parametrize("config", [CONFIG, STAR, C4], ids=lambda config: config.name)
+def test_loss_is_the_papers(config: AnyConfig) -> None:
+    method = soco(config)
+    views = some_views(*map(list, zip(*FRAMES[config.name], strict=True)))  # type: ignore[arg-type]
     output = run(method, views, *padded(SOURCES))
     assert output.loss.item() == pytest.approx(slow_loss(method, views), abs=2e-5)
     assert output.loss.item() == pytest.approx(
@@ -125,6 +147,79 @@ def test_loss_is_the_papers() -> None:
     )
     assert output.terms["boxes_per_image"].item() == pytest.approx((3 + 3 + 0) / 3)
     assert output.online.shape == output.target.shape == (6, 8)
+
+
+def test_pooling_at_all_levels_is_the_same_but_for_norms() -> None:
+    views, given = three_views(WINDOWS), padded(SOURCES)
+    everywhere = dataclasses.replace(CONFIG, pooling="all_levels")
+    assert run(soco(everywhere), views, *given).loss == pytest.approx(run(soco(), views, *given).loss.item(), abs=1e-5)
+    one_norm, norms = soco(per_box=False), soco(everywhere, per_box=False)
+    assert abs(run(norms, views, *given).loss - run(one_norm, views, *given).loss) > 1e-3
+
+
+def test_copies_fill_places_with_boxes_of_the_image_anew_in_each_view() -> None:
+    method = soco(dataclasses.replace(CONFIG, empty_places="copies", boxes=6))
+    present = torch.arange(6) < torch.tensor([[6], [3], [1], [0]])
+    ids, there = method._filled(present.repeat(50, 1), 3, torch.Generator().manual_seed(0))
+    assert there.view(50, 4, 6).all((0, 2)).tolist() == [True, True, True, False]
+    for own in (view.view(50, 4, 6) for view in ids):
+        assert torch.equal(own[:, 0], torch.arange(6).expand(50, 6)) and (own[:, 1, :3] == torch.arange(3)).all()
+        assert set(own[:, 1, 3:].unique().tolist()) == {0, 1, 2} and not own[:, 2].any()
+    assert not torch.equal(ids[0], ids[1]) and not torch.equal(ids[1], ids[2])
+
+
+def test_copies_of_one_box_weigh_nothing_and_of_several_unequally() -> None:
+    views = three_views(WINDOWS)
+    copying = soco(dataclasses.replace(CONFIG, empty_places="copies"))
+    for sources, same in (([SOURCES[0][:1], SOURCES[1][3:], []], True), (SOURCES, False)):
+        expected, given = run(soco(), views, *padded(sources)), run(copying, views, *padded(sources))
+        assert (given.loss == pytest.approx(expected.loss.item(), abs=1e-5)) == same
+        assert given.terms["boxes_per_image"] == expected.terms["boxes_per_image"]
+
+
+def test_a_square_of_a_box_is_cut_out() -> None:
+    count = 40
+    view = View(torch.ones(count, 3, 96, 128), identity(count))
+    boxes = torch.tensor([[20.0, 20, 60, 60], [40.0, 30, 80, 70]]).expand(count, 2, 4)
+    there = torch.tensor([True, False]).expand(count, 2)
+    holes = cut_out(view, boxes, there, 0.5, torch.Generator().manual_seed(0)).image == 0
+    assert torch.equal(holes[:, 0], holes[:, 2])
+    sizes = holes[:, 0].sum((1, 2))
+    assert 10 < (sizes > 0).sum() < 30
+    for hole in holes[:, 0][sizes > 0]:
+        y, x = hole.nonzero(as_tuple=True)
+        height, width = y.max() - y.min() + 1, x.max() - x.min() + 1
+        assert hole.sum() == height * width and abs(height - width) <= 1
+        assert 0.1 * 1600 - 26 < height * width < 0.3 * 1600 + 46  # rounded to whole px on each side
+        assert 19 < (y.float().mean() + 0.5) < 61 and 19 < (x.float().mean() + 0.5) < 61
+    assert torch.equal(cut_out(view, boxes, there, 0.0, torch.Generator()).image, view.image)
+
+
+@pytest.mark.parametrize("config", [CONFIG, C4], ids=lambda config: config.name)
+def test_squares_are_cut_out_of_all_views_but_the_first(config: AnyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = soco(dataclasses.replace(config, cut_out=1.0))
+    seen: list[View] = []
+    embed = SoCo._embed
+    method._embed = lambda *given: seen.append(given[2]) or embed(method, *given)  # type: ignore
+    views = three_views(WINDOWS[:1], 96, 48)[: len(FRAMES[config.name])]
+    run(method, views, *padded(SOURCES[:1]))
+    changed = [not torch.equal(view.image, given.image) for given, view in zip(views * 2, seen, strict=True)]
+    assert changed == [False, *[True] * (len(views) - 1)] * 2
+
+
+def test_a_trunk_with_the_wrong_neck_is_refused() -> None:
+    for config, neck in ((CONFIG, "c4"), (C4, "fpn")):
+        with pytest.raises(UserError, match=rf"^trunk\.neck: {neck}; method {config.name} needs"):
+            config.build(Trunk(TrunkConfig("resnet18", neck=neck, fpn_channels=16, box_head_width=32)))  # type: ignore[arg-type]
+
+
+def test_star_and_c4_take_the_papers_views() -> None:
+    first, second, third, fourth = SoCoStarConfig().views()
+    assert (first.size, first.scale, second.size, second.scale) == (224, None, 224, (0.5, 1.0))
+    assert (third.size, third.resize_of, fourth.size, fourth.scale) == (112, 1, 192, (0.5, 1.0))
+    assert second.photometric == third.photometric == fourth.photometric != first.photometric
+    assert [view.size for view in SoCoStarConfig().at_size(112).views()] == [112, 112, 56, 96]
+    assert SoCoC4Config().views() == (first, second)
 
 
 def test_padding_and_hidden_boxes_change_nothing() -> None:
