@@ -13,9 +13,9 @@ from boxless.methods.dino import DINOConfig
 from boxless.methods.joint import JointConfig
 from boxless.methods.lc import LCBYOLConfig, LCDINOConfig
 from boxless.methods.moco import MoCoConfig
-from boxless.methods.simclr import SimCLRConfig
 from boxless.methods.pixpro import PixProConfig
 from boxless.methods.self_emd import SelfEMDConfig
+from boxless.methods.simclr import SimCLRConfig
 from boxless.methods.soco import SoCoConfig
 from boxless.methods.soco_c4 import SoCoC4Config
 from boxless.methods.soco_star import SoCoStarConfig
