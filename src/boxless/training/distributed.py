@@ -23,7 +23,7 @@ def gather(values: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return values
-    gathered: Tensor = _Gather.apply(values)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(values)
     return gathered
 
 
@@ -48,8 +48,9 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(values)
         axes = [axis for axis in range(values.ndim) if axis != 1]
         shape = [1, -1] + [1] * (values.ndim - 2)
-        count = _summed(values.new_tensor(values.numel() / values.shape[1]))
-        mean = _summed(values.sum(axes)) / count
+        rows = values.new_tensor([values.numel() / values.shape[1]])
+        totals = _summed(torch.cat([values.sum(axes), rows]))
+        mean, count = totals[:-1] / totals[-1], totals[-1]
         centred = values - mean.view(shape)
         variance = _summed(centred.square().sum(axes)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
@@ -77,7 +78,7 @@ def synchronize_norms(module: nn.Module) -> nn.Module:
     if world_size() == 1:
         return module
     if any(p.is_cuda for p in module.parameters()):
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return converted
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -100,7 +101,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _summed(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(values)
     return total
 
 

@@ -16,11 +16,12 @@ Its Faster R-CNN: mAP 0.281 on validation images, 0.265 on test images (VICReg: 
 from dataclasses import replace
 
 from boxless.detectors.trunk import TrunkConfig
+from boxless.methods.barlow_twins import BarlowTwinsConfig
 from boxless.recipes.shipped.barlow_r50 import RECIPE as BARLOW
 
 RECIPE = replace(
     BARLOW,
-    method=replace(BARLOW.method, scale=(0.4, 1.0), hidden=2048, output=2048),
+    method=BarlowTwinsConfig(scale=(0.4, 1.0), hidden=2048, output=2048),
     trunk=TrunkConfig(box_head="2fc", mean=(0.49, 0.468, 0.414), std=(0.286, 0.278, 0.297)),
     epochs=150,
 )
