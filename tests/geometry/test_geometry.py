@@ -130,3 +130,14 @@ def test_a_box_outside_the_view_is_not_visible():
     boxes, share = view.boxes(torch.tensor([[[0.0, 0, 90, 90], [150, 150, 250, 250]]]))
     assert share[0].tolist() == pytest.approx([0, 0.25])
     assert area(boxes)[0, 0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_places_keep_their_precision_inside_autocast(dtype: torch.dtype) -> None:
+    forward = crop_and_resize(torch.tensor([[13.3, 7.7, 613.3, 457.7]]), 224, 224)
+    points = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * 600
+    with torch.autocast("cpu", dtype):
+        moved = transform_points(compose(invert(forward), forward), points)
+        back = transform_points(invert(forward), transform_points(forward, points))
+    assert_close(moved, points, atol=1e-3, rtol=0)
+    assert_close(back, points, atol=1e-3, rtol=0)

@@ -1,4 +1,7 @@
-"""Affine maps between pixel frames, as (B, 2, 3) tensors: ``new = map[:, :, :2] @ old + map[:, :, 2]``."""
+"""Affine maps between pixel frames, as (B, 2, 3) tensors: ``new = map[:, :, :2] @ old + map[:, :, 2]``.
+
+Products are written out and not `@`: inside autocast or with TF32 a matrix product would round places to whole pixels.
+"""
 
 import torch
 from torch import Tensor
@@ -39,19 +42,25 @@ def mirror(width: int | Tensor, mirrored: Tensor) -> Tensor:
 
 def compose(second: Tensor, first: Tensor) -> Tensor:
     """The map that applies `first`, then `second`; both and the result (B, 2, 3)."""
-    linear = second[..., :2] @ first[..., :2]
-    shift = second[..., :2] @ first[..., 2:] + second[..., 2:]
-    return torch.cat([linear, shift], -1)
+    moved = _times(second[..., :2], first)
+    return torch.cat([moved[..., :2], moved[..., 2:] + second[..., 2:]], -1)
 
 
 def invert(forward: Tensor) -> Tensor:
     """The map back, (B, 2, 3); `forward` must not flatten the plane."""
-    linear = torch.linalg.inv(forward[..., :2])
-    return torch.cat([linear, -linear @ forward[..., 2:]], -1)
+    (a, b), (c, d) = (row.unbind(-1) for row in forward[..., :2].unbind(-2))
+    adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
+    linear = adjugate / (a * d - b * c)[..., None, None]
+    return torch.cat([linear, -_times(linear, forward[..., 2:])], -1)
 
 
 def transform_points(forward: Tensor, points: Tensor) -> Tensor:
     """Points (B, ..., 2) in the old frame as points (B, ..., 2) in the new one."""
     flat = points.flatten(1, -2)
-    moved = flat @ forward[..., :2].transpose(-1, -2) + forward[..., 2].unsqueeze(-2)
+    moved = _times(flat, forward[..., :2].transpose(-1, -2)) + forward[..., 2].unsqueeze(-2)
     return moved.view(points.shape)
+
+
+def _times(first: Tensor, second: Tensor) -> Tensor:
+    """Matrix product of (B, N, 2) and (B, 2, M), at full precision."""
+    return first[..., :1] * second[..., :1, :] + first[..., 1:] * second[..., 1:, :]

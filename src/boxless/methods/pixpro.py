@@ -126,7 +126,6 @@ class PixPro(nn.Module):
 
 def _places(view: View, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Centres of a map's cells (B, rows, columns, 2) and the cells' diagonal (B,), source px."""
-    with torch.autocast(view.image.device.type, enabled=False):  # 16 bits would move a centre by whole pixels
-        quarters = view.cell_centres(2 * rows, 2 * columns)  # there are two each way, whatever the map's size
-        diagonal = 2 * (quarters[:, 1, 1] - quarters[:, 0, 0]).norm(dim=-1)
-        return view.cell_centres(rows, columns), diagonal
+    quarters = view.cell_centres(2 * rows, 2 * columns)  # there are two each way, whatever the map's size
+    diagonal = 2 * (quarters[:, 1, 1] - quarters[:, 0, 0]).norm(dim=-1)
+    return view.cell_centres(rows, columns), diagonal
