@@ -31,7 +31,9 @@ SIZES = {
     "prototypes": 12,
 }
 """Small values of hyper-parameters, by field."""
-GATHERING = ("simclr", "moco", "densecl", "detco", "barlow", "vicreg")
+CHANGES: dict[str, dict[str, object]] = {"swav": {"queue_length": BATCH, "queue_start": 0.0}}
+"""By method: SwAV's queue is of use once full, and so in the second step."""
+GATHERING = ("simclr", "moco", "densecl", "detco", "barlow", "vicreg", "dino", "swav")
 """Methods whose losses or queues look at the batches of all processes."""
 OWN_NORMS = {"moco", "densecl", "detco"}
 """Those whose batch norms must not be synchronised, but keep to a process's part of the batch."""
@@ -42,6 +44,7 @@ each_method = pytest.mark.parametrize("name", GATHERING)
 def config_of(name: str, world: int) -> MethodConfig:
     fields = {field.name for field in dataclasses.fields(METHODS[name])}
     values = {key: value for key, value in SIZES.items() if key in fields}
+    values |= CHANGES.get(name, {})
     if "norm_groups" in fields:
         values["norm_groups"] = WORLD // world
     return dataclasses.replace(METHODS[name](), **values)
@@ -70,12 +73,18 @@ def train(name: str, rank: int, world: int) -> dict[str, Any]:
         for key, parameter in method.named_parameters():
             if parameter.grad is not None:
                 parameter.grad = mean(parameter.grad)
-                gradients[f"{step}.{key}"] = parameter.grad.clone()
+                gradients[f"{step}.{key}"] = sample(parameter.grad)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(step, 100)
     queues = {key: module.state_dict() for key, module in method.named_modules() if isinstance(module, Queue)}
-    return {"losses": losses, "gradients": gradients, "state": method.state_dict(), "queues": queues}
+    state = {key: sample(value) for key, value in method.state_dict().items()}
+    return {"losses": losses, "gradients": gradients, "state": state, "queues": queues}
+
+
+def sample(values: Tensor) -> Tensor:
+    """Some 500 of the values: a whole ResNet in double precision takes long to write."""
+    return values.flatten()[:: max(1, values.numel() // 500)].clone()
 
 
 def draw_views(config: MethodConfig, step: int) -> list[View]:

@@ -134,7 +134,7 @@ class DINO(nn.Module):
             teacher = [_scores(each, self.target_prototypes) for each in z_target]
         loss = dino_loss(student, teacher, self.center, self.config.temperature, self.target_temperature())  # eq. 3
         if self.training:
-            self._means.append(torch.cat(teacher).float().mean(0))
+            self._means.append(torch.cat(teacher).mean(0, dtype=self.center.dtype))
         return MethodOutput(loss, {}, z[0].detach(), z_target[1])
 
     def target_temperature(self) -> float:
