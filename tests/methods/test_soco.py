@@ -152,9 +152,9 @@ def test_loss_is_the_papers(config: AnyConfig) -> None:
 def test_pooling_at_all_levels_is_the_same_but_for_norms() -> None:
     views, given = three_views(WINDOWS), padded(SOURCES)
     everywhere = dataclasses.replace(CONFIG, pooling="all_levels")
-    assert run(soco(everywhere), views, *given).loss == pytest.approx(run(soco(), views, *given).loss.item(), abs=1e-5)
-    one_norm, norms = soco(per_box=False), soco(everywhere, per_box=False)
-    assert abs(run(norms, views, *given).loss - run(one_norm, views, *given).loss) > 1e-3
+    for per_box in (True, False):
+        own, other = (run(soco(config, per_box), views, *given).loss.item() for config in (CONFIG, everywhere))
+        assert (own == pytest.approx(other, abs=1e-5)) == per_box
 
 
 def test_copies_fill_places_with_boxes_of_the_image_anew_in_each_view() -> None:
@@ -173,7 +173,7 @@ def test_copies_of_one_box_weigh_nothing_and_of_several_unequally() -> None:
     copying = soco(dataclasses.replace(CONFIG, empty_places="copies"))
     for sources, same in (([SOURCES[0][:1], SOURCES[1][3:], []], True), (SOURCES, False)):
         expected, given = run(soco(), views, *padded(sources)), run(copying, views, *padded(sources))
-        assert (given.loss == pytest.approx(expected.loss.item(), abs=1e-5)) == same
+        assert (given.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)) == same
         assert given.terms["boxes_per_image"] == expected.terms["boxes_per_image"]
 
 

@@ -12,7 +12,7 @@ from boxless.detectors.two_stage import DetectorConfig, two_stage
 from boxless.errors import UserError
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
-from boxless.runs.finetuning import Schedule, make_optimizer
+from boxless.runs.finetuning import Schedule, make_optimizer, with_trunk_of
 from boxless.runs.folder import Run
 from boxless.runs.labels import choose_labels
 from boxless.training.journal import read_metrics
@@ -65,6 +65,16 @@ def test_run_folder_has_scores_labels_and_early_looks(finished: Run, scenes: Pat
 def test_detector_is_a_source_of_weights_too(finished: Run, scenes: Path, tmp_path: Path) -> None:
     run = finetuning(scenes, tmp_path / "run", str(finished.path), **{**SHORT, "optim.lr": 0.0})
     assert "100.0% of parameters; backbone ok, FPN ok, RoI head ok" in run.summary["weights"]
+
+
+def test_a_whole_backbone_fills_a_c4_detector_with_its_head(scenes: Path, pretrained: Run, tmp_path: Path) -> None:
+    settings = {**SHORT, "iterations": 1, "detector.kind": "mask_rcnn", "trunk.neck": "c4", "freeze": 2}
+    run = finetuning(scenes, tmp_path / "run", str(pretrained.path), **settings)
+    assert "100.0% of parameters; backbone ok, RoI head ok" in run.summary["weights"]
+    assert set(run.summary["scores"]) == {"bbox", "segm"} and load(run.recipe_file, FinetuneRecipe).trunk.neck == "c4"
+    assert with_trunk_of(FinetuneRecipe(), str(run.path)).trunk.neck == "c4"
+    c4 = FinetuneRecipe(trunk=TrunkConfig(neck="c4"))
+    assert with_trunk_of(c4, str(pretrained.path)).trunk.neck == "c4"
 
 
 def test_corrected_second_try_works_after_a_wrong_first(scenes: Path, pretrained: Run, tmp_path: Path) -> None:
@@ -140,8 +150,6 @@ def test_optimizer_has_every_trainable_parameter_once(name: str) -> None:
 
 
 def test_group_norm_of_a_pretraining_is_kept(scenes: Path, tmp_path: Path) -> None:
-    from boxless.runs.finetuning import with_trunk_of
-
     pretrained = pretraining(
         scenes, tmp_path / "run", "byol", epochs=1, checkpoint_every=9, **{"trunk.norm": "group", "optim.base_lr": 0.0}
     )

@@ -184,7 +184,8 @@ def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tenso
     renamed = {key.removeprefix("roi_heads.") if "box_head" in key else key: value for key, value in tensors.items()}
     if any(key in own for key in renamed):
         return _last_stage_placed(renamed, trunk)
-    stages = ("layer4.", *(f"{name}." for name, _ in trunk.backbone.body.named_children()))
+    stages = tuple(f"{name}." for name, _ in trunk.backbone.body.named_children())
+    stages += ("layer4.",) if trunk.config.neck == "c4" else ()
 
     def translate(prefix: str) -> dict[str, Tensor]:
         names = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
