@@ -236,8 +236,9 @@ class Trunk(nn.Module):
         body = self.backbone.body
         if isinstance(body, SwinBody):
             return body.stages
-        last = self.box_head.layer4 if self.config.neck == "c4" else body.layer4
-        return [[body.conv1, body.bn1], [body.layer1], [body.layer2], [body.layer3], [last]]
+        last = (self.box_head if self.config.neck == "c4" else body).get_submodule("layer4")
+        stem = [body.get_submodule("conv1"), body.get_submodule("bn1")]
+        return [stem, *([body.get_submodule(f"layer{number}")] for number in (1, 2, 3)), [last]]
 
     def pyramid(self, image: Tensor) -> dict[str, Tensor]:
         """The maps that boxes are pooled from, by torchvision's names: P2..P5 of images (B, 3, H, W), or C4."""

@@ -239,7 +239,8 @@ def cut_out(view: View, boxes: Tensor, there: Tensor, probability: float, genera
     """
     draws = torch.rand(*there.shape, 4, generator=generator).to(boxes.device)
     side = (area(boxes) * (0.1 + 0.2 * draws[..., 0])).sqrt()[..., None]  # (B, K, 1)
-    x, y = (boxes[..., :2] + draws[..., 1:3] * (boxes[..., 2:] - boxes[..., :2])).split(1, -1)
+    centre = boxes[..., :2] + draws[..., 1:3] * (boxes[..., 2:] - boxes[..., :2])
+    x, y = centre[..., :1], centre[..., 1:]
     height, width = view.size
     columns = (torch.arange(width, device=x.device) + 0.5 - x).abs() < side / 2  # (B, K, W)
     rows = (torch.arange(height, device=x.device) + 0.5 - y).abs() < side / 2
