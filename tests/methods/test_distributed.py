@@ -23,14 +23,14 @@ SIZES = {
     "size": 32,
     "local_size": 24,
     "local_crops": 2,
-    "patch_size": 24,
-    "cell_size": 24,
+    "patch_size": 16,
+    "cell_size": 16,
     "hidden": 16,
     "output": 8,
     "queue_length": 48,
     "prototypes": 12,
 }
-"""Small values of hyper-parameters, by field."""
+"""Small values of hyper-parameters, by field; patches fill their cells, so that no place is drawn."""
 CHANGES: dict[str, dict[str, object]] = {"swav": {"queue_length": BATCH, "queue_start": 0.0}}
 """By method: SwAV's queue is of use once full, and so in the second step."""
 GATHERING = ("simclr", "moco", "densecl", "detco", "barlow", "vicreg", "dino", "swav")
