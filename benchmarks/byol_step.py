@@ -15,51 +15,22 @@ less. A third row shows lightly's example in channels_last, which its documentat
 
 import argparse
 import copy
-import importlib.metadata
-import json
-import multiprocessing
-import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
+from functools import partial
 
 import torch
+from environment import RESULTS, cores, facts, write
+from training_step import Step, boxless_step, take_turn
 
-Step = Callable[[], float]
+from boxless.detectors.trunk import TrunkConfig
+from boxless.methods.byol import BYOLConfig
+from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.runs.setup import has_fast_bf16, resolve_precision
 
 
 def ours(arch: str, size: int, batch: int) -> Step:
-    from boxless.data.loader import Batch
-    from boxless.detectors.trunk import Trunk, TrunkConfig
-    from boxless.geometry.affine import identity
-    from boxless.geometry.view import View
-    from boxless.methods.byol import BYOLConfig
-    from boxless.recipes.schema import PretrainOptim, PretrainRecipe
-    from boxless.runs.pretraining import Objective, make_optimizer
-    from boxless.runs.setup import make_fabric
-
-    config = BYOLConfig(size=size)
-    recipe = PretrainRecipe(config, TrunkConfig(backbone=arch), PretrainOptim("sgd", base_lr=0.06))  # type: ignore[arg-type]
-    fabric = make_fabric(recipe.precision)
-    method = config.build(Trunk(recipe.trunk)).to(memory_format=torch.channels_last)
-    module, optimizer = fabric.setup(method, make_optimizer(method, recipe.optim))
-    objective = Objective(fabric, module, recipe, {})
-    images = [torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8) for _ in range(2)]
-    views = tuple(View(image, identity(batch)) for image in images)
-    data = Batch(views, torch.zeros(batch, 1, 4), torch.zeros(batch, 1, dtype=torch.bool), ()).to(fabric.device)
-
-    def step() -> float:
-        loss = objective(data, 0)["loss"]
-        fabric.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step(0, 1000)
-        return float(loss.detach())
-
-    return step
+    optim = PretrainOptim("sgd", base_lr=0.06)
+    return boxless_step(PretrainRecipe(BYOLConfig(size=size), TrunkConfig(backbone=arch), optim), batch)  # type: ignore[arg-type]
 
 
 def theirs(arch: str, size: int, batch: int, layout: torch.memory_format = torch.contiguous_format) -> Step:
@@ -120,46 +91,22 @@ def theirs_channels_last(arch: str, size: int, batch: int) -> Step:
 SIDES = {"boxless": ours, "lightly": theirs, "lightly, channels_last": theirs_channels_last}
 
 
-def turn(side: str, sizes: tuple[str, int, int], threads: int, pipe: Connection) -> None:
-    """Send the seconds of a side's third step."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    step = SIDES[side](*sizes)
-    clock = time.process_time if threads == 1 and not torch.cuda.is_available() else time.perf_counter
-    step()
-    step()  # by now no tensor needs new memory
-    start = clock()
-    loss = step()  # fetching the loss waits for the device
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    assert loss == loss, side
-    pipe.send(clock() - start)
-
-
 def measure(sides: list[str], sizes: tuple[str, int, int], threads: int, repeats: int) -> dict[str, list[float]]:
-    spawn = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for repeat in range(repeats):
         for side in sides:
-            here, there = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=turn, args=(side, sizes, threads, there), daemon=True)
-            process.start()
-            there.close()
-            seconds[side].append(here.recv())
-            process.join()
+            seconds[side].append(take_turn(partial(SIDES[side], *sizes), threads).seconds)
             print(f"repeat {repeat + 1}: {side} {seconds[side][-1]:.2f} s", flush=True)
     return seconds
 
 
 def main() -> None:
-    from boxless.runs.setup import has_fast_bf16, resolve_precision
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--without-channels-last-lightly", action="store_true")
     arguments = parser.parse_args()
 
@@ -179,23 +126,10 @@ def main() -> None:
         print(f"{pair}: {ratio} times faster")
     precision = resolve_precision("auto")
     print(f"boxless in {precision}; this processor has {'' if has_fast_bf16() else 'no '}bf16")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "lightly")}
-    environment = {"python": platform.python_version(), **versions, "machine": platform.machine()}
-    environment |= {
-        "processor": processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    environment |= {"bf16": has_fast_bf16(), "threads": arguments.threads, "load": os.getloadavg()}
-    facts = {"arch": sizes[0], "size": sizes[1], "batch": sizes[2], "repeats": arguments.repeats}
-    out = Path(__file__).parent / "results" / "byol_step.json"
-    out.parent.mkdir(exist_ok=True)
-    content = {**facts, "precision": precision, "images_per_second": results, "ratios": ratios}
-    out.write_text(json.dumps({**content, "environment": environment}, indent=1) + "\n")
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    environment = {**facts("torch", "torchvision", "lightly"), "threads": arguments.threads}
+    sizes_by_name = {"arch": sizes[0], "size": sizes[1], "batch": sizes[2], "repeats": arguments.repeats}
+    content = {**sizes_by_name, "precision": precision, "images_per_second": results, "ratios": ratios}
+    write(RESULTS / "byol_step.json", {**content, "environment": environment})
 
 
 if __name__ == "__main__":

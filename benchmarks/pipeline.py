@@ -11,10 +11,7 @@ About a minute. Times are those that the core worked, so that other programs mat
 """
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import torch
+from environment import RESULTS, facts, write
 from PIL import Image
 
 from boxless.data.digits import make_scenes
@@ -126,14 +124,10 @@ def main() -> None:
     ratios = {f"{name} over lightly": round(results[name]["median"] / results[peer]["median"], 2) for name in mine}
     for pair, ratio in ratios.items():
         print(f"{pair}: {ratio} times faster")
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "lightly", "pillow")}
-    environment = {"python": platform.python_version(), "opencv": cv2.__version__, **versions}
-    environment |= {"machine": platform.machine(), "load": os.getloadavg()}
-    facts = {"folder": "/".join(Path(folder).parts[-3:]), "images": count, "repeats": arguments.repeats}
-    out = Path(__file__).parent / "results" / "pipeline.json"
-    out.parent.mkdir(exist_ok=True)
-    content = {**facts, "images_per_second": results, "ratios": ratios, "environment": environment}
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    environment = {**facts("torch", "torchvision", "lightly", "pillow"), "opencv": cv2.__version__}
+    measured = {"folder": "/".join(Path(folder).parts[-3:]), "images": count, "repeats": arguments.repeats}
+    content = {**measured, "images_per_second": results, "ratios": ratios, "environment": environment}
+    write(RESULTS / "pipeline.json", content)
 
 
 if __name__ == "__main__":

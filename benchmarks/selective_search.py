@@ -9,10 +9,7 @@ some box covers with IoU >= 0.5, before and after SoCo's limits, and boxes per i
 """
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 import torch
+from environment import RESULTS, facts, write
 
 from boxless.data.images import decode
 from boxless.data.labels import read_labels
@@ -115,15 +113,11 @@ def main() -> None:
     }
     for pair, ratio in speed.items():
         print(f"{pair}: {ratio} times faster")
-    versions = {name: importlib.metadata.version(name) for name in ("scikit-image", "numpy", "selectivesearch")}
-    environment = {"python": platform.python_version(), "opencv": cv2.__version__, **versions}
-    environment |= {"machine": platform.machine(), "load": os.getloadavg()}
-    out = Path(__file__).parent / "results" / "selective_search.json"
-    out.parent.mkdir(exist_ok=True)
-    facts = {"images": len(images), "objects": sum(len(boxes) for _, boxes in images), "first": arguments.first}
-    out.write_text(
-        json.dumps({**facts, "results": results, "speed": speed, "environment": environment}, indent=1) + "\n"
-    )
+    environment = {**facts("scikit-image", "numpy", "selectivesearch"), "opencv": cv2.__version__}
+    objects = sum(len(boxes) for _, boxes in images)
+    measured = {"images": len(images), "objects": objects, "first": arguments.first}
+    content = {**measured, "results": results, "speed": speed, "environment": environment}
+    write(RESULTS / "selective_search.json", content)
 
 
 if __name__ == "__main__":
