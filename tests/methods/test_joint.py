@@ -78,8 +78,8 @@ def test_terms_are_those_of_their_papers_methods() -> None:
     names = {"predictor.": "boxes.predictor."}
     for side in ("", "target_"):
         names |= {f"{side}projector.": f"boxes.{side}projector.", f"{side}trunk.backbone.body.": f"{side}body."}
-        for theirs, ours in (("backbone.fpn", "fpn"), ("box_head", "box_head")):
-            names[f"{side}trunk.{theirs}."] = f"boxes.{side}represent.{ours}."
+        names |= {f"{side}trunk.backbone.fpn.": f"{side}fpn."}
+        names |= {f"{side}trunk.box_head.": f"boxes.{side}represent.box_head."}
     same_weights(method, soco, names)
     valid = torch.ones(2, 2, dtype=torch.bool)
     expected = soco((whole, crop), BOXES, valid, torch.Generator().manual_seed(3)).loss
@@ -109,7 +109,7 @@ def test_a_weight_of_zero_leaves_the_term_and_its_modules_out(left: str) -> None
     for key, value in output.terms.items():
         torch.testing.assert_close(value, terms[key])
     gone = {key.split(".")[0] for key in full.state_dict().keys() - less.state_dict().keys()}
-    assert gone == {{"global": "images", "pixel": "cells", "object": "boxes"}[name]}
+    assert gone == {"global": {"images"}, "pixel": {"cells"}, "object": {"boxes", "fpn", "target_fpn"}}[name]
     output.loss.backward()
     missing = [key for key, p in less.named_parameters() if p.requires_grad and p.grad is None]
     assert all("fpn." in key for key in missing)  # of levels that have no boxes
@@ -119,7 +119,7 @@ def test_a_weight_of_zero_leaves_the_term_and_its_modules_out(left: str) -> None
 
 def test_each_view_passes_the_body_and_the_pyramid_once() -> None:
     method, passes = joint(), []
-    for name in ("body", "target_body", "boxes.represent.fpn", "boxes.target_represent.fpn"):
+    for name in ("body", "target_body", "fpn", "target_fpn"):
         method.get_submodule(name).register_forward_hook(lambda *_, name=name: passes.append(name))
     run(method)
     assert len(passes) == 8 and {passes.count(name) for name in passes} == {2}
@@ -132,11 +132,30 @@ def test_a_batch_without_boxes_still_learns_the_rest() -> None:
     assert output.terms["object"] == 0 and set(output.terms) == {"global", "pixel", "object"}
     trained = {key: p.grad for key, p in method.named_parameters() if p.requires_grad}
     assert all(gradient is not None for gradient in trained.values())
-    assert trained["body.conv1.weight"].any() and not trained["boxes.represent.fpn.inner_blocks.0.0.weight"].any()
+    assert trained["body.conv1.weight"].any() and not trained["fpn.inner_blocks.0.0.weight"].any()
+
+
+@pytest.mark.parametrize("weights", [{}, {"object_weight": 0.0}, {"object_weight": 0.0, "global_weight": 0.0}])
+def test_pixel_term_on_the_pyramid_trains_it(weights: dict[str, float]) -> None:
+    method, (whole, crop) = joint(replace(CONFIG, pixel_map="P3", **weights)).eval(), views()
+    output = run(method)
+    with torch.no_grad():
+        target = method.cells.target_projector(method.target_fpn(method.target_body(whole.image))["1"])
+        online = method.cells.projector(method.fpn(method.body(crop.image))["1"])
+        expected = local_contrastive_loss(target, online, places(whole, crop, 8, 8), 0.2)
+    torch.testing.assert_close(output.terms["pixel"], expected)
+    output.loss.backward()
+    assert method.fpn.inner_blocks[1][0].weight.grad.any() and method.fpn.inner_blocks[3][0].weight.grad.any()
+    assert method.trains == ("backbone", "FPN", "RoI head")[: 2 if weights else 3]
+    before = method.target_fpn.inner_blocks[3][0].weight.clone()
+    method.after_step(0, 100)
+    assert not torch.equal(before, method.target_fpn.inner_blocks[3][0].weight)
+    assert output.online is not None and output.target is not None
 
 
 def test_impossible_weights_and_trunks_are_refused() -> None:
     with pytest.raises(UserError, match="weight above 0"):
         joint(replace(CONFIG, **dict.fromkeys(WEIGHTS, 0.0)))
-    with pytest.raises(UserError, match="object_weight=0"):
-        CONFIG.build(Trunk(TrunkConfig("resnet18", neck="c4")))
+    for config in (CONFIG, replace(CONFIG, object_weight=0.0, pixel_map="P2")):
+        with pytest.raises(UserError, match="object_weight=0"):
+            config.build(Trunk(TrunkConfig("resnet18", neck="c4")))

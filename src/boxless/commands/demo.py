@@ -38,13 +38,13 @@ def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, *
         labels=str(annotations / "train.json"),
         val=str(annotations / "val.json"),
         out=str(folder / "comparison"),
-        methods="none,soco",
+        methods="none,joint",
         label_fraction="0.5",
         seeds=seeds,
         recipe=recipe,
         **overrides,
     )
-    detector = folder / "comparison" / "finetune" / "soco" / "labels-0.5" / "seed-0"
+    detector = folder / "comparison" / "finetune" / "joint" / "labels-0.5" / "seed-0"
     drawn = evaluate(str(detector), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
     print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
     return comparison

@@ -4,11 +4,14 @@ L = w_global L_BYOL + w_pixel L_LC + w_object L_SoCo, of two views: V1 is the wh
 uncropped view), V2 a crop of it.
 
 - global: BYOL (arXiv:2006.07733), eq. 2 in both directions, on the average of C5;
-- pixel: LC-loss (Islam et al.), eqs. 2 to 4, from V1's cells of the target's C5 to V2's of the online network's;
+- pixel: LC-loss (Islam et al.), eqs. 2 to 4, from V1's cells of the target's map to V2's of the online network's. The
+  paper's map is C5. A level of the pyramid trains the FPN too, and its finer cells have more neighbours to be told
+  from: an image of 64 px has 4 cells at C5 and 256 at P2;
 - object: SoCo (arXiv:2106.02637), eqs. 1 to 6 without the third view, on the FPN and through the box head.
 
-A weight of 0 leaves out the term and what it alone needs: without the object term no boxes are needed, and the backbone
-alone is trained. The composition and its weights are boxless's own; no paper has measured them.
+A weight of 0 leaves out the term and what it alone needs: without the object term no boxes are needed and no box head
+is trained, with C5's pixel term and no object term no FPN either. The composition and its weights are boxless's own; no
+paper has measured them.
 """
 
 from collections.abc import Callable
@@ -31,7 +34,7 @@ from boxless.methods.soco import listed, placed, shared_boxes
 from boxless.training.optim import ema_momentum, ema_update
 
 Maps = dict[str, Tensor]
-"""C2..C5 by torchvision's names, (B, C, h, w) each."""
+"""C2..C5 and P2..P5 by these names, (B, C, h, w) each."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class JointConfig:
     """Of LC-loss; the paper gives it 0.1 / 0.9 of BYOL's weight."""
     object_weight: float = 1.0
     """Of SoCo's loss."""
+    pixel_map: Literal["C5", "P2", "P3", "P4", "P5"] = "C5"
+    """Whose cells the pixel term compares; the logits of P2 need (H / 4)^4 numbers per image."""
     size: int = 224
     """Of both views, px."""
     scale: tuple[float, float] = (0.5, 1.0)
@@ -101,18 +106,25 @@ class Joint(nn.Module):
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not self.weights:
             raise UserError("method.global_weight, pixel_weight, object_weight: all are 0; give one a weight above 0")
-        if config.needs_boxes and trunk.config.neck != "fpn":
+        pixels_on_pyramid = "pixel" in self.weights and config.pixel_map != "C5"
+        if (config.needs_boxes or pixels_on_pyramid) and trunk.config.neck != "fpn":
             raise UserError(
-                f"trunk.neck: {trunk.config.neck}; the object term needs fpn, or set method.object_weight=0"
+                f"trunk.neck: {trunk.config.neck}; the object term and a pixel_map of the pyramid need fpn: set "
+                "method.object_weight=0 and method.pixel_map=C5"
             )
         self.config = config
-        self.trains = ("backbone", "FPN", "RoI head") if config.needs_boxes else ("backbone",)
+        self.trains: tuple[str, ...] = ("backbone",)
         self.body = trunk.backbone.body
         self.target_body = target_copy(self.body)
+        if config.needs_boxes or pixels_on_pyramid:
+            self.trains = ("backbone", "FPN", "RoI head") if config.needs_boxes else ("backbone", "FPN")
+            self.fpn = trunk.backbone.fpn
+            self.target_fpn = target_copy(self.fpn)
         if "global" in self.weights:
             self.images = _Prediction(nn.Identity(), trunk.body_width, config)
         if "pixel" in self.weights:
-            self.cells = LocalTerm(trunk.body_width, config.local)
+            width = trunk.config.fpn_channels if pixels_on_pyramid else trunk.body_width
+            self.cells = LocalTerm(width, config.local)
         if "object" in self.weights:
             self.boxes = _Prediction(_Describe(trunk), trunk.head_width, config)
 
@@ -120,14 +132,15 @@ class Joint(nn.Module):
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """The weighted sum of the terms of two views of each image."""
-        maps = [self.body(view.image) for view in views]
+        both = len(self.weights) > ("pixel" in self.weights)  # the pixel term alone looks from V1 to V2 only
+        maps = [self._maps(view) if both or view is views[1] else {} for view in views]
         with torch.no_grad():
-            target_maps = [self.target_body(view.image) for view in views]
+            target_maps = [self._maps(view, "target_") if both or view is views[0] else {} for view in views]
         outputs = {}
         if "global" in self.weights:
             outputs["global"] = self._global(maps, target_maps)
         if "pixel" in self.weights:
-            outputs["pixel"] = MethodOutput(self.cells(target_maps[0]["3"], views[0], maps[1]["3"], views[1]), {})
+            outputs["pixel"] = self._pixel(maps, target_maps, views)
         if "object" in self.weights:
             outputs["object"] = self._object(maps, target_maps, views, boxes, valid, generator)
         loss = torch.stack([self.weights[name] * output.loss for name, output in outputs.items()]).sum()
@@ -143,14 +156,30 @@ class Joint(nn.Module):
         """Move the targets."""
         momentum = self.momentum(step, total_steps)
         ema_update(self.target_body.parameters(), self.body.parameters(), momentum)
+        if "FPN" in self.trains:
+            ema_update(self.target_fpn.parameters(), self.fpn.parameters(), momentum)
         for term in self.children():
             if isinstance(term, _Prediction | LocalTerm):
                 term.follow(momentum)
 
+    def _maps(self, view: View, of: str = "") -> Maps:
+        """C2..C5 of a view, and P2..P5 where a term needs them, by the papers' names."""
+        stages: Maps = getattr(self, f"{of}body")(view.image)
+        levels: Maps = getattr(self, f"{of}fpn")(stages) if "FPN" in self.trains else {}
+        named = {f"C{int(key) + 2}": value for key, value in stages.items()}
+        return named | {f"P{int(key) + 2}": levels[key] for key in stages if levels}
+
+    def _pixel(self, maps: list[Maps], target_maps: list[Maps], views: tuple[View, ...]) -> MethodOutput:
+        """LC-loss from the whole image's cells to the crop's."""
+        target_map, online_map = target_maps[0][self.config.pixel_map], maps[1][self.config.pixel_map]
+        loss = self.cells(target_map, views[0], online_map, views[1])
+        seen = [each.detach().mean((2, 3)) for each in (online_map, target_map)]
+        return MethodOutput(loss, {}, *seen)
+
     def _global(self, maps: list[Maps], target_maps: list[Maps]) -> MethodOutput:
         """BYOL's loss of the averages of C5."""
-        p1, p2 = (self.images.predict(each["3"].mean((2, 3))) for each in maps)  # (B, output)
-        t1, t2 = (self.images.target(each["3"].mean((2, 3))) for each in target_maps)
+        p1, p2 = (self.images.predict(each["C5"].mean((2, 3))) for each in maps)  # (B, output)
+        t1, t2 = (self.images.target(each["C5"].mean((2, 3))) for each in target_maps)
         return MethodOutput(byol_loss(p1, t2) + byol_loss(p2, t1), {}, p1.detach(), t2)
 
     def _object(
@@ -211,14 +240,15 @@ class _Prediction(nn.Module):
 
 
 class _Describe(nn.Module):
-    """h = f_H(RoIAlign(FPN(maps), b)): boxes (R, 5) of a frame to (R, head width)."""
+    """h = f_H(RoIAlign(P2..P5, b)): boxes (R, 5) of a frame to (R, head width)."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        self.fpn, self.roi_pool, self.box_head = trunk.backbone.fpn, trunk.roi_pool, trunk.box_head
+        self.roi_pool, self.box_head = trunk.roi_pool, trunk.box_head
 
     def forward(self, maps: Maps, rois: Tensor, frame: tuple[int, int]) -> Tensor:
         """The boxes, each from its own level."""
-        pooled = self.roi_pool.pool(self.fpn(maps), rois, assign_level(rois[:, 1:]), frame)  # (R, C, 7, 7)
+        levels = {str(number): maps[f"P{number + 2}"] for number in range(4)}  # torchvision's names
+        pooled = self.roi_pool.pool(levels, rois, assign_level(rois[:, 1:]), frame)  # (R, C, 7, 7)
         described: Tensor = self.box_head(pooled)
         return described
