@@ -104,14 +104,14 @@ def _full(values: Tensor) -> torch.dtype:
 def _library(config: TransformerConfig) -> tuple[Any, Any]:
     """Hugging Face's module of DETR and a configuration of it; imported late, because it is large and optional."""
     try:
-        from transformers import DetrConfig
+        from transformers import DetrConfig, ResNetConfig
         from transformers.models.detr import modeling_detr
     except ImportError:
         raise UserError(
             "trunk.neck: transformer needs Hugging Face's transformers; install it with pip install 'boxless[detr]'"
         ) from None
     settings = DetrConfig(
-        use_timm_backbone=False,
+        backbone_config=ResNetConfig(),  # its default may ask for timm; no backbone is ever built from it
         d_model=config.width,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,

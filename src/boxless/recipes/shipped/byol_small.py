@@ -10,4 +10,5 @@ from dataclasses import replace
 from boxless.methods.byol import BYOLConfig
 from boxless.recipes.shipped.soco_small import RECIPE as SOCO
 
-RECIPE = replace(SOCO, method=replace(BYOLConfig(scale=(0.2, 1.0)).at_size(96), momentum=0.97))
+METHOD = replace(BYOLConfig(scale=(0.2, 1.0)).at_size(96), momentum=0.97)
+RECIPE = replace(SOCO, method=METHOD)

@@ -11,8 +11,9 @@ model, whose arguments differ, has 75.3 % on ImageNet's linear evaluation.) Not 
 from boxless.methods.dino import DINOConfig
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 
+METHOD = DINOConfig(target_temperature=0.04)
 RECIPE = PretrainRecipe(
-    method=DINOConfig(target_temperature=0.04),
+    method=METHOD,
     optim=PretrainOptim(name="sgd", base_lr=0.03, weight_decay=1e-4, warmup_epochs=10),
     epochs=100,
     batch_size=256,

@@ -8,7 +8,7 @@ The feature map of a 96 px view has 3 x 3 cells, so that the local term tells ni
 from dataclasses import replace
 
 from boxless.methods.lc import LCBYOLConfig, LocalConfig
-from boxless.recipes.shipped.byol_small import RECIPE as BYOL
+from boxless.recipes.shipped.byol_small import METHOD as BYOL
 from boxless.recipes.shipped.soco_small import RECIPE as SOCO
 
-RECIPE = replace(SOCO, method=LCBYOLConfig(byol=BYOL.method, local=LocalConfig(hidden=512)))
+RECIPE = replace(SOCO, method=LCBYOLConfig(byol=BYOL, local=LocalConfig(hidden=512)))

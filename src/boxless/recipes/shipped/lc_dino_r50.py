@@ -9,6 +9,6 @@ measured by us.
 from dataclasses import replace
 
 from boxless.methods.lc import LCDINOConfig
-from boxless.recipes.shipped.dino_r50 import RECIPE as DINO
+from boxless.recipes.shipped.dino_r50 import METHOD, RECIPE
 
-RECIPE = replace(DINO, method=LCDINOConfig(dino=DINO.method))
+RECIPE = replace(RECIPE, method=LCDINOConfig(dino=METHOD))
