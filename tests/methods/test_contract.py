@@ -33,7 +33,7 @@ TRUNKS = {
     "soco-c4": TrunkConfig("resnet18", neck="c4"),
     "up-detr": TrunkConfig(
         "resnet18", neck="transformer", transformer=TransformerConfig(32, 4, 2, 2, 64, dropout=0.0, queries=20)
-    )
+    ),
 }
 """Of methods that need another trunk."""
 NO_GRADIENT = {"up-detr": ("decoder.layers.0.self_attn.", ".k_proj.bias")}

@@ -87,5 +87,12 @@ def test_shrinking_is_called_collapsing() -> None:
     assert record(noise(), *[1 + 0.1 * noise(seed=seed) for seed in range(PATIENCE)]).verdict == "collapsing"
 
 
+def test_few_directions_are_said() -> None:
+    few = noise()[:, :3] @ torch.eye(3, 32)  # spread over a circle of three dimensions of 32
+    kept = record(noise(), *[few] * PATIENCE)
+    assert kept.verdict == "healthy" and "few directions" in kept.report()
+    assert "few directions" not in record(*[few] * PATIENCE).report()  # it never had more
+
+
 def test_no_measure_no_verdict() -> None:
     assert HealthRecord().verdict == "unknown" and "no measure" in HealthRecord().report()

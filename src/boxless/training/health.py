@@ -16,6 +16,8 @@ SPREAD_FLOOR = 0.05
 """Below this spread (1 = evenly over the sphere) embeddings count as the same."""
 RANK_FLOOR = 1.5
 """Below this effective rank embeddings lie on a line."""
+NARROWED = 0.2
+"""Of its largest effective rank: below it the report warns, though embeddings differ (dimensional collapse)."""
 PATIENCE = 5
 """Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
 
@@ -99,6 +101,9 @@ class HealthRecord:
             "collapsing": "embeddings are growing alike; lower the learning rate or start from more momentum",
         }
         reason = words.get(self.verdict, "all images get the same embedding; nothing was learned from there on")
+        ranks = [health.rank for health in self.values]
+        if self.verdict == "healthy" and _mean(ranks[-PATIENCE:]) < NARROWED * max(ranks):
+            reason += ", but along few directions: see what it buys on few labels before a longer run"
         return (
             f"pretraining: {self.verdict} - {reason}\n"
             f"  spread {first.spread:.2f} -> {last.spread:.2f} (1 = even, 0 = collapsed), "
