@@ -31,7 +31,7 @@ def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, *
 
     folder = Path(out)
     scenes = folder / "scenes"
-    make_scenes(scenes, unlabelled=1000, train=200, val=100, size=64)
+    make_scenes(scenes, unlabelled=1000, train=200, val=200, size=64)
     annotations = scenes / "annotations"
     comparison = compare(
         data=str(scenes / "images" / "unlabelled"),
@@ -39,12 +39,12 @@ def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, *
         val=str(annotations / "val.json"),
         out=str(folder / "comparison"),
         methods="none,joint",
-        label_fraction="0.5",
+        label_fraction="0.2",
         seeds=seeds,
         recipe=recipe,
         **overrides,
     )
-    detector = folder / "comparison" / "finetune" / "joint" / "labels-0.5" / "seed-0"
+    detector = folder / "comparison" / "finetune" / "joint" / "labels-0.2" / "seed-0"
     drawn = evaluate(str(detector), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
     print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
     return comparison

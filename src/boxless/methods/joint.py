@@ -4,9 +4,9 @@ L = w_global L_BYOL + w_pixel L_LC + w_object L_SoCo, of two views: V1 is the wh
 uncropped view), V2 a crop of it.
 
 - global: BYOL (arXiv:2006.07733), eq. 2 in both directions, on the average of C5;
-- pixel: LC-loss (Islam et al.), eqs. 2 to 4, from V1's cells of the target's map to V2's of the online network's. The
-  paper's map is C5. A level of the pyramid trains the FPN too, and its finer cells have more neighbours to be told
-  from: an image of 64 px has 4 cells at C5 and 256 at P2;
+- pixel: LC-loss (Islam et al.), eqs. 2 to 4, in both directions, of which the paper has V1 to V2 alone. The paper's
+  map is C5. A level of the pyramid trains the FPN too, and its finer cells have more neighbours to be told from: an
+  image of 64 px has 4 cells at C5 and 256 at P2;
 - object: SoCo (arXiv:2106.02637), eqs. 1 to 6 without the third view, on the FPN and through the box head.
 
 A weight of 0 leaves out the term and what it alone needs: without the object term no boxes are needed and no box head
@@ -132,10 +132,9 @@ class Joint(nn.Module):
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """The weighted sum of the terms of two views of each image."""
-        both = len(self.weights) > ("pixel" in self.weights)  # the pixel term alone looks from V1 to V2 only
-        maps = [self._maps(view) if both or view is views[1] else {} for view in views]
+        maps = [self._maps(view) for view in views]
         with torch.no_grad():
-            target_maps = [self._maps(view, "target_") if both or view is views[0] else {} for view in views]
+            target_maps = [self._maps(view, "target_") for view in views]
         outputs = {}
         if "global" in self.weights:
             outputs["global"] = self._global(maps, target_maps)
@@ -170,11 +169,12 @@ class Joint(nn.Module):
         return named | {f"P{int(key) + 2}": levels[key] for key in stages if levels}
 
     def _pixel(self, maps: list[Maps], target_maps: list[Maps], views: tuple[View, ...]) -> MethodOutput:
-        """LC-loss from the whole image's cells to the crop's."""
-        target_map, online_map = target_maps[0][self.config.pixel_map], maps[1][self.config.pixel_map]
-        loss = self.cells(target_map, views[0], online_map, views[1])
-        seen = [each.detach().mean((2, 3)) for each in (online_map, target_map)]
-        return MethodOutput(loss, {}, *seen)
+        """LC-loss from the cells of each view to those of the other."""
+        online, target = ([each[self.config.pixel_map] for each in side] for side in (maps, target_maps))
+        loss = self.cells(target[0], views[0], online[1], views[1]) + self.cells(
+            target[1], views[1], online[0], views[0]
+        )
+        return MethodOutput(loss, {}, online[0].detach().mean((2, 3)), target[1].mean((2, 3)))
 
     def _global(self, maps: list[Maps], target_maps: list[Maps]) -> MethodOutput:
         """BYOL's loss of the averages of C5."""

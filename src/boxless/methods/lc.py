@@ -44,6 +44,8 @@ class LocalConfig:
     """tau of eq. 3; the paper does not give it."""
     kind: Literal["contrastive", "mse"] = "contrastive"
     """The paper's term, or BYOL's distance of each cell from its own place alone (table 6)."""
+    predictor: bool = False
+    """Whether two more convolutions follow on the online side, as BYOL's predictor does; the paper has none."""
 
 
 class LocalTerm(nn.Module):
@@ -52,12 +54,8 @@ class LocalTerm(nn.Module):
     def __init__(self, width: int, config: LocalConfig) -> None:
         super().__init__()
         self.config = config
-        self.projector = nn.Sequential(
-            nn.Conv2d(width, config.hidden, 1),
-            nn.BatchNorm2d(config.hidden),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(config.hidden, config.output, 1),
-        )
+        self.projector = _cell_mlp(width, config)
+        self.predictor = _cell_mlp(config.output, config) if config.predictor else nn.Identity()
         self.target_projector = target_copy(self.projector)
 
     def forward(self, target_map: Tensor, target_view: View, online_map: Tensor, online_view: View) -> Tensor:
@@ -71,7 +69,7 @@ class LocalTerm(nn.Module):
         """
         with torch.no_grad():
             f = self.target_projector(target_map)  # (B, output, h, w)
-        g = self.projector(online_map)  # (B, output, h', w')
+        g = self.predictor(self.projector(online_map))  # (B, output, h', w')
         points = places(target_view, online_view, f.shape[-2], f.shape[-1])
         if self.config.kind == "mse":
             return local_mse_loss(f, g, points)
@@ -80,6 +78,15 @@ class LocalTerm(nn.Module):
     def follow(self, momentum: float) -> None:
         """Move the target's projector."""
         ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+
+
+def _cell_mlp(width: int, config: LocalConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, config.hidden, 1),
+        nn.BatchNorm2d(config.hidden),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(config.hidden, config.output, 1),
+    )
 
 
 def places(view: View, other: View, rows: int, columns: int) -> Tensor:

@@ -20,7 +20,7 @@ METHOD = JointConfig(
     pixel_weight=1,
     object_weight=0,
     pixel_map="P2",
-    local=LocalConfig(hidden=256, output=64),
+    local=LocalConfig(hidden=256, output=64, predictor=True),
     momentum=0.97,
 )
 RECIPE = CompareRecipe(
@@ -39,10 +39,10 @@ RECIPE = CompareRecipe(
         SMALL.finetune,
         detector=DetectorConfig(anchor_sizes=(12, 20, 32, 48, 64), rpn_samples=32, rpn_proposals=100, roi_samples=32),
         optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=20),
-        iterations=240,
+        iterations=220,
         batch_size=8,
         min_size=(64,),
         max_size=64,
-        evaluate_every=240,
+        evaluate_every=220,
     ),
 )
