@@ -203,7 +203,7 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
         groups += [{**group, "params": rest, "lr_scale": 1.0}] if rest else []
     if settings.name == "sgd":
         return SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
-    return AdamW(groups, lr=settings.lr, foreach=True)
+    return AdamW(groups, lr=settings.lr, fused=None if torch.cuda.is_available() else True)
 
 
 def evaluate_detector(

@@ -239,7 +239,7 @@ def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
         return Lars(groups, settings.base_lr, settings.momentum)
     if settings.name == "sgd":
         return SGD(groups, lr=settings.base_lr, momentum=settings.momentum, foreach=True)
-    return AdamW(groups, lr=settings.base_lr, foreach=True)
+    return AdamW(groups, lr=settings.base_lr, fused=None if torch.cuda.is_available() else True)
 
 
 def fabric_batches(fabric: Fabric, batches: Any) -> Any:

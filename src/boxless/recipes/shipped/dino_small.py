@@ -1,9 +1,12 @@
-"""DINO on the trunk and with the optimiser of soco-small, to compare the two at equal cost per image.
+"""DINO on the trunk of soco-small.
 
 boxless pretrain --recipe dino-small --data images/ --out runs/dino
 
 Crops show at least a fifth (global) and a twentieth (local) of the image: at 96 and 48 px, smaller ones would show a
 handful of source pixels. Four local crops and 1024 prototypes, for data sets of thousands of images and not a million.
+
+The learning rate is the authors' for AdamW: at soco-small's, sixteen times as large, the embeddings of batches of 8
+grew alike within 30 steps. The teacher's temperature is the authors' for ResNets.
 """
 
 from dataclasses import replace
@@ -21,6 +24,7 @@ METHOD = replace(
     output=128,
     prototypes=1024,
     held=0.03,
+    target_temperature=0.04,
     momentum=0.97,
 )
-RECIPE = replace(SOCO, method=METHOD)
+RECIPE = replace(SOCO, method=METHOD, optim=replace(SOCO.optim, base_lr=5e-4))

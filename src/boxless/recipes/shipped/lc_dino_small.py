@@ -1,4 +1,4 @@
-"""LC-loss added to DINO on the trunk and with the optimiser of soco-small, to compare the two at equal cost per image.
+"""LC-loss added to DINO on the trunk and with the optimiser of dino-small.
 
 boxless pretrain --recipe lc-dino-small --data images/ --out runs/lc
 
@@ -8,7 +8,7 @@ The feature map of a 96 px view has 3 x 3 cells, so that the local term tells ni
 from dataclasses import replace
 
 from boxless.methods.lc import LCDINOConfig, LocalConfig
-from boxless.recipes.shipped.dino_small import METHOD as DINO
-from boxless.recipes.shipped.soco_small import RECIPE as SOCO
+from boxless.recipes.shipped.dino_small import METHOD
+from boxless.recipes.shipped.dino_small import RECIPE as DINO
 
-RECIPE = replace(SOCO, method=LCDINOConfig(dino=DINO, local=LocalConfig(hidden=512)))
+RECIPE = replace(DINO, method=LCDINOConfig(dino=METHOD, local=LocalConfig(hidden=512)))
