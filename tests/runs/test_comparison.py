@@ -1,5 +1,7 @@
 """Gains are paired by seed and called more than noise only when they are."""
 
+import math
+
 import pytest
 
 from boxless.errors import UserError
@@ -58,3 +60,14 @@ def test_starts_by_name_recipe_and_file(tmp_path):
         resolve_starts(["sooc"], recipe)
     with pytest.raises(UserError, match="same name"):
         resolve_starts(["none", "none"], recipe)
+
+
+def test_scores_that_no_image_has_do_not_stop_the_comparison():
+    """Without large objects, AP of large ones is not a number in every seed."""
+    some = [
+        Cell("none", 0.1, 10, seed, {"AP": ap, "AP50": ap, "AP75": ap, "APl": math.nan}, 1.0)
+        for seed, ap in enumerate([0.1, 0.2, 0.3])
+    ]
+    row = summarize(some)[0]
+    assert math.isnan(row.mean["APl"]) and math.isnan(row.spread["APl"])
+    assert row.spread["AP"] == pytest.approx(0.1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from scipy.stats import t as student_t
 
 from boxless.data.index import ImageIndex
@@ -197,7 +198,7 @@ def summarize(cells: Sequence[Cell]) -> list[Row]:
                     group[0].images,
                     n,
                     {name: statistics.fmean(values) for name, values in scores.items()},
-                    {name: statistics.stdev(values) if n > 1 else math.nan for name, values in scores.items()},
+                    {name: float(np.std(values, ddof=1)) if n > 1 else math.nan for name, values in scores.items()},
                     statistics.fmean(gains) if compared else None,
                     interval,
                 )
