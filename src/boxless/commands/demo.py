@@ -31,7 +31,7 @@ def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, *
 
     folder = Path(out)
     scenes = folder / "scenes"
-    make_scenes(scenes, unlabelled=1000, train=200, val=200, size=64)
+    make_scenes(scenes, unlabelled=1000, train=200, val=150, size=64)
     annotations = scenes / "annotations"
     comparison = compare(
         data=str(scenes / "images" / "unlabelled"),
