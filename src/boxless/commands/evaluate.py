@@ -144,7 +144,17 @@ def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detectio
     rows = [usable[k] for k in np.linspace(0, len(usable) - 1, min(EXAMPLES, len(usable))).round().astype(int)]
     images = [decode(labels.images[row].path) for row in rows]
     truths = [labels.images[row] for row in rows]
-    save(detection_pairs(images, truths, [found[row] for row in rows], labels.classes), path)
+    threshold = min(0.5, _balanced_score(labels, found))
+    save(detection_pairs(images, truths, [found[row] for row in rows], labels.classes, threshold), path)
+
+
+def _balanced_score(labels: "LabelledData", found: "Sequence[Detections]") -> float:
+    """The score that as many detections reach as there are labelled objects: a weak detector shows nothing at 0.5."""
+    import numpy as np
+
+    objects = sum(int((~image.crowd).sum()) for image in labels.images)
+    ranked = np.sort(np.concatenate([each.scores for each in found]))[::-1]
+    return float(ranked[min(objects, len(ranked)) - 1]) if len(ranked) else 0.5
 
 
 def _summary(result: EvaluationResult) -> dict[str, Any]:
