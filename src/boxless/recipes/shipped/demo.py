@@ -34,6 +34,7 @@ RECIPE = CompareRecipe(
         batch_size=8,
         checkpoint_every=500,
         health_every=25,
+        workers=0,  # a scene of 64 px is decoded sooner than a worker is told to
     ),
     finetune=replace(
         SMALL.finetune,
@@ -44,5 +45,6 @@ RECIPE = CompareRecipe(
         min_size=(64,),
         max_size=64,
         evaluate_every=190,
+        workers=0,
     ),
 )
