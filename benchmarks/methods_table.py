@@ -72,11 +72,13 @@ def _introduction(cost: dict[str, Any], health: dict[str, Any]) -> list[str]:
         )
     if h:
         texts.append(
-            f"**Health**: the `-small` recipe of each method on {h['data']} ({h['images']} images), {h['steps']} "
-            f"steps of {h['batch']} images, full views of {h['size']} px, one run each (seed 0). Spread is 1 where "
-            "embeddings cover the sphere evenly and 0 where all are the same; effective rank is at most the number of "
-            "embeddings in a batch, of images or of boxes. Both are of single batches, the first and the last. So few "
-            "steps show a collapse and nothing more; what another seed would change is not known."
+            f"**Health**: `python benchmarks/methods.py health --steps {h['steps']} --size {h['size']} --batch "
+            f"{h['batch']}` with --data {h['data']} ({h['images']} images), on {h['gpu'] or h['processor']}: the "
+            "`-small` recipe of each method, one run each (seed 0). Spread is 1 where embeddings "
+            "cover the sphere evenly and 0 where all are the same; effective rank is at most the number of embeddings "
+            "in a batch, of images or of boxes. Both are of single batches, the first and the last; the loss is the "
+            "mean of the first and of the last ten steps. So few steps show a collapse and nothing more (a "
+            "queue that fills lets a loss rise); what another seed would change is not known."
         )
         texts.append(_loaded(health["rows"]))
     return [_wrapped(text) for text in texts]
@@ -101,7 +103,7 @@ def _table(recipes: dict[str, PretrainRecipe], cost: Rows, health: dict[str, Any
     shipped = {name: load(name, object) for name in names()}
     head = [
         *("method", "trains", "paper", "recipes", "step time over BYOL's", "peak memory, MiB"),
-        "health: spread, effective rank",
+        "health: spread, effective rank, loss",
     ]
     lines = [_row(head), _row(["---"] * len(head))]
     for name in (name for methods in GROUPS.values() for name in methods):
@@ -230,7 +232,9 @@ def _health(row: dict[str, Any]) -> str:
     if "verdict" not in row:
         return row.get("failed", "not measured")
     (spread, spread_end), (rank, rank_end) = row["spread"], row["rank"]
-    return f"{row['verdict']}: {spread:.2f} to {spread_end:.2f}, {rank:.1f} to {rank_end:.1f}"
+    loss, loss_end = row["loss"]
+    measures = f"{spread:.2f} to {spread_end:.2f}, {rank:.1f} to {rank_end:.1f}, {loss:.4g} to {loss_end:.4g}"
+    return f"{row['verdict']}: {measures}"
 
 
 def _span(values: Sequence[float], form: str) -> str:
