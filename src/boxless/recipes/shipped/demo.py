@@ -3,8 +3,7 @@
 boxless demo
 
 Pretraining is the joint method's pixel term alone, on P2: each of an image's 256 cells must find its own place in a
-crop whose colours changed. In minutes, that teaches more than terms that tell whole images or boxes apart: for those,
-the photographs behind the digits are enough.
+crop whose colours changed. How it was chosen, and what was tried beside it: docs/results.md.
 """
 
 from dataclasses import replace
