@@ -1,5 +1,6 @@
 """`boxless demo`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "demo"
 
 
-def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
+def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
     """See on embedded data, without any download, what pretraining buys.
 
     Draws scenes of real handwritten digits on real photographs, pretrains on those without labels, fine-tunes a
@@ -42,6 +43,7 @@ def demo(out: str = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, *
         label_fraction="0.2",
         seeds=seeds,
         recipe=recipe,
+        jobs=min(4, os.cpu_count() or 1),
         **overrides,
     )
     detector = folder / "comparison" / "finetune" / "joint" / "labels-0.2" / "seed-0"

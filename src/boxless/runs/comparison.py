@@ -3,14 +3,17 @@
 import csv
 import io
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from joblib import Parallel, delayed, parallel_config
 from scipy.stats import t as student_t
 
 from boxless.data.index import ImageIndex
@@ -27,6 +30,7 @@ from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import prepare_boxes, run_pretraining
 from boxless.runs.weights import weights_file
 
+T = TypeVar("T")
 REFERENCE = "none"
 """The start from scratch, which gains are measured over."""
 
@@ -147,31 +151,51 @@ def run_comparison(
     seeds: int,
     recipe: CompareRecipe,
     out: Path,
+    jobs: int,
     quiet: bool,
 ) -> Comparison:
     """Pretrain once per start, fine-tune every cell, and write the table; finished parts are not done again.
 
-    `images` are those without labels; None where no start needs them.
+    `images` are those without labels; None where no start needs them. `jobs` runs go on at a time.
     """
+    for start in starts:  # one after the other: runs on the same images share their boxes
+        if start.recipe is not None and start.recipe.method.needs_boxes and not Run(_folder(out, start)).finished:
+            assert images is not None
+            prepare_boxes(images, start.recipe, _folder(out, start), quiet)
+    pretrained = _at_once(_pretrained, [(start, images, out, quiet) for start in starts], jobs)
+    weights = dict(zip([start.name for start in starts], pretrained, strict=True))
     finetune_base = replace(recipe.finetune, trunk=recipe.pretrain.trunk)
-    weights = {start.name: _pretrained(start, images, out, quiet) for start in starts}
     grid = [(start, fraction, seed) for fraction in fractions for seed in range(seeds) for start in starts]
-    cells: list[Cell] = []
-    began = time.monotonic()
-    for number, (start, fraction, seed) in enumerate(grid):
-        left = (time.monotonic() - began) / number * (len(grid) - number) / 60 if number else math.nan
-        eta = f", about {left:.0f} min left" if number else ""
-        _say(f"cell {number + 1} of {len(grid)}: {start.name}, {fraction:.0%} of the labels, seed {seed}{eta}", quiet)
+    work = []
+    for start, fraction, seed in grid:
         settings = replace(finetune_base, label_fraction=fraction, label_seed=seed, seed=seed)
         settings = with_trunk_of(settings, weights[start.name])
         settings = replace(settings, trunk=replace(settings.trunk, neck=finetune_base.trunk.neck))  # alike for all
-        settings = with_fitting_neck(settings)
-        settings = replace(settings, evaluate_every=10**9)
-        cells.append(_cell(start, settings, train, val, weights[start.name], out))
-        _say(f"  AP {100 * cells[-1].scores['AP']:.1f}, AP50 {100 * cells[-1].scores['AP50']:.1f}", quiet)
+        settings = replace(with_fitting_neck(settings), evaluate_every=10**9)
+        work.append((start, settings, train, val, weights[start.name], out))
+    _say(f"fine-tuning: {len(grid)} cells, {min(jobs, len(grid))} at a time", quiet)
+    cells: list[Cell] = []
+    began = time.monotonic()
+    for cell in _at_once(_cell, work, jobs):
+        cells.append(cell)
+        left = (time.monotonic() - began) / len(cells) * (len(grid) - len(cells)) / 60
+        _say(
+            f"  {len(cells)} of {len(grid)}: {cell.method}, {cell.fraction:.0%} of the labels, seed {cell.seed}: "
+            f"AP {100 * cell.scores['AP']:.1f}, AP50 {100 * cell.scores['AP50']:.1f}, about {left:.0f} min left",
+            quiet,
+        )
     rows = summarize(cells)
     _write(out, cells, rows)
     return Comparison(out, tuple(cells), tuple(rows))
+
+
+def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:
+    """The function's results in the arguments' order, `jobs` at a time, each with its share of the cores."""
+    if jobs == 1:
+        yield from (function(*each) for each in arguments)
+        return
+    with parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
+        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*each) for each in arguments)
 
 
 def summarize(cells: Sequence[Cell]) -> list[Row]:
@@ -229,10 +253,14 @@ NOTE = (
 )
 
 
+def _folder(out: Path, start: Start) -> Path:
+    return out / "pretrain" / start.name
+
+
 def _pretrained(start: Start, images: ImageIndex | None, out: Path, quiet: bool) -> str | None:
     if start.recipe is None:
         return str(weights_file(start.weights)) if start.weights and not Path(start.weights).is_dir() else start.weights
-    folder = out / "pretrain" / start.name
+    folder = _folder(out, start)
     if not Run(folder).finished:
         _say(f"pretraining {start.name}", quiet)
         assert images is not None
