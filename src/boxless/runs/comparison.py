@@ -158,12 +158,13 @@ def run_comparison(
 
     `images` are those without labels; None where no start needs them. `jobs` runs go on at a time.
     """
-    for start in starts:  # one after the other: runs on the same images share their boxes
-        if start.recipe is not None and start.recipe.method.needs_boxes and not Run(_folder(out, start)).finished:
-            assert images is not None
+    new = [start for start in starts if start.recipe is not None and not Run(_folder(out, start)).finished]
+    for start in new:  # one after the other: runs on the same images share their boxes
+        assert start.recipe is not None and images is not None
+        if start.recipe.method.needs_boxes:
             prepare_boxes(images, start.recipe, _folder(out, start), quiet)
-    pretrained = _at_once(_pretrained, [(start, images, out, quiet) for start in starts], jobs)
-    weights = dict(zip([start.name for start in starts], pretrained, strict=True))
+    list(_at_once(_pretrain, [(start, images, _folder(out, start), quiet) for start in new], jobs))
+    weights = {start.name: _weights(start, out) for start in starts}
     finetune_base = replace(recipe.finetune, trunk=recipe.pretrain.trunk)
     grid = [(start, fraction, seed) for fraction in fractions for seed in range(seeds) for start in starts]
     work = []
@@ -191,7 +192,8 @@ def run_comparison(
 
 def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:
     """The function's results in the arguments' order, `jobs` at a time, each with its share of the cores."""
-    if jobs == 1:
+    jobs = min(jobs, len(arguments))
+    if jobs <= 1:
         yield from (function(*each) for each in arguments)
         return
     with parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
@@ -257,16 +259,17 @@ def _folder(out: Path, start: Start) -> Path:
     return out / "pretrain" / start.name
 
 
-def _pretrained(start: Start, images: ImageIndex | None, out: Path, quiet: bool) -> str | None:
-    if start.recipe is None:
-        return str(weights_file(start.weights)) if start.weights and not Path(start.weights).is_dir() else start.weights
-    folder = _folder(out, start)
-    if not Run(folder).finished:
-        _say(f"pretraining {start.name}", quiet)
-        assert images is not None
-        boxes = prepare_boxes(images, start.recipe, folder, quiet) if start.recipe.method.needs_boxes else None
-        run_pretraining(images, boxes, start.recipe, describe(start.recipe, start.base), folder, None, quiet)
-    return str(folder)
+def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> None:
+    assert start.recipe is not None
+    _say(f"pretraining {start.name}", quiet)
+    boxes = prepare_boxes(images, start.recipe, folder, quiet) if start.recipe.method.needs_boxes else None
+    run_pretraining(images, boxes, start.recipe, describe(start.recipe, start.base), folder, None, quiet)
+
+
+def _weights(start: Start, out: Path) -> str | None:
+    if start.recipe is not None:
+        return str(_folder(out, start))
+    return str(weights_file(start.weights)) if start.weights and not Path(start.weights).is_dir() else start.weights
 
 
 def _cell(
