@@ -6,7 +6,8 @@ import pytest
 
 from boxless.errors import UserError
 from boxless.recipes.catalogue import load
-from boxless.recipes.schema import CompareRecipe
+from boxless.recipes.overrides import override
+from boxless.recipes.schema import CompareRecipe, PretrainRecipe
 from boxless.runs.comparison import Cell, resolve_starts, summarize, table
 
 
@@ -45,6 +46,18 @@ def test_seeds_without_a_reference_widen_no_interval():
 def test_one_seed_says_nothing():
     rows = summarize(cells("none", [0.1]) + cells("soco", [0.9]))
     assert rows[1].verdict == "one seed: cannot tell"
+
+
+def test_methods_bring_their_own_learning_rate_unless_one_is_given():
+    recipe = load("compare-small", CompareRecipe)
+    dino = load("dino-small", PretrainRecipe).optim.base_lr
+    assert dino < recipe.pretrain.optim.base_lr / 10  # DINO collapses at the others' rate
+    assert [start.recipe.optim.base_lr for start in resolve_starts(["soco", "dino"], recipe)] == [
+        recipe.pretrain.optim.base_lr,
+        dino,
+    ]
+    given = override(recipe, {"pretrain.optim.base_lr": 0.25})
+    assert [start.recipe.optim.base_lr for start in resolve_starts(["soco", "dino"], given)] == [0.25, 0.25]
 
 
 def test_starts_by_name_recipe_and_file(tmp_path):

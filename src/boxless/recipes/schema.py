@@ -209,7 +209,8 @@ class CompareRecipe:
     """The settings of all cells of a comparison; methods, label fractions and seeds are arguments of the command."""
 
     pretrain: PretrainRecipe = PretrainRecipe()
-    """Of every method; its `method` group is for that method alone, others are as in their own recipes (byol-small)."""
+    """Of every method; its `method` group is for that method alone, others are as in their own recipes (byol-small).
+    Other methods also bring their recipe's optimiser, but for the keys that were changed here."""
     finetune: FinetuneRecipe = FinetuneRecipe()
     """Of every cell; its trunk is pretrain.trunk."""
     view_size: int = 96

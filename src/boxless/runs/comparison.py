@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,9 +117,7 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe) -> list[Start]
             starts.append(Start(word))
         elif word in METHODS:
             base = f"{word}-small"
-            own = recipe.pretrain.method
-            config = own if own.name == word else load(base, PretrainRecipe).method
-            pretrain = replace(recipe.pretrain, method=config.at_size(recipe.view_size))
+            pretrain = _pretrain_recipe(word, base, recipe)
             starts.append(Start(word, _with_trainable_neck(pretrain), base))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
             starts.append(Start(Path(word).stem, load(word, PretrainRecipe), word))
@@ -134,6 +132,20 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe) -> list[Start]
     if len({start.name for start in starts}) < len(starts):
         raise UserError("methods: two of them have the same name; rename a file or a run's folder")
     return starts
+
+
+def _pretrain_recipe(method: str, base: str, recipe: CompareRecipe) -> PretrainRecipe:
+    """The comparison's pretraining by another method, which brings its own optimiser: one rate does not suit them all.
+
+    What the comparison's optimiser has of its own, such as a rate that the user set, holds for every method.
+    """
+    common, own = recipe.pretrain, load(base, PretrainRecipe)
+    if common.method.name == method:
+        return replace(common, method=common.method.at_size(recipe.view_size))
+    usual = load(f"{common.method.name}-small", PretrainRecipe).optim
+    values = {field.name: getattr(common.optim, field.name) for field in fields(usual)}
+    changed = {name: value for name, value in values.items() if value != getattr(usual, name)}
+    return replace(common, method=own.method.at_size(recipe.view_size), optim=replace(own.optim, **changed))
 
 
 def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
