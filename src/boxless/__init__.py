@@ -22,6 +22,7 @@ from boxless.commands.export import export
 from boxless.commands.finetune import finetune
 from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain
+from boxless.commands.probe import probe
 from boxless.commands.propose import propose
 from boxless.commands.recipes import recipes
 from boxless.commands.statistics import statistics
@@ -36,6 +37,7 @@ __all__ = [
     "finetune",
     "predict",
     "pretrain",
+    "probe",
     "propose",
     "recipes",
     "statistics",

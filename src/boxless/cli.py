@@ -28,6 +28,7 @@ COMMANDS = (
     "pretrain",
     "finetune",
     "evaluate",
+    "probe",
     "compare",
     "predict",
     "export",

@@ -1,0 +1,73 @@
+"""`boxless probe`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from boxless.runs.probing import ProbeResult
+
+
+def probe(
+    weights: str | list[str],
+    data: str | list[str],
+    out: str,
+    val: str | None = None,
+    kind: Literal["linear", "knn", "svm", "low_shot", "few_shot", "correspondence"] = "linear",
+    size: int = 224,
+    preset: Literal["moco", "barlow", "vicreg"] = "barlow",
+    level: Literal["C5", "P2", "P3", "P4", "P5"] = "C5",
+    backbone: str | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> "ProbeResult":
+    """Measure what the frozen features of pretrained weights are worth, beside those of random weights.
+
+    The feature of an image is the mean of the backbone's last map (C5). Features are computed once per weights and kept
+    in the output folder, for the next probe too. KIND.md, KIND.csv and figures/KIND.png are written there.
+
+    linear, knn: how well a linear classifier or the nearest neighbours tell classes apart. svm: mAP of one linear SVM
+    per class, as on VOC07; low_shot: the same from 1 to 16 images per class. few_shot: 5 classes, 5 examples each.
+    correspondence: how often a cell of an image finds itself in a mirrored copy in other colours.
+
+    Args:
+        weights: Runs, weights files in torchvision's names, or none; random weights are always measured too.
+        data: A folder with one folder of images per class, or labels for detection (COCO JSON, a Pascal VOC folder, a
+            YOLO data.yaml; :split picks a split): then each object is an example, for svm and low_shot each image. For
+            correspondence any images, of which the whole is shown.
+        out: Folder for features, tables and figures.
+        val: What to measure on, in the same forms; few_shot draws from both, correspondence takes none.
+        kind: What is measured.
+        size: Of the views, px. An image of a class folder is resized to 8/7 of it and its centre cut out; objects are
+            cut out with a tenth of margin, as squares.
+        preset: Of linear: learning rate, decay and schedule as of that paper.
+        level: Of correspondence: C5, or a map of the FPN where the weights have one.
+        backbone: Of weights that are no run, and of none; by default that of the first run, or else resnet50.
+        seed: Of random weights, draws and colours.
+        workers: Processes that decode; by default one a core, at most 8.
+        quiet: Print nothing.
+
+    Returns:
+        The scores, each 0..1; printed, they are the table.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.errors import UserError
+    from boxless.evaluation.probes import LINEAR
+    from boxless.runs.features import MAPS, load_frozen
+    from boxless.runs.probing import NOTES, Probing, run_probe
+
+    for name, value, choices in (("kind", kind, NOTES), ("preset", preset, LINEAR), ("level", level, MAPS)):
+        if value not in choices:
+            raise UserError(f"{name}: {value!r}; expected {', '.join(choices)}")
+    if size < 32 or (workers is not None and workers < 0):
+        raise UserError(f"size={size}, workers={workers}: expected a size of 32 px or more, and workers of 0 or more")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"out {out}: is a file; name a folder")
+    networks = load_frozen([weights] if isinstance(weights, str) else weights, backbone, seed)
+    settings = Probing(kind, data, val, size, preset, level, seed)
+    result = run_probe(networks, settings, Path(out), workers, quiet)
+    if not quiet:
+        print(f"\n{result}\n\nwritten: {out}/{kind}.md, {kind}.csv, figures/{kind}.png")
+    return result

@@ -1,0 +1,201 @@
+"""Images to classify: folders of one class each, or the objects or the images of labelled detection data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from boxless.data.crops import Window, cut, least_scale
+from boxless.data.images import BadImage, decode_reduced, image_size
+from boxless.data.index import index_images
+from boxless.data.labelled import LabelledData
+from boxless.data.labels import Role, read_labels
+from boxless.errors import UserError
+
+MARGIN = 0.1
+"""By how much the crop of an object is larger than the longer side of its box."""
+CENTRE = 224 / 256
+"""Share of the shorter side that the central crop of an image keeps: resize to 256, cut 224."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifiedData:
+    """N examples of C classes.
+
+    Attributes:
+        origin: what the user named.
+        classes: their names.
+        paths: the image of each example; examples of one image stand together.
+        windows: what it shows of its image: "centre", its central square; "whole", all of it, squashed to a square; or
+            the boxes (N, 4) of objects, source px.
+        present: (N, C) int8: 1 for a class that is shown, 0 for one that is not, -1 for one that is shown only by
+            objects that detection ignores (difficult ones, crowds).
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    windows: str | NDArray[np.float32]
+    present: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each example (N,), where each has one."""
+        return self.present.argmax(1)
+
+    def subset(self, rows: NDArray[np.int64]) -> "ClassifiedData":
+        """The examples at `rows`, in their order."""
+        windows = self.windows if isinstance(self.windows, str) else self.windows[rows]
+        paths = tuple(self.paths[row] for row in rows.tolist())
+        return replace(self, paths=paths, windows=windows, present=self.present[rows])
+
+    def window(self, row: int, width: int, height: int) -> Window:
+        """What an example shows of its image of width x height px: xyxy, source px; may reach beyond the image."""
+        if not isinstance(self.windows, str):
+            return object_window(self.windows[row].tolist(), width, height)
+        if self.windows == "whole":
+            return 0.0, 0.0, float(width), float(height)
+        side = CENTRE * min(width, height)
+        return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+
+
+def object_window(box: Sequence[float], width: int, height: int) -> Window:
+    """The square around a box with a margin, moved into the image where it fits: xyxy, source px."""
+    x1, y1, x2, y2 = box
+    side = (1 + MARGIN) * max(x2 - x1, y2 - y1)
+    left, top = (_start(a + b, side, room) for a, b, room in ((x1, x2, width), (y1, y2, height)))
+    return left, top, left + side, top + side
+
+
+def _start(ends: float, side: float, room: int) -> float:
+    start = (ends - side) / 2
+    return start if side > room else min(max(start, 0.0), room - side)
+
+
+def read_classified(where: str, role: Role, objects: bool, classes: Sequence[str] | None = None) -> ClassifiedData:
+    """Read examples to classify.
+
+    Args:
+        where: a folder of class folders, or detection labels as `read_labels` takes them.
+        role: which split of labels is meant where none is named.
+        objects: of detection labels, take each object as an example of its class; else each image as an example of all
+            classes that it shows. An image of a class folder is an example of its class in both cases.
+        classes: those that were learned; others are refused in folders and left out of labels.
+
+    Raises:
+        UserError: where there are no classes, or other ones than were learned.
+    """
+    if _is_labelled(Path(where)):
+        labels = read_labels(where, role, classes=classes)
+        data = _objects(where, labels) if objects else _images(where, labels)
+    else:
+        data = _folders(where, classes)
+    if not len(data):
+        raise UserError(f"{where}: no labelled object; expected class folders, or labels with objects in them")
+    return data
+
+
+def _is_labelled(path: Path) -> bool:
+    patterns = ("Annotations", "*.json", "annotations/*.json", "*.yaml", "*.yml")
+    return not path.is_dir() or any(True for pattern in patterns for _ in path.glob(pattern))
+
+
+def _folders(where: str, classes: Sequence[str] | None) -> ClassifiedData:
+    index = index_images(where)
+    keys = [index.key(row) for row in range(len(index))]
+    stray = [key for key in keys if "/" not in key]
+    if stray:
+        raise UserError(
+            f"{where}: {stray[0]} and {len(stray) - 1} more images lie in no class folder; expected one folder per "
+            "class, or labels in COCO, VOC or YOLO form"
+        )
+    found = sorted({key.partition("/")[0] for key in keys})
+    names = tuple(classes if classes is not None else found)
+    unknown = [name for name in found if name not in names]
+    if unknown:
+        raise UserError(f"{where}: class folder {unknown[0]!r} is not among the classes learned: {', '.join(names)}")
+    labels = np.array([names.index(key.partition("/")[0]) for key in keys])
+    present = np.eye(len(names), dtype=np.int8)[labels]
+    return ClassifiedData(where, names, tuple(index.path(row) for row in range(len(index))), "centre", present)
+
+
+def _objects(where: str, labels: LabelledData) -> ClassifiedData:
+    kept = [~image.crowd for image in labels.images]
+    paths = [str(image.path) for image, keep in zip(labels.images, kept, strict=True) for _ in range(int(keep.sum()))]
+    boxes = [image.boxes[keep] for image, keep in zip(labels.images, kept, strict=True)]
+    shown = [image.labels[keep] for image, keep in zip(labels.images, kept, strict=True)]
+    present = np.eye(len(labels.classes), dtype=np.int8)[np.concatenate([*shown, np.zeros(0, np.int64)])]
+    windows = np.concatenate([*boxes, np.zeros((0, 4), np.float32)])
+    return ClassifiedData(where, labels.classes, tuple(paths), windows, present)
+
+
+def _images(where: str, labels: LabelledData) -> ClassifiedData:
+    present = np.zeros((len(labels), len(labels.classes)), np.int8)
+    for row, image in zip(present, labels.images, strict=True):
+        row[image.labels[image.crowd]] = -1
+        row[image.labels[~image.crowd]] = 1
+    return ClassifiedData(where, labels.classes, tuple(str(image.path) for image in labels.images), "whole", present)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one image.
+
+    Attributes:
+        views: (n, 3, size, size) uint8; none where the image could not be read.
+        rows: of the data.
+        skipped: (path, reason) of an image that could not be read.
+    """
+
+    views: Tensor
+    rows: NDArray[np.int64]
+    skipped: tuple[str, str] | None = None
+
+
+class ExampleDataset(Dataset[Examples]):
+    """Reads images, each once, and cuts their examples out as size x size px views."""
+
+    def __init__(self, data: ClassifiedData, size: int) -> None:
+        self.data, self.size = data, size
+        groups = groupby(range(len(data)), key=data.paths.__getitem__)
+        self.groups = [(path, np.array(list(rows))) for path, rows in groups]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, number: int) -> Examples:
+        path, rows = self.groups[number]
+        try:
+            views = self._cut(path, rows)
+        except BadImage as error:
+            return Examples(torch.zeros(0, 3, self.size, self.size, dtype=torch.uint8), rows[:0], (path, error.reason))
+        return Examples(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2), rows)
+
+    def _cut(self, path: str, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        source = image_size(path)
+        windows = [self.data.window(row, *source) for row in rows.tolist()]
+        image, _ = decode_reduced(path, least_scale(windows, [self.size] * len(windows)))
+        step = round(source[0] / image.shape[1])
+        return [_cut_padded(image, window, step, self.size) for window in windows]
+
+
+def _cut_padded(image: NDArray[np.uint8], window: Window, step: int, size: int) -> NDArray[np.uint8]:
+    """A window, in px of a source that is `step` times as large; beyond the edges the image's last pixels go on."""
+    x1, y1, x2, y2 = (round(edge / step) for edge in window)
+    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    height, width = image.shape[:2]
+    top, bottom, left, right = max(0, -y1), max(0, y2 - height), max(0, -x1), max(0, x2 - width)
+    part = image[max(y1, 0) : y2, max(x1, 0) : x2]
+    if top or bottom or left or right:
+        part = np.asarray(cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)
+    return cut(part, (0, 0, part.shape[1], part.shape[0]), size)

@@ -1,0 +1,111 @@
+"""What frozen features are worth, for the eye: scores as bars with their intervals, and matches as lines."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
+
+from boxless.evaluation.probes import Score
+from boxless.figures.style import INK, MUTED, blank, colour, show_image, styled
+
+RIGHT, WRONG = colour(0), colour(1)
+LINES = 16
+"""Matches drawn at most: more hide the image."""
+
+
+@styled()
+def score_bars(scores: Sequence[Score], chance: float) -> Figure:
+    """A panel per measure and a bar for each of the weights, with its interval; a dashed line where guessing is."""
+    measures = list(dict.fromkeys(score.measure for score in scores))
+    names = list(dict.fromkeys(score.weights for score in scores))
+    figure = blank(max(9.6, 2.6 + 2.6 * len(measures)), 1.9 + 0.5 * len(names))
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    top = max([chance, *(max(s.value, np.nan_to_num(s.high)) for s in scores if not np.isnan(s.value))])
+    for axes, measure in zip(panels, measures, strict=True):
+        own = {score.weights: score for score in scores if score.measure == measure}
+        _bars(axes, [own[name] for name in names])
+        axes.axvline(100 * chance, color=MUTED, linestyle="--", linewidth=1.5)
+        axes.set_xlim(0, min(118, 124 * top))
+        axes.set_xlabel(f"{measure} (%)")
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.4, -0.6)  # the reference on top
+    reading = "line: 95 % interval; " if any(not np.isnan(score.low) for score in scores) else ""
+    panels[0].set_title(f"{reading}dashed: guessing", fontsize=12, color=MUTED)
+    return figure
+
+
+def _bars(axes: Axes, scores: Sequence[Score]) -> None:
+    for height, score in enumerate(scores):
+        if np.isnan(score.value):
+            continue
+        hue = MUTED if height == 0 else colour(height - 1)
+        axes.barh(height, 100 * score.value, height=0.6, color=hue, alpha=0.85)
+        end = score.value
+        if not np.isnan(score.low):
+            axes.plot([100 * score.low, 100 * score.high], [height, height], color=INK, linewidth=2)
+            end = max(score.high, end)
+        axes.annotate(
+            f"{100 * score.value:.1f}",
+            (100 * end, height),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=12,
+        )
+
+
+@styled()
+def match_rows(
+    image: npt.NDArray[np.uint8],
+    changed: npt.NDArray[np.uint8],
+    matches: Mapping[str, npt.NDArray[np.int64]],
+    truth: npt.NDArray[np.int64],
+    columns: int,
+) -> Figure:
+    """A row for each of the weights: an image, its changed copy, and lines from cells to their best matches.
+
+    Args:
+        image: (H, W, 3) uint8.
+        changed: the same size.
+        matches: name of the weights -> cell of the copy for each cell of the image (h * w), row by row.
+        truth: the right cell for each.
+        columns: w, cells per row.
+    """
+    figure = blank(9.6, 0.5 + 4.0 * len(matches))
+    grid = figure.subplots(len(matches), 2, squeeze=False)
+    shown = np.unique(np.linspace(0, len(truth) - 1, min(LINES, len(truth))).round().astype(int))
+    for (left, right), (name, found) in zip(grid, matches.items(), strict=True):
+        show_image(left, image)
+        show_image(right, changed)
+        left.set_title(f"{name}: {100 * np.mean(found == truth):.0f} % of {len(truth)} cells", fontsize=13)
+        for cell in shown.tolist():
+            start, end = (_centre(each, columns, len(truth), image) for each in (cell, int(found[cell])))
+            _line(figure, left, right, start, end, bool(found[cell] == truth[cell]))
+    grid[0, 1].set_title("blue: right, orange: wrong", fontsize=13, color=MUTED)
+    return figure
+
+
+def _centre(cell: int, columns: int, cells: int, image: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    height, width = image.shape[:2]
+    return (cell % columns + 0.5) * width / columns, (cell // columns + 0.5) * height / (cells // columns)
+
+
+def _line(
+    figure: Figure,
+    left: Axes,
+    right: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    hit: bool,
+) -> None:
+    hue = RIGHT if hit else WRONG
+    figure.add_artist(
+        ConnectionPatch(start, end, "data", "data", axesA=left, axesB=right, color=hue, linewidth=1.6, alpha=0.9)
+    )
+    for axes, point in ((left, start), (right, end)):
+        axes.plot(*point, marker="o", markersize=5, color=hue, markeredgecolor="white")

@@ -1,0 +1,283 @@
+"""What the frozen features of several weights are worth, side by side: from words and data to one table and figure."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from boxless.data.classes import ClassifiedData, read_classified
+from boxless.data.index import ImageIndex, index_images
+from boxless.errors import UserError
+from boxless.evaluation import probes
+from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
+from boxless.evaluation.probes import Score
+from boxless.figures.probes import match_rows, score_bars
+from boxless.figures.style import save
+from boxless.runs.features import Extractor, Features, Frozen
+from boxless.runs.folder import write_text
+
+WHOLE_IMAGES = ("svm", "low_shot")
+"""Kinds that take detection labels as classes of whole images; the others take each object."""
+WITHOUT_VAL = ("few_shot", "correspondence")
+
+NOTES = {
+    "linear": "Top-1 accuracy of a linear classifier trained by the {preset} preset on features without augmentation "
+    "(the papers augment: no comparison with their tables); in brackets Wilson's 95 % interval over n examples.",
+    "knn": "Top-1 accuracy of the 200 nearest neighbours (of all, where there are fewer), weighted as in DINO; in "
+    "brackets Wilson's 95 % interval over n examples.",
+    "svm": "Mean over classes of the average precision of one linear SVM each, on n images: the area below the "
+    "interpolated curve, as in DetCo's VOC07 table, and VOC 2007's own rule of 11 points.",
+    "low_shot": "mAP of one linear SVM per class (C = 1) from k images per class; in brackets the 95 % interval over n "
+    "draws of these images, the same for all weights.",
+    "few_shot": "Accuracy of logistic regression; in brackets the 95 % interval over n episodes, the same for all "
+    "weights.",
+    "correspondence": "Share of the {cells} cells of {level} whose most similar cell in the mirrored image in other "
+    "colours is their own; in brackets the 95 % interval over n images, changed alike for all weights.",
+}
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What is measured and how; see `boxless probe`."""
+
+    kind: str
+    data: str | list[str]
+    val: str | None
+    size: int
+    preset: str
+    level: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Scores of several weights.
+
+    Attributes:
+        path: folder with KIND.csv, KIND.md, figures/KIND.png and the features.
+        kind: of the probe.
+        scores: of each of the weights, the random ones first.
+        chance: what guessing reaches, 0..1.
+        note: what the figures are.
+        skipped: file -> reason of the images that could not be read.
+    """
+
+    path: Path
+    kind: str
+    scores: tuple[Score, ...]
+    chance: float
+    note: str
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [table(self.scores), "", f"{self.note} Guessing reaches {100 * self.chance:.1f}."]
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} images could not be read and were left out:")
+            lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
+        if len(self.skipped) > 20:
+            lines.append(f"  and {len(self.skipped) - 20} more")
+        return "\n".join(lines)
+
+
+def run_probe(
+    networks: Sequence[Frozen], settings: Probing, out: Path, workers: int | None, quiet: bool
+) -> ProbeResult:
+    """Measure each network, and write the table and the figures.
+
+    Raises:
+        UserError: for data that the kind cannot use.
+    """
+    if settings.val is None and settings.kind not in WITHOUT_VAL:
+        raise UserError(f"kind {settings.kind} needs --val: examples to measure on, beside those of --data")
+    extractor = Extractor(out / "features", settings.size, workers, quiet)
+    probe = _correspondence if settings.kind == "correspondence" else _classification
+    result = probe(networks, settings, extractor, out)
+    write_text(out / f"{settings.kind}.csv", _csv(result))
+    write_text(out / f"{settings.kind}.md", f"{result}\n")
+    save(score_bars(result.scores, result.chance), out / "figures" / settings.kind)
+    return result
+
+
+def table(scores: Sequence[Score]) -> str:
+    """Scores as a Markdown table, in percent: a row for each of the weights, a column for each measure."""
+    measures = list(dict.fromkeys(score.measure for score in scores))
+    lines = [f"| weights | {' | '.join(measures)} | n |", "|---" * (len(measures) + 2) + "|"]
+    for weights in dict.fromkeys(score.weights for score in scores):
+        own = {score.measure: score for score in scores if score.weights == weights}
+        cells = [_cell(own[measure]) for measure in measures]
+        lines.append(f"| {weights} | {' | '.join(cells)} | {next(iter(own.values())).n} |")
+    return "\n".join(lines)
+
+
+def _cell(score: Score) -> str:
+    interval = "" if np.isnan(score.low) else f" [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    return "no class to measure" if np.isnan(score.value) else f"{100 * score.value:.1f}{interval}"
+
+
+def _csv(result: ProbeResult) -> str:
+    text = io.StringIO()
+    rows: list[dict[str, Any]] = [
+        {"kind": result.kind, **asdict(score), "chance": result.chance} for score in result.scores
+    ]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """Features with their classes (N, C)."""
+
+    features: Features
+    present: NDArray[np.int8]
+
+    @staticmethod
+    def of(extractor: Extractor, network: Frozen, data: ClassifiedData) -> "_Split":
+        features = extractor.vectors(network, data)
+        if not len(features.rows):
+            file, reason = next(iter(features.skipped.items()))
+            raise UserError(f"{file}: {reason}; so are all images of {data.origin}: check the data")
+        return _Split(features, data.present[features.rows])
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.present.argmax(1)
+
+    @property
+    def vectors(self) -> NDArray[np.float64]:
+        return self.features.vectors.double().numpy()  # type: ignore[no-any-return]
+
+
+def _classification(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
+    data, val = read_data(settings)
+    scores: list[Score] = []
+    skipped: dict[str, str] = {}
+    for network in networks:
+        train = _Split.of(extractor, network, data)
+        test = train if val is None else _Split.of(extractor, network, val)
+        skipped |= train.features.skipped | test.features.skipped
+        scores += MEASURES[settings.kind](network.name, train, test, settings)
+    note = NOTES[settings.kind].format(preset=settings.preset)
+    return ProbeResult(out, settings.kind, tuple(scores), _chance(settings.kind, test.present), note, skipped)
+
+
+def read_data(settings: Probing) -> tuple[ClassifiedData, ClassifiedData | None]:
+    """The examples to learn from and to measure on, in the classes that both speak of; None where nothing is asked.
+
+    Raises:
+        UserError: where there are no two classes.
+    """
+    if not isinstance(settings.data, str):
+        raise UserError(f"kind {settings.kind}: expected one --data; only correspondence takes several")
+    objects = settings.kind not in WHOLE_IMAGES
+    data = read_classified(settings.data, "train", objects)
+    shown = np.flatnonzero((data.present == 1).any(0)).tolist()
+    classes = tuple(data.classes[number] for number in shown)
+    if len(classes) < 2:
+        raise UserError(
+            f"{settings.data}: only one class ({classes[0] if classes else 'none'}); telling classes apart needs two"
+        )
+    data = ClassifiedData(data.origin, classes, data.paths, data.windows, data.present[:, shown])
+    if settings.val is None:
+        return data, None
+    return data, read_classified(settings.val, "val", objects, classes)
+
+
+def _linear(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+    found = probes.linear_predict(
+        train.features.vectors,
+        torch.from_numpy(train.labels),
+        test.features.vectors,
+        train.present.shape[1],
+        probes.LINEAR[settings.preset],
+        settings.seed,
+    )
+    return [probes.share_score(name, "accuracy", found == test.labels)]
+
+
+def _knn(name: str, train: _Split, test: _Split, _: Probing) -> list[Score]:
+    labels = torch.from_numpy(train.labels)
+    found = probes.knn_predict(train.features.vectors, labels, test.features.vectors, train.present.shape[1])
+    return [probes.share_score(name, "accuracy", found == test.labels)]
+
+
+def _svm(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+    scores = probes.svm_scores(train.vectors, train.present, test.vectors, settings.seed)
+    rules: dict[str, int | None] = {"mAP": None, "mAP, 11 points": 11}
+    values = {rule: probes.mean_known(probes.class_aps(scores, test.present, points)) for rule, points in rules.items()}
+    return [Score(name, rule, value, math.nan, math.nan, len(test.present)) for rule, value in values.items()]
+
+
+def _low_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+    draws = probes.low_shot(train.vectors, train.present, test.vectors, test.present, settings.seed)
+    return [probes.mean_score(name, f"mAP, k = {k}", values) for k, values in draws.items()]
+
+
+def _few_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+    pooled = [train] if test is train else [train, test]
+    vectors = np.concatenate([split.vectors for split in pooled])
+    labels = np.concatenate([split.labels for split in pooled])
+    return [probes.mean_score(name, "5-way 5-shot accuracy", probes.few_shot(vectors, labels, settings.seed))]
+
+
+MEASURES: dict[str, Callable[[str, _Split, _Split, Probing], list[Score]]] = {
+    "linear": _linear,
+    "knn": _knn,
+    "svm": _svm,
+    "low_shot": _low_shot,
+    "few_shot": _few_shot,
+}
+
+
+def _chance(kind: str, present: NDArray[np.int8]) -> float:
+    """What guessing reaches: the largest class; the share of images that show a class; one class of five."""
+    if kind == "few_shot":
+        return 0.2
+    shares = [float((marks[marks >= 0] == 1).mean()) for marks in present.T if (marks == 1).any()]
+    return max(shares) if kind in ("linear", "knn") else float(np.mean(shares))
+
+
+def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
+    index = index_images(settings.data)
+    scores, skipped, examples = [], {}, {}
+    for network in networks:
+        if settings.level != "C5" and not network.pyramid:
+            raise UserError(
+                f"{network.name}: has no weights of an FPN, and level {settings.level} is one of its maps; take C5"
+            )
+        matches, columns, skipped = extractor.matches(network, index, settings.level, settings.seed)
+        if not len(matches):
+            file, reason = next(iter(skipped.items()))
+            raise UserError(f"{file}: {reason}; so are all {len(index)} images: check the data")
+        cells = matches.shape[1]
+        accuracy = correspondence_accuracy(matches, cells // columns, columns).numpy()
+        scores.append(probes.mean_score(network.name, "correspondence", accuracy))
+        examples[network.name] = matches.numpy()
+    _draw_matches(index, settings, examples, columns, skipped, out)
+    note = NOTES["correspondence"].format(cells=cells, level=settings.level)
+    return ProbeResult(out, "correspondence", tuple(scores), 1 / cells, note, skipped)
+
+
+def _draw_matches(
+    index: ImageIndex,
+    settings: Probing,
+    matches: dict[str, NDArray[np.int64]],
+    columns: int,
+    skipped: dict[str, str],
+    out: Path,
+) -> None:
+    """The matches of the first image that can be read, for each of the weights."""
+    row = next(row for row in range(len(index)) if index.path(row) not in skipped)
+    pair = PairDataset(index, settings.size, settings.seed)[row]
+    pixels = [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in (pair.image, pair.changed)]
+    first = {name: found[0] for name, found in matches.items()}
+    truth = mirrored_cells(len(next(iter(first.values()))) // columns, columns).numpy()
+    save(match_rows(pixels[0], pixels[1], first, truth, columns), out / "figures" / "correspondence-example")
