@@ -5,41 +5,38 @@ detectors and a pretrained trunk loads strictly. A C4 trunk has no pyramid: boxe
 but one, and its last stage is the box head.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from boxless.detectors.swin import SwinBody
+from boxless.detectors.bodies import LEVELS as LEVELS
+from boxless.detectors.bodies import RESNETS, Body, ResNetBody, build_body, build_resnet, check_backbone
+from boxless.detectors.norms import Norm as Norm
+from boxless.detectors.norms import norm_layer as norm_layer
+from boxless.detectors.pyramid import feature_pyramid
 from boxless.detectors.transformer import Transformer, TransformerConfig
 from boxless.errors import UserError
-
-LEVELS = ("0", "1", "2", "3")
-"""torchvision's names of P2..P5 (and of C2..C5)."""
-
-Norm = Literal["batch", "sync", "frozen", "group"]
 
 
 @dataclass(frozen=True)
 class TrunkConfig:
     """What a trunk is made of."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "swin_t"] = "resnet50"
-    """torchvision ResNet (stride in the 3x3 convolution) or Swin-T."""
+    backbone: str = "resnet50"
+    """Of torchvision: resnet18, resnet34, resnet50, resnet101 (stride in the 3x3 convolution), mobilenet_v2, swin_t; or
+    timm:NAME, any model of timm with maps at strides 4 to 32, or a plain ViT with patches of 16 px."""
     norm: Norm = "batch"
-    """Of ResNet, FPN and box head: batch, sync (over all processes), frozen (running statistics) or group (32 groups);
-    Swin keeps its layer norms."""
-    neck: Literal["fpn", "c4", "transformer"] = "fpn"
-    """What stands on the body: a feature pyramid with RoI pooling and box head; RoI pooling from C4 with the ResNet's
-    last stage as box head; or DETR's transformer."""
+    """Of FPN, box head and wherever the body has batch norms: batch, sync (over all processes), frozen (running
+    statistics) or group (32 groups); the body's layer norms stay."""
+    neck: Literal["fpn", "fpn_p3", "c4", "transformer"] = "fpn"
+    """What stands on the body: a feature pyramid with RoI pooling and box head; the pyramid alone, from P3 up; RoI
+    pooling from C4 with the ResNet's last stage as box head; or DETR's transformer."""
     fpn_channels: int = 256
     """Width of every pyramid level."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
@@ -53,14 +50,8 @@ class TrunkConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divides RGB in 0..1 after the mean."""
 
-
-def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """The constructor of a norm by its name; `sync` is converted when more than one process trains."""
-    if norm == "frozen":
-        return FrozenBatchNorm2d  # type: ignore[no-any-return]
-    if norm == "group":
-        return lambda channels: nn.GroupNorm(math.gcd(32, channels), channels)
-    return nn.BatchNorm2d
+    def __post_init__(self) -> None:
+        check_backbone(self.backbone)
 
 
 class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
@@ -73,11 +64,12 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
         output_size: S, of the pooled S x S features.
         first: level of the finest map, at stride 2 ** first.
         last: level of the coarsest map.
+        sampling: samples a side in each bin; 0: as many as there are cells.
     """
 
-    def __init__(self, output_size: int = 7, first: int = 2, last: int = 5) -> None:
+    def __init__(self, output_size: int = 7, first: int = 2, last: int = 5, sampling: int = 0) -> None:
         names = [str(number) for number in range(last - first + 1)]
-        super().__init__(featmap_names=names, output_size=output_size, sampling_ratio=0)
+        super().__init__(featmap_names=names, output_size=output_size, sampling_ratio=sampling)
         self.first, self.last = first, last
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
@@ -116,20 +108,23 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
             feature = features[name].float()  # half precision rounds the sampling weights
             y, x = feature.shape[-2] / frame[0], feature.shape[-1] / frame[1]
             scaled = rois[chosen] * rois.new_tensor([1, x, y, x, y])
-            pooled[chosen] = roi_align(feature, scaled, size, sampling_ratio=-1, aligned=True)
+            pooled[chosen] = roi_align(feature, scaled, size, sampling_ratio=self.sampling_ratio, aligned=True)
         return pooled
 
 
 class Backbone(nn.Module):
-    """Body and neck as torchvision's detectors take them: its BackboneWithFPN, but with any body."""
+    """Body and neck as torchvision's detectors take them: its BackboneWithFPN, but with any body.
 
-    def __init__(self, body: nn.Module, fpn: nn.Module, out_channels: int) -> None:
+    The neck takes the body's maps from number `first` on.
+    """
+
+    def __init__(self, body: Body, fpn: nn.Module, out_channels: int, first: int = 0) -> None:
         super().__init__()
-        self.body, self.fpn, self.out_channels = body, fpn, out_channels
+        self.body, self.fpn, self.out_channels, self.first = body, fpn, out_channels, first
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Maps of images (B, 3, H, W) by torchvision's names, `out_channels` wide."""
-        maps: dict[str, Tensor] = self.fpn(self.body(image))
+        maps: dict[str, Tensor] = self.fpn(dict(list(self.body(image).items())[self.first :]))
         return maps
 
 
@@ -154,8 +149,9 @@ class Trunk(nn.Module):
     """Body, neck and head, by the config's `neck`.
 
     fpn: `backbone.body` gives C2..C5, `backbone` gives P2..P5 and torchvision's extra `pool` level, `box_head` turns
-    (R, C, 7, 7) into (R, head_width). c4: body and backbone give C4 alone, named "0"; `box_head` turns (R, C, 14, 14)
-    into (R, 2C). transformer: the body gives C2..C5 to `transformer`; there is no RoI pooling and no box head.
+    (R, C, 7, 7) into (R, head_width). fpn_p3: the body gives C2..C5, `backbone` P3..P5. c4: body and backbone give C4
+    alone, named "0"; `box_head` turns (R, C, 14, 14) into (R, 2C). transformer: the body gives C2..C5 to `transformer`.
+    The second and the last have no RoI pooling and no box head.
 
     Raises:
         UserError: for a C4 trunk without a ResNet.
@@ -171,25 +167,23 @@ class Trunk(nn.Module):
         self.config = config
         norm = norm_layer(config.norm)
         if config.neck == "c4":
-            self._build_c4(norm)
+            self._build_c4()
             return
-        if config.backbone == "swin_t":
-            body: nn.Module = SwinBody()
-            widths = list(SwinBody.widths)
-        else:
-            network = _resnet(config, norm)
-            widths = [network.inplanes // 8, network.inplanes // 4, network.inplanes // 2, network.inplanes]
-            body = IntermediateLayerGetter(network, {f"layer{i + 1}": name for i, name in enumerate(LEVELS)})
+        body = build_body(config.backbone, config.norm)
+        widths = body.widths
         self._body_width = widths[-1]
         if config.neck == "transformer":
             self.backbone = Backbone(body, nn.Identity(), widths[-1])
             self.transformer = Transformer(widths[-1], config.transformer)
+        elif config.neck == "fpn_p3":
+            fpn = feature_pyramid(body, config.fpn_channels, None, norm, first=1)
+            self.backbone = Backbone(body, fpn, config.fpn_channels, first=1)
         else:
-            self._build_fpn(body, widths, norm)
+            self._build_fpn(body, norm)
 
-    def _build_fpn(self, body: nn.Module, widths: list[int], norm: Callable[[int], nn.Module]) -> None:
+    def _build_fpn(self, body: Body, norm: Callable[[int], nn.Module]) -> None:
         channels, width = self.config.fpn_channels, self.config.box_head_width
-        fpn = FeaturePyramidNetwork(widths, channels, LastLevelMaxPool(), norm)
+        fpn = feature_pyramid(body, channels, LastLevelMaxPool(), norm)
         self.backbone = Backbone(body, fpn, channels)
         self.roi_pool = RoIPool()
         self.head_width = width
@@ -198,13 +192,14 @@ class Trunk(nn.Module):
         else:
             self.box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [width], norm)
 
-    def _build_c4(self, norm: Callable[[int], nn.Module]) -> None:
-        if not self.config.backbone.startswith("resnet"):
+    def _build_c4(self) -> None:
+        if self.config.backbone not in RESNETS:
             raise UserError(f"trunk.neck: c4 needs a ResNet, trunk.backbone is {self.config.backbone}; choose fpn")
-        network = _resnet(self.config, norm)
+        network = build_resnet(self.config.backbone, self.config.norm)
+        body = ResNetBody(network, last=3)
         self.head_width = network.inplanes
         self.box_head = LastStage(network.layer4)
-        self.backbone = Backbone(IntermediateLayerGetter(network, {"layer3": "0"}), nn.Identity(), self.head_width // 2)
+        self.backbone = Backbone(body, nn.Identity(), body.widths[-1])
         self.roi_pool = RoIPool(14, first=4, last=4)
 
     @property
@@ -223,22 +218,19 @@ class Trunk(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The parts that reports speak of: backbone and RoI head, and FPN but in a C4 trunk; backbone, transformer."""
+        """The parts that reports speak of: backbone and, where there are such, FPN, RoI head and transformer."""
         body = {"backbone": self.backbone.body}
         if self.config.neck == "transformer":
             return {**body, "transformer": self.transformer}
-        pyramid = {"FPN": self.backbone.fpn} if self.config.neck == "fpn" else {}
-        return {**body, **pyramid, "RoI head": self.box_head}
+        pyramid = {} if self.config.neck == "c4" else {"FPN": self.backbone.fpn}
+        head = {"RoI head": self.box_head} if hasattr(self, "box_head") else {}  # not every detector uses it
+        return {**body, **pyramid, **head}
 
     @property
     def stages(self) -> list[list[nn.Module]]:
         """The body's modules in five steps from stem to last stage, which a C4 trunk has as its box head."""
-        body = self.backbone.body
-        if isinstance(body, SwinBody):
-            return body.stages
-        last = (self.box_head if self.config.neck == "c4" else body).get_submodule("layer4")
-        stem = [body.get_submodule("conv1"), body.get_submodule("bn1")]
-        return [stem, *([body.get_submodule(f"layer{number}")] for number in (1, 2, 3)), [last]]
+        last = [[self.box_head.get_submodule("layer4")]] if self.config.neck == "c4" else []
+        return [*self.backbone.body.stages, *last]
 
     def pyramid(self, image: Tensor) -> dict[str, Tensor]:
         """The maps that boxes are pooled from, by torchvision's names: P2..P5 of images (B, 3, H, W), or C4."""
@@ -261,13 +253,6 @@ def freeze(trunk: Trunk, stages: int) -> None:
         for module in stage.requires_grad_(False).modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.register_forward_pre_hook(_stay_in_eval)
-
-
-def _resnet(config: TrunkConfig, norm: Callable[[int], nn.Module]) -> resnet.ResNet:
-    # Zeroed last gammas make each residual block start as the identity, as in SoCo's, Barlow's and VICReg's code.
-    build = getattr(resnet, config.backbone)
-    network: resnet.ResNet = build(weights=None, norm_layer=norm, zero_init_residual=config.norm != "frozen")
-    return network
 
 
 def _stay_in_eval(norm: nn.Module, _: object) -> None:
