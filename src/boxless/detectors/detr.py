@@ -4,8 +4,7 @@ Departures from the authors' code: pixels are padded to a multiple of 32, and tr
 """
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from boxless.detectors.set_loss import Objects, match, set_loss
@@ -50,10 +49,9 @@ class Detr(nn.Module):
         if not self.training:
             return self._found(logits[-1], boxes[-1], sizes)
         assert targets is not None, "training needs targets"
-        objects = _objects(targets, sizes)
-        losses = set_loss(
-            logits, boxes, objects, match(logits, boxes, objects), self.config.no_object, _mean_count(objects)
-        )
+        objects = Objects.of(targets, sizes, "cxcywh")
+        matching = match(logits, boxes, objects)
+        losses = set_loss(logits, boxes, objects, matching, self.config.no_object, objects.mean_count())
         return {f"loss_{name}": loss for name, loss in losses.items()}
 
     def _found(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
@@ -75,19 +73,3 @@ def _seen(features: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
     top = torch.arange(rows, device=sizes.device) * (height / rows)
     left = torch.arange(columns, device=sizes.device) * (width / columns)
     return (top < sizes[:, 1:2])[:, :, None] & (left < sizes[:, :1])[:, None]
-
-
-def _objects(targets: list[dict[str, Tensor]], sizes: Tensor) -> Objects:
-    boxes = [box_convert(t["boxes"], "xyxy", "cxcywh") / size for t, size in zip(targets, sizes, strict=True)]
-    present = [torch.ones_like(t["labels"], dtype=torch.bool) for t in targets]
-    labels = [t["labels"] - 1 for t in targets]
-    return Objects(*(pad_sequence(values, batch_first=True) for values in (labels, boxes, present)))
-
-
-def _mean_count(objects: Objects) -> Tensor:
-    """Objects per process, at least 1: all processes must divide by the same number."""
-    count = objects.present.sum().float()
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(count)
-        count = count / distributed.get_world_size()
-    return count.clamp(min=1)

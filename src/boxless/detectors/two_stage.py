@@ -22,8 +22,8 @@ from boxless.detectors.trunk import LastStage, Trunk, norm_layer
 class DetectorConfig:
     """A detector's kind and size; the defaults are torchvision's, which are the papers'."""
 
-    kind: Literal["faster_rcnn", "mask_rcnn", "detr"] = "faster_rcnn"
-    """Boxes alone, boxes and masks, or boxes by DETR, whose trunk has a transformer for a neck."""
+    kind: Literal["faster_rcnn", "mask_rcnn", "detr", "sparse_rcnn"] = "faster_rcnn"
+    """Boxes alone, boxes and masks, or boxes by DETR, whose trunk has a transformer for a neck, or by Sparse R-CNN."""
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each."""
     rpn_samples: int = 256
@@ -39,6 +39,8 @@ class DetectorConfig:
     """At most, per image."""
     no_object: float = 0.1
     """DETR's weight of queries without an object; lower where images show few objects."""
+    learned_proposals: int = 300
+    """Sparse R-CNN's boxes per image, all learned; its smaller model has 100."""
 
 
 def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:

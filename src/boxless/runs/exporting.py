@@ -68,6 +68,8 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
             f"run {where}: torchvision has no detectors on {'C4' if recipe.trunk.neck == 'c4' else 'Swin'}; "
             "export its backbone with --to torchvision-backbone"
         )
+    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "sparse_rcnn":
+        raise UserError(f"run {where}: torchvision has no Sparse R-CNN; export its body with --to torchvision-backbone")
     if isinstance(recipe, PretrainRecipe):
         tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
         about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."

@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Order
-from boxless.detectors.detector import build_detector, fitting
+from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.detectors.weights import WeightsReport, load_trunk
 from boxless.errors import UserError
@@ -113,7 +113,7 @@ def _finetune(
     write_json(out / "labels.json", {"classes": data.classes, "images": [image.image_id for image in chosen.images]})
     fabric = make_fabric(recipe.precision)
     torch.manual_seed(recipe.seed)
-    trunk = Trunk(recipe.trunk)
+    trunk = build_trunk(recipe.trunk, recipe.detector)
     report = None
     if weights is not None:
         report = load_trunk(trunk, weights, recipe.min_loaded)
