@@ -176,7 +176,9 @@ def _walk(node: object, prefix: str) -> Iterator[tuple[str, Key]]:
     """Yield leaves and groups alike, by dotted name."""
     cls = type(node)
     hints = get_type_hints(cls)
-    helps = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(cls).params}
+    owners = [owner for owner in reversed(cls.__mro__) if dataclasses.is_dataclass(owner)]  # its own attributes alone
+    docs = [entry for owner in owners for entry in docstring_parser.parse_from_object(owner).params]
+    helps = {entry.arg_name: entry.description or "" for entry in docs}
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(node, field.name)
         yield name, Key(hints[field.name], value, " ".join(helps.get(field.name, "").split()))
