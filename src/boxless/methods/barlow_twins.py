@@ -9,34 +9,26 @@ biases and norms, whose learning rate the authors tuned with it: 0.0048 there is
 in the recipes).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import barlow_twins_loss
 from boxless.methods.contract import MethodOutput
 from boxless.methods.parts import deep_mlp, pooled
+from boxless.methods.two_crops import UnequalCrops
 from boxless.training.distributed import gather
 
 
 @dataclass(frozen=True)
-class BarlowTwinsConfig:
+class BarlowTwinsConfig(UnequalCrops):
     """Barlow Twins' hyper-parameters (paper, section 2.2)."""
 
     name: Literal["barlow"] = "barlow"
-    size: int = 224
-    """Of both views, px."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop shows."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """BYOL's T."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """BYOL's T'."""
     hidden: int = 8192
     """Width inside the projector."""
     output: int = 8192
@@ -45,15 +37,6 @@ class BarlowTwinsConfig:
     """lambda; 0.0051 in the code."""
 
     needs_boxes: ClassVar[bool] = False
-
-    def views(self) -> tuple[ViewSpec, ...]:
-        """Two random crops, augmented unequally."""
-        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
-
-    def at_size(self, size: int) -> "BarlowTwinsConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "BarlowTwins":
         """Barlow Twins around the trunk's backbone."""

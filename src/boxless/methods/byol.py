@@ -9,34 +9,26 @@ the target starts as a copy of the online network and not from other random weig
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import byol_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import mlp, target_copy
-from boxless.training.optim import ema_momentum, ema_update
+from boxless.methods.parts import mlp, move_targets, pooled, target_copy
+from boxless.methods.two_crops import UnequalCrops
+from boxless.training.optim import ema_momentum
 
 
 @dataclass(frozen=True)
-class BYOLConfig:
+class BYOLConfig(UnequalCrops):
     """BYOL's hyper-parameters (paper, section 3.3 and appendix B)."""
 
     name: Literal["byol"] = "byol"
-    size: int = 224
-    """Of both views, px."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop shows."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """T of the paper's table 6."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """T' of the paper's table 6."""
     hidden: int = 4096
     """Width inside projector and predictor."""
     output: int = 256
@@ -45,15 +37,6 @@ class BYOLConfig:
     """Of the target at the start, rising to 1; 0.996 for 1000 epochs, 0.99 for 300, 0.97 for 40."""
 
     needs_boxes: ClassVar[bool] = False
-
-    def views(self) -> tuple[ViewSpec, ...]:
-        """Two random crops, augmented unequally."""
-        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
-
-    def at_size(self, size: int) -> "BYOLConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "BYOL":
         """BYOL around the trunk's backbone."""
@@ -78,9 +61,9 @@ class BYOL(nn.Module):
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
         """BYOL's loss of two views; boxes are not used."""
-        h = [self._represent(self.encoder, view) for view in views]  # (B, body width) each
+        h = [pooled(self.encoder, view.image) for view in views]  # (B, body width) each
         with torch.no_grad():
-            h_target = [self._represent(self.target_encoder, view) for view in views]
+            h_target = [pooled(self.target_encoder, view.image) for view in views]
         return self.compare(h, h_target)
 
     def compare(self, h: Sequence[Tensor], h_target: Sequence[Tensor]) -> MethodOutput:
@@ -98,11 +81,4 @@ class BYOL(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the target (eq. 1)."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
-        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
-
-    @staticmethod
-    def _represent(encoder: nn.Module, view: View) -> Tensor:
-        features: Tensor = encoder(view.image)["3"]
-        return features.mean((2, 3))  # global average of C5
+        move_targets(self, self.momentum(step, total_steps))

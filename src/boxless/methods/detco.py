@@ -25,73 +25,49 @@ image stay together. Such norms must not be synchronised between processes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Queue, Shuffle, in_groups, target_copy
+from boxless.methods.moco import MomentumContrast
+from boxless.methods.parts import Queue, Shuffle, in_groups, move_targets, plain_mlp, target_copy
 from boxless.training.distributed import own
-from boxless.training.optim import ema_update
 
 _GRID = 3
 """Rows and columns of patches."""
 
 
 @dataclass(frozen=True)
-class DetCoConfig:
-    """DetCo's hyper-parameters (paper, section 3; MoCo v2's where it says nothing)."""
+class DetCoConfig(MomentumContrast):
+    """DetCo's hyper-parameters (paper, section 3; where it says nothing MoCo v2's)."""
 
     name: Literal["detco"] = "detco"
-    size: int = 224
-    """Of the global views, px."""
-    scale: tuple[float, float] = (0.2, 1.0)
-    """Share of the image's area that a global view shows (MoCo v2)."""
     patch_size: int = 64
     """Of the patches, px (PIRL)."""
     cell_size: int = 85
     """Of the grid's cells, px: a patch lies anywhere in its cell (PIRL)."""
     patch_scale: tuple[float, float] = (0.6, 1.0)
     """Share of the image's area that the grid covers (PIRL)."""
-    photometric: Photometric = Photometric(saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
-    """Of all views (MoCo v2)."""
     level_weights: tuple[float, float, float, float] = (0.1, 0.4, 0.7, 1.0)
     """Of the losses on C2..C5 (eq. 1)."""
-    output: int = 128
-    """Width of the embeddings (MoCo v2)."""
-    temperature: float = 0.2
-    """Of all terms (MoCo v2)."""
-    queue_length: int = 65536
-    """Keys in each of the 8 queues (MoCo v2)."""
-    momentum: float = 0.999
-    """Of the key encoder, constant (MoCo v2)."""
-    norm_groups: int = 8
-    """Parts of each process's batch with batch statistics of their own; 1 where 8 or more processes train."""
-
-    needs_boxes: ClassVar[bool] = False
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two global views I_q and I_k, then the crops that the patches P_q and P_k are cut from."""
-        whole = ViewSpec(self.size, self.photometric, self.scale)
         cut = ViewSpec(_GRID * self.cell_size, self.photometric, self.patch_scale)
-        return whole, whole, cut, cut
+        return *super().views(), cut, cut
 
-    def at_size(self, size: int) -> "DetCoConfig":
+    def at_size(self, size: int) -> Self:
         """The same method on views of another size: patches and blur keep their proportion to them."""
-        scale = size / self.size
-        return replace(
-            self,
-            size=size,
-            patch_size=round(self.patch_size * scale),
-            cell_size=round(self.cell_size * scale),
-            photometric=self.photometric.at_scale(scale),
-        )
+        share = size / self.size
+        patch_size, cell_size = round(self.patch_size * share), round(self.cell_size * share)
+        return replace(super().at_size(size), patch_size=patch_size, cell_size=cell_size)
 
     def build(self, trunk: Trunk) -> "DetCo":
         """DetCo around the trunk's backbone."""
@@ -108,14 +84,13 @@ class DetCo(nn.Module):
         self.config = config
         self.encoder = trunk.backbone.body
         widths = [trunk.body_width // 8, trunk.body_width // 4, trunk.body_width // 2, trunk.body_width]
-        self.global_heads = nn.ModuleList(_head(width, width, config.output) for width in widths)
-        self.local_heads = nn.ModuleList(_head(_GRID**2 * width, width, config.output) for width in widths)
+        self.global_heads = nn.ModuleList(plain_mlp(width, width, config.output) for width in widths)
+        self.local_heads = nn.ModuleList(plain_mlp(_GRID**2 * width, width, config.output) for width in widths)
         self.target_encoder = target_copy(self.encoder)
         self.target_global_heads = target_copy(self.global_heads)
         self.target_local_heads = target_copy(self.local_heads)
         self.global_queues = _queues(config)
         self.local_queues = _queues(config)
-        self._keys: list[tuple[Tensor, Tensor]] = []  # of all processes, of the batches since the last step
 
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
@@ -130,8 +105,9 @@ class DetCo(nn.Module):
             keys_g = shuffle.undo(self._embed(self.target_encoder, self.target_global_heads, shuffle(i_k)))
             keys_l = shuffle.undo(self._embed(self.target_encoder, self.target_local_heads, shuffle(p_k)))
             k_g, k_l = own(keys_g), own(keys_l)
-            if self.training:
-                self._keys.append((keys_g, keys_l))  # (W * B, 4, output) each
+        for queues, keys in ((self.global_queues, keys_g), (self.local_queues, keys_l)):  # (W * B, 4, output)
+            for queue, level_keys in zip(queues, keys.unbind(1), strict=True):
+                queue.hold(level_keys)
         gg = self._contrast(q_g, k_g, self.global_queues)  # eq. 2
         ll = self._contrast(q_l, k_l, self.local_queues)  # eq. 5
         gl = self._contrast(q_l, k_g, self.global_queues)  # eq. 4
@@ -144,14 +120,9 @@ class DetCo(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the key encoder and its heads; put the step's keys in their queues."""
-        for part in ("encoder", "global_heads", "local_heads"):
-            target, online = getattr(self, f"target_{part}"), getattr(self, part)
-            ema_update(target.parameters(), online.parameters(), self.momentum(step, total_steps))
-        for keys in self._keys:
-            for queues, kind in zip((self.global_queues, self.local_queues), keys, strict=True):
-                for queue, key in zip(queues, kind.unbind(1), strict=True):
-                    queue.push(key)
-        self._keys.clear()
+        move_targets(self, self.momentum(step, total_steps))
+        for queue in (*self.global_queues, *self.local_queues):
+            queue.push_held()
 
     def _patches(self, view: View, generator: torch.Generator) -> Tensor:
         image = view.patches(_GRID, self.config.patch_size, generator).image
@@ -178,7 +149,3 @@ def _queues(config: DetCoConfig) -> Sequence[Queue]:
     """One per level."""
     queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in config.level_weights)
     return cast("Sequence[Queue]", queues)
-
-
-def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))

@@ -17,7 +17,7 @@ code:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,17 @@ from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import dino_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Number, crop_maps, held, target_copy
+from boxless.methods.parts import Number, crop_maps, held, move_targets, target_copy
+from boxless.methods.two_crops import UnequalCrops
 from boxless.training.distributed import gather
-from boxless.training.optim import ema_momentum, ema_update
+from boxless.training.optim import ema_momentum
 
 
 @dataclass(frozen=True)
-class DINOConfig:
+class DINOConfig(UnequalCrops):
     """DINO's hyper-parameters (paper, section 3.2 and appendix C; the code's README for ResNets)."""
 
     name: Literal["dino"] = "dino"
-    size: int = 224
-    """Of the two global crops, px."""
     local_size: int = 96
     """Of the local crops, px."""
     local_crops: int = 8
@@ -48,11 +47,7 @@ class DINOConfig:
     """Share of the image's area that a global crop shows; 0.14 is for ResNets, 0.4 for vision transformers."""
     local_scale: tuple[float, float] = (0.05, 0.14)
     """Share of the image's area that a local crop shows; up to 0.4 for vision transformers."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """Of the first global crop: BYOL's T."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """Of the second global crop: BYOL's T'."""
-    local_look: Photometric = Photometric(blur=0.5)  # noqa: RUF009
+    local_look: Photometric = Photometric(blur=0.5)  # noqa: RUF009 (frozen)
     """Of the local crops."""
     hidden: int = 2048
     """Width of the projector's two hidden layers."""
@@ -80,16 +75,13 @@ class DINOConfig:
     def views(self) -> tuple[ViewSpec, ...]:
         """Two global crops, augmented unequally, then the local ones."""
         local = ViewSpec(self.local_size, self.local_look, self.local_scale)
-        first, second = (ViewSpec(self.size, look, self.scale) for look in (self.first, self.second))
-        return first, second, *[local] * self.local_crops
+        return *super().views(), *[local] * self.local_crops
 
-    def at_size(self, size: int) -> "DINOConfig":
+    def at_size(self, size: int) -> Self:
         """The same method on crops of another size: blur and local crops keep their proportion to them."""
         share = size / self.size
-        first, second, local = (look.at_scale(share) for look in (self.first, self.second, self.local_look))
-        return replace(
-            self, size=size, local_size=round(self.local_size * share), first=first, second=second, local_look=local
-        )
+        local_size, local_look = round(self.local_size * share), self.local_look.at_scale(share)
+        return replace(super().at_size(size), local_size=local_size, local_look=local_look)
 
     def build(self, trunk: Trunk) -> "DINO":
         """DINO around the trunk's backbone."""
@@ -149,10 +141,7 @@ class DINO(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the teacher and the centre (eq. 4, over all processes)."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
-        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
-        ema_update(self.target_prototypes.parameters(), self.prototypes.parameters(), momentum)
+        move_targets(self, self.momentum(step, total_steps))
         if self._means:
             mean = gather(torch.stack(self._means).mean(0, keepdim=True)).mean(0)  # (K,)
             self.center.lerp_(mean, 1 - self.config.center_momentum)

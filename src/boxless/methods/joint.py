@@ -15,13 +15,13 @@ paper has measured them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import assign_level, jitter
@@ -29,16 +29,17 @@ from boxless.geometry.view import View
 from boxless.losses import byol_loss, object_contrastive_loss
 from boxless.methods.contract import MethodOutput
 from boxless.methods.lc import LocalConfig, LocalTerm
-from boxless.methods.parts import mlp, nothing, target_copy
+from boxless.methods.parts import mlp, move_targets, nothing, target_copy
 from boxless.methods.soco import listed, placed, shared_boxes
-from boxless.training.optim import ema_momentum, ema_update
+from boxless.methods.two_crops import UnequalCrops
+from boxless.training.optim import ema_momentum
 
 Maps = dict[str, Tensor]
 """C2..C5 and P2..P5 by these names, (B, C, h, w) each."""
 
 
 @dataclass(frozen=True)
-class JointConfig:
+class JointConfig(UnequalCrops):
     """Weights of the terms, and the hyper-parameters of their papers."""
 
     name: Literal["joint"] = "joint"
@@ -50,15 +51,9 @@ class JointConfig:
     """Of SoCo's loss."""
     pixel_map: Literal["C5", "P2", "P3", "P4", "P5"] = "C5"
     """Whose cells the pixel term compares; the logits of P2 need (H / 4)^4 numbers per image."""
-    size: int = 224
-    """Of both views, px."""
     scale: tuple[float, float] = (0.5, 1.0)
     """Share of the image's area that V2 shows (SoCo)."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """Of V1: BYOL's T."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """Of V2: BYOL's T'."""
-    local: LocalConfig = LocalConfig()  # noqa: RUF009
+    local: LocalConfig = LocalConfig()  # noqa: RUF009 (frozen)
     """The pixel term's own."""
     boxes: int = 4
     """K, boxes per image and step (SoCo)."""
@@ -82,11 +77,6 @@ class JointConfig:
         """V1 the whole image, V2 a crop of it."""
         boxes = 2 if self.needs_boxes else 0
         return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=boxes)
-
-    def at_size(self, size: int) -> "JointConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "Joint":
         """The weighted terms around a trunk; the object term needs an FPN and a box head."""
@@ -153,13 +143,7 @@ class Joint(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the targets."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_body.parameters(), self.body.parameters(), momentum)
-        if "FPN" in self.trains:
-            ema_update(self.target_fpn.parameters(), self.fpn.parameters(), momentum)
-        for term in self.children():
-            if isinstance(term, _Prediction | LocalTerm):
-                term.follow(momentum)
+        move_targets(self, self.momentum(step, total_steps))
 
     def _maps(self, view: View, of: str = "") -> Maps:
         """C2..C5 of a view, and P2..P5 where a term needs them, by the papers' names."""
@@ -231,12 +215,6 @@ class _Prediction(nn.Module):
         """g(f(.)) of the target network, (N, output)."""
         projection: Tensor = self.target_projector(self.target_represent(*seen))
         return projection
-
-    def follow(self, momentum: float) -> None:
-        """Move the targets."""
-        for target, online in ((self.target_represent, self.represent), (self.target_projector, self.projector)):
-            if parameters := list(online.parameters()):
-                ema_update(target.parameters(), parameters, momentum)
 
 
 class _Describe(nn.Module):

@@ -28,8 +28,7 @@ from boxless.losses import local_contrastive_loss, local_mse_loss
 from boxless.methods.byol import BYOL, BYOLConfig
 from boxless.methods.contract import MethodOutput
 from boxless.methods.dino import DINO, DINOConfig
-from boxless.methods.parts import crop_maps, target_copy
-from boxless.training.optim import ema_update
+from boxless.methods.parts import conv_mlp, crop_maps, move_targets, target_copy
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class LocalTerm(nn.Module):
     def __init__(self, width: int, config: LocalConfig) -> None:
         super().__init__()
         self.config = config
-        self.projector = _cell_mlp(width, config)
-        self.predictor = _cell_mlp(config.output, config) if config.predictor else nn.Identity()
+        self.projector = conv_mlp(width, config.hidden, config.output)
+        self.predictor = conv_mlp(config.output, config.hidden, config.output) if config.predictor else nn.Identity()
         self.target_projector = target_copy(self.projector)
 
     def forward(self, target_map: Tensor, target_view: View, online_map: Tensor, online_view: View) -> Tensor:
@@ -74,19 +73,6 @@ class LocalTerm(nn.Module):
         if self.config.kind == "mse":
             return local_mse_loss(f, g, points)
         return local_contrastive_loss(f, g, points, self.config.temperature)  # eqs. 2 to 4
-
-    def follow(self, momentum: float) -> None:
-        """Move the target's projector."""
-        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
-
-
-def _cell_mlp(width: int, config: LocalConfig) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(width, config.hidden, 1),
-        nn.BatchNorm2d(config.hidden),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(config.hidden, config.output, 1),
-    )
 
 
 def places(view: View, other: View, rows: int, columns: int) -> Tensor:
@@ -167,7 +153,7 @@ class LCBYOL(nn.Module):
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the targets."""
         self.byol.after_step(step, total_steps)
-        self.local.follow(self.momentum(step, total_steps))
+        move_targets(self.local, self.momentum(step, total_steps))
 
 
 @dataclass(frozen=True)
@@ -231,7 +217,7 @@ class LCDINO(nn.Module):
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the targets and DINO's centre."""
         self.dino.after_step(step, total_steps)
-        self.local.follow(self.momentum(step, total_steps))
+        move_targets(self.local, self.momentum(step, total_steps))
 
 
 def _weighted(output: MethodOutput, local: Tensor, alpha: float) -> MethodOutput:

@@ -12,42 +12,37 @@ Departures from the authors' code: the key encoder moves after the step and not 
 residual blocks start as the identity, as for all methods here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Queue, Shuffle, in_groups, pooled, target_copy
+from boxless.methods.parts import Queue, Shuffle, in_groups, move_targets, plain_mlp, pooled, target_copy
+from boxless.methods.two_crops import EqualCrops
 from boxless.training.distributed import own
-from boxless.training.optim import ema_update
 
 
 @dataclass(frozen=True)
-class MoCoConfig:
-    """MoCo v2's hyper-parameters (v2, section 3; v1, section 3.3; code)."""
+class MomentumContrast(EqualCrops):
+    """The hyper-parameters of MoCo v2 that DenseCL and DetCo took over (v2, section 3; v1, section 3.3; code)."""
 
-    name: Literal["moco"] = "moco"
-    size: int = 224
-    """Of both views, px."""
     scale: tuple[float, float] = (0.2, 1.0)
     """Share of the image's area that a crop shows."""
     photometric: Photometric = Photometric(saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
-    """Of both views (v2: v1's with blur)."""
-    hidden: int = 2048
-    """Width inside the head."""
+    """Of all views (v2: v1's with blur)."""
     output: int = 128
     """Width of queries and keys."""
     temperature: float = 0.2
-    """t (v2, table 2); 0.07 in v1."""
+    """t, of all losses (v2, table 2); 0.07 in v1."""
     queue_length: int = 65536
-    """Past keys that a query must tell from its own."""
+    """Of each queue: past keys that a query must tell from its own."""
     momentum: float = 0.999
     """Of the key encoder, constant."""
     norm_groups: int = 8
@@ -55,14 +50,14 @@ class MoCoConfig:
 
     needs_boxes: ClassVar[bool] = False
 
-    def views(self) -> tuple[ViewSpec, ...]:
-        """The query's crop and the key's, augmented alike."""
-        view = ViewSpec(self.size, self.photometric, self.scale)
-        return view, view
 
-    def at_size(self, size: int) -> "MoCoConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        return replace(self, size=size, photometric=self.photometric.at_scale(size / self.size))
+@dataclass(frozen=True)
+class MoCoConfig(MomentumContrast):
+    """MoCo v2's hyper-parameters."""
+
+    name: Literal["moco"] = "moco"
+    hidden: int = 2048
+    """Width inside the head."""
 
     def build(self, trunk: Trunk) -> "MoCo":
         """MoCo around the trunk's backbone."""
@@ -78,13 +73,10 @@ class MoCo(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = trunk.backbone.body
-        self.head = nn.Sequential(
-            nn.Linear(trunk.body_width, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, config.output)
-        )
+        self.head = plain_mlp(trunk.body_width, config.hidden, config.output)
         self.target_encoder = target_copy(self.encoder)
         self.target_head = target_copy(self.head)
         self.queue = Queue(config.queue_length, config.output)
-        self._keys: list[Tensor] = []  # of all processes, of the batches since the last step
 
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
@@ -99,8 +91,7 @@ class MoCo(nn.Module):
             )
             keys = shuffle.undo(normalize(k, dim=1))  # (W * B, output)
             k = own(keys)  # (B, output)
-            if self.training:
-                self._keys.append(keys)
+        self.queue.hold(keys)
         loss = info_nce_loss(q, k, self.queue.vectors, self.config.temperature)  # eq. 1
         return MethodOutput(loss, {}, q.detach(), k)
 
@@ -110,9 +101,5 @@ class MoCo(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the key encoder (eq. 2); put the step's keys in the queue."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
-        ema_update(self.target_head.parameters(), self.head.parameters(), momentum)
-        for keys in self._keys:
-            self.queue.push(keys)
-        self._keys.clear()
+        move_targets(self, self.momentum(step, total_steps))
+        self.queue.push_held()

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from boxless.geometry.view import View
 from boxless.training.distributed import agreed, gather, own, world_size
+from boxless.training.optim import ema_update
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -34,6 +35,11 @@ def deep_mlp(inputs: int, hidden: int, outputs: int, bias: bool) -> nn.Sequentia
     )
 
 
+def plain_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Linear, ReLU, linear, without norm: MoCo v2's head."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+
+
 def pooled(encoder: nn.Module, image: Tensor) -> Tensor:
     """Global average of C5, (B, body width)."""
     features: Tensor = encoder(image)["3"]
@@ -50,6 +56,18 @@ def conv_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def target_copy(online: Module) -> Module:
     """A copy that starts equal, gets no gradient and keeps its own batch statistics in training mode."""
     return copy.deepcopy(online).requires_grad_(False)
+
+
+def move_targets(method: nn.Module, momentum: float) -> None:
+    """Move each part `target_x`, wherever it is in the method, after the part `x` beside it (see `ema_update`)."""
+    targets: list[Tensor] = []
+    online: list[Tensor] = []
+    for owner in method.modules():
+        for name, part in owner.named_children():
+            if name.startswith("target_"):
+                targets += part.parameters()
+                online += owner.get_submodule(name.removeprefix("target_")).parameters()
+    ema_update(targets, online, momentum)
 
 
 class Shuffle:
@@ -84,6 +102,8 @@ def in_groups(encode: Callable[[Tensor], Tensor], images: Tensor, groups: int) -
 class Queue(nn.Module):
     """The latest keys of past batches, as negatives (MoCo, section 3.1): a ring of L2-normalised vectors.
 
+    Keys are (N, D), of all processes and unit length.
+
     Attributes:
         vectors: (K, D), unit length, random at the start.
     """
@@ -95,10 +115,22 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("vectors", normalize(torch.randn(length, dimensions), dim=1))
         self.register_buffer("next_row", torch.zeros((), dtype=torch.long))
+        self._held: list[Tensor] = []  # of the batches since the last step
+
+    def hold(self, keys: Tensor) -> None:
+        """Keep a batch's keys until its step is over; in training alone."""
+        if self.training:
+            self._held.append(keys)
+
+    def push_held(self) -> None:
+        """Push the keys of a step that is over."""
+        for keys in self._held:
+            self.push(keys)
+        self._held.clear()
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Put keys (N, D), of all processes and unit length, in place of the oldest ones."""
+        """Put keys in place of the oldest ones."""
         length = len(self.vectors)
         keys = keys[-length:]
         rows = (self.next_row + torch.arange(len(keys), device=keys.device)) % length

@@ -10,35 +10,27 @@ values are propagated as they are (code: `normalize_values=True`). As in the cod
 view's cell diagonal, and the loss is twice eq. 5 so that both directions add up to BYOL's scale, -4 at best.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import pixpro_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import conv_mlp, target_copy
-from boxless.training.optim import ema_momentum, ema_update
+from boxless.methods.parts import conv_mlp, move_targets, target_copy
+from boxless.methods.two_crops import UnequalCrops
+from boxless.training.optim import ema_momentum
 
 
 @dataclass(frozen=True)
-class PixProConfig:
+class PixProConfig(UnequalCrops):
     """PixPro's hyper-parameters (paper, sections 3.2 and 4.1)."""
 
     name: Literal["pixpro"] = "pixpro"
-    size: int = 224
-    """Of both views, px."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop shows."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """BYOL's T."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """BYOL's T'."""
     hidden: int = 2048
     """Width inside the projector; 4096 in the official code."""
     output: int = 256
@@ -53,15 +45,6 @@ class PixProConfig:
     """Of the target at the start, rising to 1."""
 
     needs_boxes: ClassVar[bool] = False
-
-    def views(self) -> tuple[ViewSpec, ...]:
-        """Two random crops, augmented unequally."""
-        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
-
-    def at_size(self, size: int) -> "PixProConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "PixPro":
         """PixPro around the trunk's backbone."""
@@ -119,9 +102,7 @@ class PixPro(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the target."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
-        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+        move_targets(self, self.momentum(step, total_steps))
 
 
 def _places(view: View, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -13,42 +13,35 @@ is a crop of its own. Every view predicts every other one, all terms added with 
 
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import byol_loss, emd_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import conv_mlp, mlp, target_copy
-from boxless.training.optim import ema_momentum, ema_update
+from boxless.methods.parts import conv_mlp, mlp, move_targets, target_copy
+from boxless.methods.two_crops import UnequalCrops
+from boxless.training.optim import ema_momentum
 
 
 @dataclass(frozen=True)
-class SelfEMDConfig:
+class SelfEMDConfig(UnequalCrops):
     """Self-EMD's hyper-parameters (paper, sections 3.2, 3.3 and 4.1; where it is silent, BYOL's)."""
 
     name: Literal["self-emd"] = "self-emd"
-    size: int = 224
-    """Of the first two views, px."""
     small_size: int = 112
-    """Of the third view, px."""
+    """Of the third view, px; its augmentation is that of the second."""
     third_view: bool = True
     """Whether there is one; together with the pyramid worth 0.3 AP (paper, table 2)."""
     pyramid: bool = True
     """Whether cells that are averages of several take part (spatial pyramid crops)."""
     marginals: Literal["vector", "mean"] = "vector"
     """What cells of the other view are weighed by: its vector (eq. 13), or its mean cell (eq. 12, 2.3 AP worse)."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop shows (BYOL)."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """BYOL's T."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """BYOL's T', also of the third view."""
     hidden: int = 4096
     """Width inside projectors and predictors (BYOL)."""
     output: int = 256
@@ -64,13 +57,12 @@ class SelfEMDConfig:
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two random crops, augmented unequally, and a small one."""
-        pair = ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
-        return (*pair, ViewSpec(self.small_size, self.second, self.scale)) if self.third_view else pair
+        first, second = super().views()
+        return (first, second, replace(second, size=self.small_size)) if self.third_view else (first, second)
 
-    def at_size(self, size: int) -> "SelfEMDConfig":
+    def at_size(self, size: int) -> Self:
         """The same method on views of another size: blur and the third view keep their proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, small_size=size // 2, first=first, second=second)
+        return replace(super().at_size(size), small_size=size // 2)
 
     def build(self, trunk: Trunk) -> "SelfEMD":
         """Self-EMD around the trunk's backbone."""
@@ -124,10 +116,7 @@ class SelfEMD(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the target (eq. 1)."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_encoder.parameters(), self.encoder.parameters(), momentum)
-        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
-        ema_update(self.target_dense_projector.parameters(), self.dense_projector.parameters(), momentum)
+        move_targets(self, self.momentum(step, total_steps))
 
     def _nodes(self, cells: Tensor) -> Tensor:
         """Cells (B, D, h, w), and where asked their averages, as one list (B, D, n): 7x7, 5x5 and 3x3 for 7x7."""

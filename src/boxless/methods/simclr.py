@@ -9,30 +9,27 @@ authors' code. The projector is the code's too, with norms that the paper does n
 this one: it adds the means of the two views' anchors where Alg. 1 averages them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import nt_xent_loss
 from boxless.methods.contract import MethodOutput
 from boxless.methods.parts import pooled
+from boxless.methods.two_crops import EqualCrops
 from boxless.training.distributed import gather
 
 
 @dataclass(frozen=True)
-class SimCLRConfig:
+class SimCLRConfig(EqualCrops):
     """SimCLR's hyper-parameters (paper, section 2.2 and appendix A; code)."""
 
     name: Literal["simclr"] = "simclr"
-    size: int = 224
-    """Of both views, px."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop shows."""
     photometric: Photometric = Photometric(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)  # noqa: RUF009
     """Of both views (appendix A, strength 1)."""
     hidden: int = 2048
@@ -43,15 +40,6 @@ class SimCLRConfig:
     """t; 0.1 is the best of table 5 for normalised projections."""
 
     needs_boxes: ClassVar[bool] = False
-
-    def views(self) -> tuple[ViewSpec, ...]:
-        """Two random crops, augmented alike."""
-        view = ViewSpec(self.size, self.photometric, self.scale)
-        return view, view
-
-    def at_size(self, size: int) -> "SimCLRConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        return replace(self, size=size, photometric=self.photometric.at_scale(size / self.size))
 
     def build(self, trunk: Trunk) -> "SimCLR":
         """SimCLR around the trunk's backbone."""

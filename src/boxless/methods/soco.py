@@ -19,55 +19,39 @@ Where paper and official code differ, this is the paper, and the code's way is a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import area, assign_level, choose, jitter
 from boxless.geometry.view import View
 from boxless.losses import object_contrastive_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import mlp, nothing, target_copy
-from boxless.training.optim import ema_momentum, ema_update
-
-if TYPE_CHECKING:
-    from boxless.methods.soco_c4 import SoCoC4Config
-    from boxless.methods.soco_star import SoCoStarConfig
+from boxless.methods.parts import mlp, move_targets, nothing, target_copy
+from boxless.methods.two_crops import UnequalCrops
+from boxless.training.optim import ema_momentum
 
 
 @dataclass(frozen=True)
-class SoCoConfig:
-    """SoCo's hyper-parameters (paper, sections 3.2, 3.3 and 4.1)."""
+class SoCoFamily(UnequalCrops):
+    """The hyper-parameters that SoCo, SoCo* and SoCo-C4 share (paper, sections 3.2, 3.3 and 4.1)."""
 
-    name: Literal["soco"] = "soco"
-    size: int = 224
-    """Of V1 and V2, px."""
-    small_size: int = 112
-    """Of V3, px; the paper found 96 to 192 equally good."""
     scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the image's area that V2 shows."""
-    third_view: Literal["resize_of_second", "independent_crop"] = "resize_of_second"
-    """What V3 is: V2 made smaller (paper) or a crop of its own (official code)."""
-    pooling: Literal["own_level", "all_levels"] = "own_level"
-    """Where a box is pooled: at the level of its size, or at all, of which one counts (official code)."""
+    """Share of the image's area that a crop shows; V1 shows it all."""
     empty_places: Literal["masked", "copies"] = "masked"
     """What stands for boxes that an image lacks: nothing, or copies of those that it has (official code)."""
     cut_out: float = 0.0
-    """That a box of V2 or V3 loses a square (official code for 100 epochs: 0.5)."""
+    """That a box of another view than V1 loses a square (official code of SoCo for 100 epochs and of SoCo-C4: 0.5)."""
     boxes: int = 4
     """K, boxes per image and step (paper, table 5c)."""
     jitter: float = 0.1
     """Largest shift and growth of a jittered box, as a share of its sides."""
     jitter_probability: float = 0.5
-    """That a box of V1 is jittered."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """Of V1: BYOL's T."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """Of V2 and V3: BYOL's T'."""
+    """That a box of V1 is jittered (official code of SoCo-C4: 0)."""
     hidden: int = 4096
     """Width inside projector and predictor."""
     output: int = 256
@@ -77,25 +61,43 @@ class SoCoConfig:
 
     needs_boxes: ClassVar[bool] = True
     neck: ClassVar[str] = "fpn"
-    pairs: ClassVar[tuple[tuple[int, int], ...]] = ((0, 1), (0, 2))
-    """Views that predict each other (eq. 5 and its mirror image)."""
+
+    @property
+    def pooling(self) -> Literal["own_level", "all_levels"]:
+        """Where a box is pooled; an option where there are several levels."""
+        return "own_level"
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """V1 the whole image, V2 a crop of it."""
+        return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=2)
+
+    def build(self, trunk: Trunk) -> "SoCo":
+        """SoCo around a trunk with a box head: a pyramid, or for SoCo-C4 none."""
+        return SoCo(trunk, self)
+
+
+@dataclass(frozen=True)
+class SoCoConfig(SoCoFamily):
+    """SoCo's hyper-parameters."""
+
+    name: Literal["soco"] = "soco"
+    small_size: int = 112
+    """Of V3, px; the paper found 96 to 192 equally good."""
+    third_view: Literal["resize_of_second", "independent_crop"] = "resize_of_second"
+    """What V3 is: V2 made smaller (paper) or a crop of its own (official code)."""
+    pooling: Literal["own_level", "all_levels"] = "own_level"
+    """Where a box is pooled: at the level of its size, or at all, of which one counts (official code)."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it, V3 small."""
+        first, second = super().views()
         if self.third_view == "resize_of_second":
-            third = ViewSpec(self.small_size, self.second, resize_of=1)
-        else:
-            third = ViewSpec(self.small_size, self.second, self.scale, min_boxes=2)
-        return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=2), third
+            return first, second, ViewSpec(self.small_size, self.second, resize_of=1)
+        return first, second, replace(second, size=self.small_size)
 
-    def at_size(self, size: int) -> "SoCoConfig":
+    def at_size(self, size: int) -> Self:
         """The same method on views of another size: blur and V3 keep their proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, small_size=size // 2, first=first, second=second)
-
-    def build(self, trunk: Trunk) -> "SoCo":
-        """SoCo around a trunk that has an FPN and a box head."""
-        return SoCo(trunk, self)
+        return replace(super().at_size(size), small_size=size // 2)
 
 
 class SoCo(nn.Module):
@@ -105,7 +107,7 @@ class SoCo(nn.Module):
         UserError: where the trunk's neck is not the method's.
     """
 
-    def __init__(self, trunk: Trunk, config: "SoCoConfig | SoCoStarConfig | SoCoC4Config") -> None:
+    def __init__(self, trunk: Trunk, config: SoCoFamily) -> None:
         super().__init__()
         if trunk.config.neck != config.neck:
             raise UserError(
@@ -113,7 +115,10 @@ class SoCo(nn.Module):
                 "(soco and soco-star need fpn, soco-c4 needs c4)"
             )
         self.config = config
-        self.directions = [direction for a, b in config.pairs for direction in ((a, b), (b, a))]
+        others = range(
+            1, len(config.views())
+        )  # each view but V1 and V1 predict each other (eq. 5 and its mirror image)
+        self.directions = [direction for other in others for direction in ((0, other), (other, 0))]
         self.trunk = trunk
         self.trains = tuple(trunk.parts)
         self.projector = mlp(trunk.head_width, config.hidden, config.output)
@@ -160,9 +165,7 @@ class SoCo(nn.Module):
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the target."""
-        momentum = self.momentum(step, total_steps)
-        ema_update(self.target_trunk.parameters(), self.trunk.parameters(), momentum)
-        ema_update(self.target_projector.parameters(), self.projector.parameters(), momentum)
+        move_targets(self, self.momentum(step, total_steps))
 
     def _nothing(self, present: Tensor) -> MethodOutput:
         """What a batch without boxes gives."""

@@ -8,34 +8,26 @@ As in the authors' code, for which the weights 25, 25 and 1 were found, s is a m
 terms of the two views are averaged. The batch is that of all processes, and so is the gradient.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import vicreg_loss
 from boxless.methods.contract import MethodOutput
 from boxless.methods.parts import deep_mlp, pooled
+from boxless.methods.two_crops import UnequalCrops
 from boxless.training.distributed import gather
 
 
 @dataclass(frozen=True)
-class VICRegConfig:
-    """VICReg's hyper-parameters (paper, section 4.2)."""
+class VICRegConfig(UnequalCrops):
+    """VICReg's hyper-parameters (paper, section 4.2; the views are the code's)."""
 
     name: Literal["vicreg"] = "vicreg"
-    size: int = 224
-    """Of both views, px."""
-    scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop shows."""
-    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """BYOL's T, as in the code."""
-    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """BYOL's T', as in the code."""
     hidden: int = 8192
     """Width inside the expander."""
     output: int = 8192
@@ -48,15 +40,6 @@ class VICRegConfig:
     """nu."""
 
     needs_boxes: ClassVar[bool] = False
-
-    def views(self) -> tuple[ViewSpec, ...]:
-        """Two random crops, augmented unequally."""
-        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
-
-    def at_size(self, size: int) -> "VICRegConfig":
-        """The same method on views of another size: blur keeps its proportion to them."""
-        first, second = (view.at_scale(size / self.size) for view in (self.first, self.second))
-        return replace(self, size=size, first=first, second=second)
 
     def build(self, trunk: Trunk) -> "VICReg":
         """VICReg around the trunk's backbone."""
