@@ -1,5 +1,6 @@
 """Weights in and out of a trunk, with a report of what was really loaded."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from boxless.detectors.bodies import TimmBody
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 
-# Wrappers and branches that files of known origin put before torchvision's names: DataParallel, MoCo's query encoder,
-# DINO's student, detectors' backbones. The longest match wins.
+# Wrappers and branches that files of known origin put before torchvision's or timm's names: DataParallel, MoCo's query
+# encoder, DINO's student, detectors' backbones, Hugging Face's classes around timm's models. The longest match wins.
 _PREFIXES = (
     "",
     "module.",
@@ -26,7 +28,10 @@ _PREFIXES = (
     "encoder.",
     "model.",
     "resnet.",
+    "timm_model.",
+    "model.backbone.conv_encoder.model.",
 )
+_LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d)(\..+)")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student")
 
 
@@ -80,7 +85,7 @@ def save_trunk(path: Path, trunk: Trunk, parts: tuple[str, ...]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt or .ckpt file; no code in the file is ever run.
+    """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file; no code in the file is ever run.
 
     Raises:
         UserError: where the file is missing, is none of these, or holds anything but plain tensors.
@@ -106,15 +111,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = content[container]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise UserError(f"{path}: holds no named tensors; expected the state_dict of a ResNet or a detector, or a run")
+        raise UserError(
+            f"{path}: holds no named tensors; expected the state_dict of a backbone or a detector, or a run"
+        )
     return tensors
 
 
 def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
     """Load what a file has for this trunk and say what that was.
 
-    Files of boxless runs, torchvision's ResNets and detectors, and the usual self-supervised checkpoints in
-    torchvision's names (MoCo, DINO, Barlow Twins, VICReg, SwAV, DETR's backbone) are recognised by their keys.
+    Files of boxless runs, torchvision's classifiers and detectors, timm's models, and the usual self-supervised
+    checkpoints in their names (MoCo, DINO, Barlow Twins, VICReg, SwAV, DETR's backbone) are recognised by their keys.
 
     Args:
         trunk: is changed in place.
@@ -125,7 +132,8 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         UserError: where less than `minimum` of the backbone was loaded, or a part only partly, or the file is of
             a larger backbone; the trunk is then unchanged.
     """
-    tensors = _named_as_trunk(read_tensors(path), trunk)
+    content = read_tensors(path)
+    tensors = _named_as_trunk(content, trunk)
     own = trunk.state_dict()
     fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
     mismatched = tuple(
@@ -143,22 +151,26 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         unused=tuple(key for key in tensors if key not in own),
         mismatched=mismatched,
     )
-    # A smaller ResNet is part of a larger one, tensor by tensor, and yet another network.
-    stages = ("backbone.body.layer", "backbone.body.features", "box_head.layer")
-    larger = [key for key in report.unused if key.startswith(stages) and key.endswith(".weight")]
-    if larger:
-        raise UserError(
-            f"{path}: is of a larger backbone than trunk.backbone={trunk.config.backbone}, with {larger[0]} and "
-            f"{len(larger) - 1} more tensors; choose the trunk that the file is of"
-        )
     misshapen = {part for part, (name, _) in parts.items() if any(key.startswith(name) for key, _, _ in mismatched)}
     partly = [part for part, share in report.shares.items() if share < minimum and (share > 0 or part in misshapen)]
     if report.shares["backbone"] < minimum or partly:
         lacking = "backbone" if report.shares["backbone"] < minimum else partly[0]
+        names = ""
+        if not report.shares["backbone"]:
+            names = f"; its names are like {next(iter(content))}, expected like {_example(trunk)}"
         raise UserError(
             f"{path}: only {report.shares[lacking]:.0%} of the {lacking} would be loaded, {minimum:.0%} are asked for "
-            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}); choose the trunk that the file is of, "
-            f"or lower min_loaded\n{report}"
+            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}){names}; choose the trunk that the file "
+            f"is of, or lower min_loaded\n{report}"
+        )
+    # A smaller ResNet is part of a larger one, tensor by tensor, and yet another network.
+    body, dropped = _network(trunk), getattr(trunk.backbone.body, "left_out", ())
+    stages = [key for key in report.unused if key.startswith((body, "box_head.layer")) and key.endswith(".weight")]
+    larger = [key for key in stages if key.removeprefix(body) not in dropped]
+    if larger:
+        raise UserError(
+            f"{path}: is of a larger backbone than trunk.backbone={trunk.config.backbone}, with {larger[0]} and "
+            f"{len(larger) - 1} more tensors; choose the trunk that the file is of"
         )
     trunk.load_state_dict(fitting, strict=False)
     return report
@@ -167,6 +179,16 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
 def _placed_parts(trunk: Trunk) -> dict[str, tuple[str, nn.Module]]:
     names = {id(module): name for name, module in trunk.named_modules()}
     return {part: (names[id(module)] + ".", module) for part, module in trunk.parts.items()}
+
+
+def _network(trunk: Trunk) -> str:
+    """What stands before the body's names in torchvision's or timm's own files."""
+    return "backbone.body.model." if isinstance(trunk.backbone.body, TimmBody) else "backbone.body."
+
+
+def _example(trunk: Trunk) -> str:
+    names = (key.removeprefix(_network(trunk)) for key in trunk.state_dict())
+    return next(name for name in names if name.endswith(".weight"))
 
 
 def _share(module: nn.Module, prefix: str, fitting: Mapping[str, Tensor]) -> float:
@@ -182,17 +204,36 @@ def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tenso
     own = trunk.state_dict().keys()
     # A detector's box head lies in its RoI heads; its backbone has the trunk's names already.
     renamed = {key.removeprefix("roi_heads.") if "box_head" in key else key: value for key, value in tensors.items()}
+    renamed = _levels_placed(renamed, trunk)
     if any(key in own for key in renamed):
         return _last_stage_placed(renamed, trunk)
-    stages = tuple(f"{name}." for name, _ in trunk.backbone.body.named_children())
-    stages += ("layer4.",) if trunk.config.neck == "c4" else ()
+    body = _network(trunk)
+    heads = {key.removeprefix(body).partition(".")[0] for key in own if key.startswith(body)}
+    heads |= {"layer4"} if trunk.config.neck == "c4" else set()
 
     def translate(prefix: str) -> dict[str, Tensor]:
         names = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        return {f"backbone.body.{name}": value for name, value in names.items() if name.startswith(stages)}
+        return {body + name: value for name, value in names.items() if name.partition(".")[0] in heads}
 
     best = max((translate(prefix) for prefix in _PREFIXES), key=len)
     return _last_stage_placed(best or tensors, trunk)
+
+
+def _levels_placed(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
+    """A pyramid's numbers begin with its first level, P2 or P3, whichever the file's and the trunk's begin with."""
+    count = len({match[2] for key in tensors if (match := _LEVEL.fullmatch(key))})
+    shift = {"fpn": 4, "fpn_p3": 3}.get(trunk.config.neck, count) - count
+    if not count or not shift:
+        return tensors
+
+    def name(key: str) -> str:
+        match = _LEVEL.fullmatch(key)
+        if match is None:
+            return key
+        number = int(match[2]) + shift
+        return f"{match[1]}{number if number >= 0 else 'p2'}{match[3]}"
+
+    return {name(key): value for key, value in tensors.items()}
 
 
 def _last_stage_placed(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
