@@ -115,10 +115,8 @@ class SoCo(nn.Module):
                 "(soco and soco-star need fpn, soco-c4 needs c4)"
             )
         self.config = config
-        others = range(
-            1, len(config.views())
-        )  # each view but V1 and V1 predict each other (eq. 5 and its mirror image)
-        self.directions = [direction for other in others for direction in ((0, other), (other, 0))]
+        # V1 and each other view predict each other (eq. 5 and its mirror image).
+        self.directions = [pair for other in range(1, len(config.views())) for pair in ((0, other), (other, 0))]
         self.trunk = trunk
         self.trains = tuple(trunk.parts)
         self.projector = mlp(trunk.head_width, config.hidden, config.output)
