@@ -102,10 +102,11 @@ def _call(name: str, argv: Sequence[str]) -> None:
         return
     given, unknown = parser.parse_known_args(argv)
     missing = [_flag(key) for key in _types(function) if key not in _defaults(function) | vars(given)]
-    if missing:
+    strange = [token for token in unknown if token.startswith("--")]  # perhaps the missing one, misspelt
+    if missing and not strange:
         raise UserError(f"{name} needs {' and '.join(missing)}: see boxless {name} --help")
     if unknown:
-        raise _unknown(unknown[0], name, [*_types(function), *_keys(recipe)])
+        raise _unknown((strange or unknown)[0], name, [*_types(function), *_keys(recipe)])
     function(**_parsed(function, given))
 
 

@@ -25,7 +25,8 @@ def finetune(
         data: Labels to learn from: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; a suffix :split picks a split.
         val: Labels to measure AP with, in the same forms.
         out: Folder of the run. Given again, an unfinished run goes on where it was.
-        weights: A pretraining run, or a file with torchvision's names; by default nothing, from scratch.
+        weights: A run, whose trunk is then taken too, or a file in torchvision's or timm's names; by default nothing,
+            from scratch.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as label_fraction.

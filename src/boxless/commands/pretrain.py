@@ -25,7 +25,8 @@ def pretrain(
             whose labels are ignored.
         out: Folder of the run. Given again, an unfinished run goes on where it was.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
-        init: Weights to start from: a run, or a file with torchvision's names.
+        init: Weights to start from: a run, whose trunk is then taken too, or a file in torchvision's or timm's names
+            (of a classifier, a detector, MoCo, DINO ...); by default none, from random weights.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as optim.base_lr.
 
@@ -38,13 +39,15 @@ def pretrain(
     from boxless.data.index import index_images
     from boxless.recipes.catalogue import describe
     from boxless.recipes.overrides import override
-    from boxless.runs.pretraining import prepare_boxes, run_pretraining
+    from boxless.runs.pretraining import check_start, prepare_boxes, run_pretraining, with_trunk_of
     from boxless.runs.weights import weights_file
 
-    settings: PretrainRecipe = override(recipe_of({"recipe": recipe}), overrides)
-    start = weights_file(init) if init else None  # before hours of proposals
+    settings: PretrainRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), init), overrides)
+    start = weights_file(init) if init else None
     index = index_images(data)
     folder = Path(out)
+    if settings.method.needs_boxes and not (folder / "checkpoints").is_dir():
+        check_start(settings, start)
     boxes = prepare_boxes(index, settings, folder, quiet) if settings.method.needs_boxes else None
     return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet)
 

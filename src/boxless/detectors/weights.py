@@ -161,7 +161,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         raise UserError(
             f"{path}: only {report.shares[lacking]:.0%} of the {lacking} would be loaded, {minimum:.0%} are asked for "
             f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}){names}; choose the trunk that the file "
-            f"is of, or lower min_loaded\n{report}"
+            f"is of, or lower min_loaded of finetune\n{report}"
         )
     # A smaller ResNet is part of a larger one, tensor by tensor, and yet another network.
     body, dropped = _network(trunk), getattr(trunk.backbone.body, "left_out", ())

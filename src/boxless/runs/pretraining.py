@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.setup import make_fabric, worker_count
+from boxless.runs.weights import trunk_of
 from boxless.training.health import HealthRecord, measure
 from boxless.training.journal import Journal
 from boxless.training.loop import NonFiniteLoss, Progress, train
 from boxless.training.optim import Lars, parameter_groups, warmup_cosine
 from boxless.training.state import load_checkpoint, save_checkpoint
+
+LEAST_LOADED = 0.99
+"""Share of the backbone, and of each part that the start's weights hold, that must be loaded."""
 
 
 class Collapse(Exception):
@@ -59,6 +63,30 @@ class Plan:
         steps = max(1, round(recipe.epochs * per_epoch))
         warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
         return Plan(batch, steps, per_epoch, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+
+
+def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
+    """The recipe with the trunk of the run that it starts from, if any, but with the neck that its method needs."""
+    source, own = trunk_of(init), recipe.trunk
+    if source is None:
+        return recipe
+    # Group norm has no running statistics: nothing but itself can take over its weights.
+    trunk = replace(source, norm="group" if source.norm == "group" else own.norm, neck=own.neck)
+    if source.neck != "transformer":  # its sizes are then the recipe's own
+        trunk = replace(trunk, transformer=own.transformer)
+    return replace(recipe, trunk=trunk)
+
+
+def check_start(recipe: PretrainRecipe, init: Path | None) -> None:
+    """Build what the run will build, and load what it will load, to find a mistake before hours of proposals.
+
+    Raises:
+        UserError: where trunk, weights and method do not go together.
+    """
+    trunk = Trunk(recipe.trunk)
+    if init is not None:
+        load_trunk(trunk, init, LEAST_LOADED)
+    recipe.method.build(trunk)
 
 
 def run_pretraining(
@@ -89,12 +117,14 @@ def _pretrain(
     fabric = make_fabric(recipe.precision)
     torch.manual_seed(recipe.seed)
     trunk = Trunk(recipe.trunk)
-    if init is not None:
-        _say(str(load_trunk(trunk, init, minimum=0.99)), quiet)
-    method = recipe.method.build(trunk)
+    state = load_checkpoint(out / "checkpoints")
+    start: str | None = state.get("init") if state else None
+    if init is not None and state is None:  # a run that goes on has its weights, whatever the file now holds
+        start = str(load_trunk(trunk, init, LEAST_LOADED))
+        _say(start, quiet)
+    method = recipe.method.build(trunk)  # targets are copied here, so they start from the same weights
     module = as_module(method).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(module, recipe.optim)
-    state = load_checkpoint(out / "checkpoints")
     health, skipped, spent = HealthRecord(), {}, 0.0
     progress = Progress(0, plan.steps)
     if state is not None:
@@ -125,6 +155,7 @@ def _pretrain(
                 "optimizer": optimizer.state_dict(),
                 "health": [(s, list(vars(v).values())) for s, v in zip(health.steps, health.values, strict=True)],
                 "skipped": skipped,
+                "init": start,
                 "seconds": spent + time.monotonic() - began,
             },
         )
@@ -172,6 +203,7 @@ def _pretrain(
     seconds = spent + time.monotonic() - began
     summary = {
         "method": recipe.method.name,
+        "init": start or "random weights",
         "trains": list(method.trains),
         "steps": plan.steps,
         "images_seen": plan.steps * plan.batch,

@@ -1,8 +1,11 @@
-"""Which file a user means by weights."""
+"""Which file a user means by weights, and which trunk it is of."""
 
 from pathlib import Path
 
+from boxless.detectors.trunk import TrunkConfig
 from boxless.errors import UserError
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.folder import Run
 
 
@@ -22,3 +25,15 @@ def weights_file(where: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file or run")
     return path
+
+
+def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
+    """The trunk of the run, a pretraining or a fine-tuning, whose folder or weights these are; None where of no run."""
+    if weights is None:
+        return None
+    path = Path(weights)
+    run = Run(path if path.is_dir() else path.parent)
+    if path not in (run.path, run.weights) or not run.recipe_file.is_file():
+        return None
+    recipe: object = load(run.recipe_file, object)
+    return recipe.trunk if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
