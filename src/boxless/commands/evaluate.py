@@ -19,7 +19,7 @@ class EvaluationResult:
     Attributes:
         path: folder with evaluation.json, detections.json and examples.png.
         images: how many were measured.
-        scores: of boxes ("bbox") and, for Mask R-CNN on labels with masks, of masks ("segm").
+        scores: of boxes ("bbox") and, where detector and labels have them, of masks ("segm") or "keypoints".
         unlabelled: classes of the detector that the labels have no object of; they are in no mean.
         skipped: file -> reason of the images that could not be read; their objects count as missed.
     """
@@ -63,11 +63,12 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
         UserError: For anything that the caller can mend.
     """
     from boxless.evaluation.average_precision import coco_results
-    from boxless.runs.detecting import detect_labelled, load_detector, scores
+    from boxless.runs.detecting import check_keypoints, detect_labelled, load_detector, scores, skeleton_of
     from boxless.runs.folder import write_json, write_text
 
     detector, classes, recipe = load_detector(run)
     labels = _labels(data, classes, quiet)
+    check_keypoints(labels, skeleton_of(run), recipe)
     folder = _folder(run, data, out)
     found, skipped = detect_labelled(detector, labels, recipe)
     result = EvaluationResult(

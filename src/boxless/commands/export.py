@@ -17,8 +17,8 @@ def export(
     Args:
         run: Folder that boxless pretrain or finetune wrote.
         out: The .safetensors file to write.
-        to: torchvision-backbone: the ResNet without its classifier. torchvision-detector: all that a FasterRCNN or
-            MaskRCNN has a place for; of a pretraining run the parts that it trained.
+        to: torchvision-backbone: the ResNet without its classifier. torchvision-detector: all that torchvision's
+            detector of the kind has a place for; of a pretraining run the parts that it trained.
         quiet: Print nothing.
 
     Returns:

@@ -60,7 +60,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     from boxless.data.images import decode
     from boxless.errors import UserError
     from boxless.figures.overlay import overlay
-    from boxless.runs.detecting import PredictionFile, detect_images, find_images, load_detector
+    from boxless.runs.detecting import PredictionFile, detect_images, find_images, load_detector, skeleton_of
 
     if not 0 <= score <= 1:
         raise UserError(f"score: {score}; expected 0 to 1")
@@ -70,7 +70,8 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     folder.mkdir(parents=True, exist_ok=True)
     skipped: dict[str, str] = {}
     report = _Report(len(index), quiet)
-    with PredictionFile(folder / FILE, classes) as predictions:
+    skeleton = skeleton_of(run)
+    with PredictionFile(folder / FILE, classes, skeleton) as predictions:
         for sample, found in detect_images(detector, index, recipe, score):
             report.advance()
             path = index.path(sample.row)
@@ -80,7 +81,8 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
             predictions.add(path, sample.source_size, found)
             if max(sample.source_size) <= JPEG_LIMIT:
                 # decoded once more: carrying all sources along from the workers costs more memory than this costs time
-                _save(overlay(decode(path), found, classes), _target(folder, index.key(sample.row), path))
+                drawn = overlay(decode(path), found, classes, skeleton.edges)
+                _save(drawn, _target(folder, index.key(sample.row), path))
         predictions.finish(skipped)
     result = PredictResult(folder / FILE, predictions.images, predictions.objects, skipped)
     if not quiet:

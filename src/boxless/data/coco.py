@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from boxless.data.images import BadImage, image_size
+from boxless.data.keypoints import find_skeleton, from_coco
 from boxless.data.labelled import (
     LabelledData,
     LabelledImage,
@@ -77,13 +78,16 @@ class _Reader:
 
     def read(self, images: Path | None) -> LabelledData:
         classes, category_ids, class_of = self.categories()
+        self.skeleton, self.with_skeleton, broken = find_skeleton(self.data["categories"])
+        for number, message in broken:
+            self.problem(f"category {number}", message)
         rows = self.images(images)
         grouped = self.annotations({image["id"]: n for n, (image, _) in enumerate(rows)}, class_of, rows)
         found = tuple(
             LabelledImage(file, image["id"], image["width"], image["height"], *parts)
             for (image, file), parts in zip(rows, grouped, strict=True)
         )
-        return LabelledData(str(self.path), classes, category_ids, found, tuple(self.problems))
+        return LabelledData(str(self.path), classes, category_ids, found, tuple(self.problems), self.skeleton)
 
     def problem(self, entry: str, message: str) -> None:
         self.problems.append(Problem(str(self.path), entry, message))
@@ -164,8 +168,8 @@ class _Reader:
 
     def annotations(
         self, row_of: dict[int | str, int], class_of: dict[int, int], rows: list[tuple[dict[str, Any], Path]]
-    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Mask | None, ...] | None]]:
-        """Return boxes, labels, crowd and masks of every row."""
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Mask | None, ...] | None, np.ndarray | None]]:
+        """Return boxes, labels, crowd, masks and keypoints of every row."""
         known = {
             image.get("id") for image in self.data["images"] if isinstance(image, dict) and _is_id(image.get("id"))
         }
@@ -195,13 +199,15 @@ class _Reader:
         labels = np.array([class_of[entry["category_id"]] for entry in kept], dtype=np.int64)
         crowd = np.array([entry.get("iscrowd") in (1, True) for entry in kept], dtype=bool)
         masks = [self.mask(kept[n], sizes[row[n]]) for n in order]
+        count = len(self.skeleton.names)
+        points = np.array([self.keypoints(kept[n]) for n in order], np.float32).reshape(len(order), count, 3)
         ends = np.cumsum(np.bincount(row[order], minlength=len(rows))).tolist()
         arrays = clipped[order].astype(np.float32), labels[order], crowd[order]
         grouped = []
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             part = tuple(masks[start:end])
             some = part if any(mask is not None for mask in part) else None
-            grouped.append((*(array[start:end] for array in arrays), some))
+            grouped.append((*(array[start:end] for array in arrays), some, points[start:end] if count else None))
         return grouped  # type: ignore[return-value]  # a starred generator has no fixed length
 
     def mask(self, entry: dict[str, Any], size: np.ndarray) -> Mask | None:
@@ -214,6 +220,18 @@ class _Reader:
             return mask  # type: ignore[no-any-return]
         self.problem(f"annotation {entry.get('id', '?')}", f"{message}; kept the box only")
         return None
+
+    def keypoints(self, entry: dict[str, Any]) -> np.ndarray:
+        """Return the entry's keypoints, (K, 3); none of them labelled where there are none, or broken ones."""
+        values, count = entry.get("keypoints"), len(self.skeleton.names)
+        if values and entry["category_id"] in self.with_skeleton:
+            message = number_problem(values, 3 * count)
+            if not message and not {0, 1, 2}.issuperset(values[2::3]):
+                message = "visibility other than 0, 1 or 2"
+            if not message:
+                return from_coco(values)
+            self.problem(f"annotation {entry.get('id', '?')}", f"keypoints: {message}; left out")
+        return np.zeros((count, 3), np.float32)
 
 
 def _is_id(value: object) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from boxless.data.images import BadImage, decode
 from boxless.data.labels import LabelledData, LabelledImage
 from boxless.data.loader import Order, one_thread
-from boxless.geometry.affine import compose, crop_and_resize, mirror
+from boxless.geometry.affine import compose, crop_and_resize, mirror, transform_points
 from boxless.geometry.boxes import transform_boxes
 
 
@@ -25,7 +25,8 @@ class DetectionSample:
     Attributes:
         image: (3, H, W) uint8.
         from_source: (2, 3), source px -> image px.
-        target: torchvision's: boxes (N, 4) image px, labels (N,) from 1, and masks (N, H, W) where wanted.
+        target: torchvision's: boxes (N, 4) image px, labels (N,) from 1, masks (N, H, W) where wanted, and keypoints
+            (N, K, 3) image px where the data set has any.
         row: of the data set.
         source_size: width and height, px.
         skipped: (path, reason) of an image that could not be read; the sample is then empty and grey.
@@ -84,6 +85,9 @@ class DetectionDataset(Dataset[DetectionSample]):
         keep = ~labelled.crowd
         boxes = transform_boxes(from_source[None], torch.from_numpy(labelled.boxes[keep])[None])[0]
         target = {"boxes": boxes, "labels": torch.from_numpy(labelled.labels[keep]) + 1}
+        if self.data.skeleton.names:
+            points = torch.from_numpy(self.data.keypoints_of(labelled)[keep])
+            target["keypoints"] = move_keypoints(from_source, points, self.data.skeleton.mirrored if flipped else None)
         if self.masks:
             masks = labelled.masks or (None,) * len(keep)  # an image may have boxes only where others have masks
             kept = [mask for mask, chosen in zip(masks, keep, strict=True) if chosen]
@@ -116,6 +120,22 @@ def resize(source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool 
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1), from_source[0]
 
 
+def move_keypoints(forward: Tensor, points: Tensor, mirrored: list[int] | None) -> Tensor:
+    """Keypoints carried along by a map.
+
+    Args:
+        forward: (2, 3).
+        points: (N, K, 3), as `keypoints.from_coco` has them.
+        mirrored: of the skeleton, where the map mirrors: somebody's left hand then looks like a right hand.
+
+    Returns:
+        (N, K, 3); places of keypoints that are not labelled stay 0.
+    """
+    moved = torch.cat([transform_points(forward[None], points[None, ..., :2])[0], points[..., 2:]], -1)
+    moved = torch.where(points[..., 2:] > 0, moved, 0.0)
+    return moved if mirrored is None else moved[:, mirrored]
+
+
 def detection_batches(dataset: DetectionDataset, order: Order, workers: int) -> DataLoader[list[DetectionSample]]:
     """Training batches in the given order."""
     return DataLoader(
@@ -135,6 +155,7 @@ def _without_objects(labelled: LabelledImage) -> LabelledImage:
         labels=np.zeros(0, np.int64),
         crowd=none,
         masks=None if labelled.masks is None else (),
+        keypoints=None,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from boxless.data.keypoints import Skeleton, to_coco
+
 Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in source px; or a COCO RLE
 
 COORDINATE_LIMIT = 1e7  # px; beyond this float32 is coarser than a pixel
@@ -32,7 +34,7 @@ class LabelledImage:
 
     `width`, `height`: px. `boxes`: (N, 4) float32, source px, xyxy, inside the image. `labels`: (N,) int64, index into
     the classes from 0. `crowd`: (N,) bool, objects that average precision ignores. `masks`: None, or per object COCO
-    polygons, a COCO RLE or None.
+    polygons, a COCO RLE or None. `keypoints`: None, or (N, K, 3) float32, source px, as `keypoints.from_coco` has them.
     """
 
     path: Path
@@ -43,17 +45,22 @@ class LabelledImage:
     labels: np.ndarray
     crowd: np.ndarray
     masks: tuple[Mask | None, ...] | None = None
+    keypoints: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """Labelled images of one split. `category_ids[k]` is the COCO category id of class k, `classes[k]` its name."""
+    """Labelled images of one split. `category_ids[k]` is the COCO category id of class k, `classes[k]` its name.
+
+    `skeleton`: the keypoints of all classes that have any.
+    """
 
     origin: str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     images: tuple[LabelledImage, ...]
     problems: tuple[Problem, ...] = ()
+    skeleton: Skeleton = Skeleton()  # noqa: RUF009 (frozen)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,6 +69,17 @@ class LabelledData:
     def has_masks(self) -> bool:
         """Whether any object has a mask."""
         return any(mask is not None for image in self.images for mask in image.masks or ())
+
+    @property
+    def has_keypoints(self) -> bool:
+        """Whether any object has a keypoint."""
+        return any(image.keypoints is not None and image.keypoints[..., 2].any() for image in self.images)
+
+    def keypoints_of(self, image: LabelledImage) -> np.ndarray:
+        """The keypoints of an image's objects, (N, K, 3); none is labelled where the image has none."""
+        if image.keypoints is not None:
+            return image.keypoints
+        return np.zeros((len(image.boxes), len(self.skeleton.names), 3), np.float32)
 
     def subset(self, rows: Iterable[int]) -> "LabelledData":
         """Return the images at `rows`, in their order; classes and problems stay."""
@@ -77,8 +95,8 @@ class LabelledData:
             size = {"width": image.width, "height": image.height}
             images.append({"id": number, "file_name": image.path.as_posix(), **size})
             masks = image.masks or (None,) * len(image.boxes)
-            objects = zip(image.boxes.tolist(), image.labels.tolist(), image.crowd.tolist(), masks, strict=True)
-            for (x1, y1, x2, y2), label, crowd, mask in objects:
+            parts = image.boxes.tolist(), image.labels.tolist(), image.crowd.tolist(), masks, self.keypoints_of(image)
+            for (x1, y1, x2, y2), label, crowd, mask, points in zip(*parts, strict=True):
                 annotation = {
                     "id": len(annotations) + 1,
                     "image_id": number,
@@ -87,9 +105,12 @@ class LabelledData:
                     "area": (x2 - x1) * (y2 - y1) if mask is None else mask_area(mask),
                     "iscrowd": int(crowd),
                 }
+                if self.skeleton.names:
+                    annotation |= to_coco(points)
                 annotations.append(annotation if mask is None else annotation | {"segmentation": mask})
         categories = [
-            {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
+            {"id": number, "name": name, **self.skeleton.as_coco()}
+            for number, name in zip(self.category_ids, self.classes, strict=True)
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -5,24 +5,28 @@ from dataclasses import replace
 from torch import nn
 
 from boxless.detectors.detr import Detr
+from boxless.detectors.one_stage import one_stage
 from boxless.detectors.sparse_rcnn import SparseRCNN
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig, two_stage
 
 
-def build_detector(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
+def build_detector(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int = 0) -> nn.Module:
     """A detector around the trunk's own modules (not copies), called as torchvision's are.
 
     Args:
         trunk: whose neck suits the kind; see `fitting`.
         classes: without background; the detector's labels are 1..classes.
         config: kind and sizes.
+        keypoints: of every object, for Keypoint R-CNN.
     """
     if config.kind == "detr":
         return Detr(trunk, classes, config)
     if config.kind == "sparse_rcnn":
         return SparseRCNN(trunk, classes, config)
-    return two_stage(trunk, classes, config)
+    if config.kind in ("retinanet", "fcos"):
+        return one_stage(trunk, classes, config)
+    return two_stage(trunk, classes, config, keypoints)
 
 
 def build_trunk(trunk: TrunkConfig, config: DetectorConfig) -> Trunk:
@@ -34,16 +38,18 @@ def build_trunk(trunk: TrunkConfig, config: DetectorConfig) -> Trunk:
 
 
 def fitting(trunk: TrunkConfig, config: DetectorConfig) -> TrunkConfig:
-    """The trunk with the neck that the detector needs: a transformer for DETR, a pyramid for Sparse R-CNN, either of
-    pyramid and C4 for others."""
+    """The trunk with the neck that the detector needs: a transformer for DETR, a pyramid from P3 up for the one-stage
+    kinds, either of pyramid and C4 for Faster and Mask R-CNN, and a pyramid for others."""
     if config.kind == "detr":
         return replace(trunk, neck="transformer")
-    if config.kind == "sparse_rcnn" or trunk.neck == "transformer":
-        return replace(trunk, neck="fpn")
-    return trunk
+    if config.kind in ("retinanet", "fcos"):
+        return replace(trunk, neck="fpn_p3")
+    if config.kind in ("faster_rcnn", "mask_rcnn") and trunk.neck == "c4":
+        return trunk
+    return replace(trunk, neck="fpn")
 
 
 def keep_above(detector: nn.Module, score: float) -> None:
     """Make a detector give only what it finds with more than `score`, 0..1."""
-    part = detector if isinstance(detector, Detr | SparseRCNN) else detector.get_submodule("roi_heads")
-    part.score_thresh = score  # type: ignore[assignment]
+    part = getattr(detector, "roi_heads", detector)
+    part.score_thresh = score

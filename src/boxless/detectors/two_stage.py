@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN of torchvision around a trunk, with a feature pyramid or on C4.
+"""Faster, Mask and Keypoint R-CNN of torchvision around a trunk, with a feature pyramid or on C4.
 
 The C4 detectors are those of MoCo's and SoCo's transfer to VOC and COCO (Detectron2's R50-C4 with
 `Res5ROIHeadsExtraNorm`): the RPN on C4 with 15 anchors a place, boxes pooled to 14 x 14, the last stage of the ResNet
@@ -8,24 +8,30 @@ with one more norm after it as the head of boxes and masks.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from boxless.detectors.trunk import LastStage, Trunk, norm_layer
+from boxless.detectors.trunk import LastStage, RoIPool, Trunk, norm_layer
+
+Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr"]
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """A detector's kind and size; the defaults are torchvision's, which are the papers'."""
 
-    kind: Literal["faster_rcnn", "mask_rcnn", "detr", "sparse_rcnn"] = "faster_rcnn"
-    """Boxes alone, boxes and masks, or boxes by DETR, whose trunk has a transformer for a neck, or by Sparse R-CNN."""
+    kind: Kind = "faster_rcnn"
+    """Boxes, boxes and masks, or boxes and keypoints in two stages; boxes in one stage, by RetinaNet or FCOS, whose
+    trunk has a pyramid from P3 up; boxes by Sparse R-CNN, or by DETR, whose trunk has a transformer for a neck."""
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each."""
+    """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each. RetinaNet has them on P3..P7,
+    with two larger ones to the octave; FCOS has none."""
     rpn_samples: int = 256
     """Anchors per image in the RPN's loss."""
     rpn_proposals: int = 2000
@@ -43,16 +49,17 @@ class DetectorConfig:
     """Sparse R-CNN's boxes per image, all learned; its smaller model has 100."""
 
 
-def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
+def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int = 0) -> FasterRCNN:
     """A detector around the trunk's own modules (not copies).
 
     Args:
         trunk: its backbone, RoI pooling and box head become the detector's.
         classes: without background; the detector's labels are 1..classes, 0 is background.
         config: kind and sizes.
+        keypoints: of every object, for Keypoint R-CNN.
 
     Returns:
-        torchvision's FasterRCNN or MaskRCNN. It takes images that already have their final size.
+        torchvision's FasterRCNN, MaskRCNN or KeypointRCNN. It takes images that already have their final size.
     """
     single = trunk.config.neck == "c4"
     before_nms = 6 if single else 1  # Detectron2's C4 keeps 12000 of all anchors, its FPN 2000 of each level
@@ -75,6 +82,8 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> FasterRCNN:
     }
     if config.kind == "faster_rcnn":
         detector = FasterRCNN(trunk.backbone, **options)
+    elif config.kind == "keypoint_rcnn":
+        detector = KeypointRCNN(trunk.backbone, **options, **_keypoint_branch(trunk, keypoints))
     else:
         detector = MaskRCNN(trunk.backbone, **options, **_mask_branch(trunk, box_head, classes))
     detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
@@ -93,6 +102,25 @@ def _mask_branch(trunk: Trunk, box_head: nn.Module, classes: int) -> dict[str, n
         "mask_head": MaskRCNNHeads(width, (width,) * 4, 1),
         "mask_predictor": MaskRCNNPredictor(width, width, classes + 1),
     }
+
+
+def _keypoint_branch(trunk: Trunk, keypoints: int) -> dict[str, nn.Module]:
+    width = 2 * trunk.config.fpn_channels  # 512, as in the paper, on a pyramid of its width
+    return {
+        "keypoint_roi_pool": RoIPool(14),
+        "keypoint_head": KeypointRCNNHeads(trunk.config.fpn_channels, (width,) * 8),
+        "keypoint_predictor": FullPrecisionPredictor(width, keypoints),
+    }
+
+
+class FullPrecisionPredictor(KeypointRCNNPredictor):  # type: ignore[misc]
+    """torchvision's heatmaps of keypoints, which in half precision would have their highest value in many places."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (R, C, 14, 14) to heatmaps (R, K, 56, 56)."""
+        with torch.autocast(maps.device.type, enabled=False):
+            heatmaps: Tensor = super().forward(maps.float())
+        return heatmaps
 
 
 class NormedLastStage(LastStage):

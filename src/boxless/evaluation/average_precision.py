@@ -10,11 +10,12 @@ import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
+from boxless.data.keypoints import to_coco
 from boxless.data.labels import LabelledData
 from boxless.errors import UserError
 
 MAX_DETECTIONS = 100  # per image and class, as COCO scores them
-AREAS = ("all", "small", "medium", "large")  # borders at 32 x 32 and 96 x 96 source px
+SIGMA = 0.1  # of keypoints that are not COCO's 17; those of a person have 0.025 (eyes) to 0.107 (hips)
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,23 @@ class Detections:
     """What a detector found in one image.
 
     boxes: (N, 4) float32, source px, xyxy; scores: (N,) in 0..1; labels: (N,) 0-based class; masks: N COCO RLE
-    dicts of the source image's size, or None for a detector of boxes only.
+    dicts of the source image's size, or None; keypoints: (N, K, 2) float32, source px, or None.
     """
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     masks: list[dict[str, Any]] | None = None
+    keypoints: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's summary, each 0..1 and nan where there is no ground truth; `per_class` has each class's AP."""
+    """COCO's summary, each 0..1 and nan where there is no ground truth; `per_class` has each class's AP.
+
+    Small objects are those below 32 x 32 source px, large ones those from 96 x 96. By keypoints COCO scores 20
+    detections per image and class, not 100, and leaves small objects out.
+    """
 
     ap: float
     ap50: float
@@ -58,29 +64,38 @@ class Scores:
 
 
 def average_precision(
-    truth: LabelledData, detections: Sequence[Detections], kind: Literal["bbox", "segm"] = "bbox"
+    truth: LabelledData, detections: Sequence[Detections], kind: Literal["bbox", "segm", "keypoints"] = "bbox"
 ) -> Scores:
-    """Score detections, one entry per image of `truth` in its order, by boxes or by masks.
+    """Score detections, one entry per image of `truth` in its order, by boxes, by masks or by keypoints.
 
-    Crowd regions count neither for nor against; nor, by masks, do objects labelled with a box only. A class without
-    ground truth has AP nan and stays out of the means.
+    Crowd regions count neither for nor against; nor, by masks or keypoints, do objects labelled with a box only. A
+    class without ground truth has AP nan and stays out of the means. How far off a keypoint may be is a matter of its
+    sigma: COCO's own where there are as many as COCO has, 17, and else 0.1 for each.
 
     Raises:
-        UserError: `kind="segm"` and the labels have no mask at all or a detection has none.
+        UserError: `kind="segm"` and the labels have no mask at all or a detection has none; `kind="keypoints"` and the
+            labels and the detections do not have the same number of them.
     """
     results = coco_results(truth, detections)
     labels = truth.as_coco()
     if kind == "segm":
         _score_masks(labels, results, truth.origin)
+    count = len(truth.skeleton.names)
+    if kind == "keypoints":
+        _score_keypoints(results, count, truth.origin)
     coco = COCO(labels)
-    evaluation = COCOeval_faster(coco, coco.loadRes(results), iouType=kind, print_function=_silent)
+    sigmas = None if count == 17 else [SIGMA] * count
+    evaluation = COCOeval_faster(
+        coco, coco.loadRes(results), iouType=kind, print_function=_silent, kpt_oks_sigmas=sigmas
+    )
     evaluation.params.imgIds = _image_ids(truth)
     evaluation.params.catIds = list(truth.category_ids)
     evaluation.evaluate()
     evaluation.accumulate()
     # The library sorts categories by id; the labels' own order need not be sorted.
     rows = np.argsort(np.argsort(truth.category_ids))
-    return _summary(evaluation.eval["precision"], evaluation.eval["recall"], truth.classes, rows)
+    areas = evaluation.params.areaRngLbl
+    return _summary(evaluation.eval["precision"], evaluation.eval["recall"], truth.classes, rows, areas)
 
 
 def coco_results(truth: LabelledData, detections: Sequence[Detections]) -> list[dict[str, Any]]:
@@ -98,8 +113,15 @@ def coco_results(truth: LabelledData, detections: Sequence[Detections]) -> list[
             }
             if found.masks is not None:
                 result["segmentation"] = found.masks[row]
+            if found.keypoints is not None:
+                result |= visible_keypoints(found.keypoints[row])
             results.append(result)
     return results
+
+
+def visible_keypoints(places: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """What a COCO annotation has of keypoints (K, 2) that were found."""
+    return to_coco(np.concatenate([places, np.full((len(places), 1), 2, np.float32)], 1))
 
 
 def _image_ids(truth: LabelledData) -> list[int]:
@@ -133,17 +155,31 @@ def _score_masks(labels: dict[str, Any], results: list[dict[str, Any]], origin: 
         del result["bbox"]  # else a detection's area, which sorts it into small to large, is that of its box
 
 
+def _score_keypoints(results: list[dict[str, Any]], count: int, origin: str) -> None:
+    if not count:
+        raise UserError(f"{origin}: expected keypoints to score against, found none; use kind='bbox'")
+    for result in results:
+        found = len(result.get("keypoints", ())) // 3
+        if found != count:
+            raise UserError(f"detections: expected {count} keypoints each, as in {origin}, found {found}")
+        del result["bbox"]  # else a detection's area is that of its box, where COCO's is that around its keypoints
+
+
 def _silent(*_: object) -> None:
     """The library prints its progress unless it is given something else to call."""
 
 
 def _summary(
-    precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64], classes: Sequence[str], rows: Any
+    precision: npt.NDArray[np.float64],
+    recall: npt.NDArray[np.float64],
+    classes: Sequence[str],
+    rows: Any,
+    areas: Sequence[str],
 ) -> Scores:
     """`precision`: (thresholds, 101 recalls, classes, areas, limits); `recall`: the same without the 101; -1 = none."""
 
     def ap(threshold: int | slice = slice(None), area: str = "all") -> float:
-        return _mean(precision[threshold, ..., AREAS.index(area), -1])
+        return _mean(precision[threshold, ..., areas.index(area), -1]) if area in areas else math.nan
 
     return Scores(
         ap=ap(),

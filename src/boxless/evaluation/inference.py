@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from boxless.data.detection import DetectionSample
 from boxless.data.loader import one_thread
 from boxless.evaluation.average_precision import Detections, masks_to_rle
-from boxless.geometry.affine import invert
+from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import clip, transform_boxes
 
 
@@ -48,11 +48,15 @@ def to_source(output: dict[str, Tensor], sample: DetectionSample) -> Detections:
     masks = None
     if "masks" in output:
         masks = _source_masks(output["masks"].float().cpu(), width, height)
+    keypoints = None
+    if "keypoints" in output:
+        keypoints = transform_points(back, output["keypoints"][None, ..., :2].float().cpu())[0].numpy()
     return Detections(
         boxes=boxes.numpy(),
         scores=output["scores"].float().cpu().numpy(),
         labels=(output["labels"].cpu().numpy() - 1).astype(np.int64),
         masks=masks,
+        keypoints=keypoints,
     )
 
 

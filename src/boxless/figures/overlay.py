@@ -15,10 +15,13 @@ from boxless.figures.style import colour
 Pixels = npt.NDArray[np.uint8]
 
 
-def overlay(image: Pixels, found: Detections, classes: tuple[str, ...]) -> Image.Image:
-    """Image (H, W, 3) uint8 RGB with boxes, masks if any, names and scores in percent; the surest on top.
+def overlay(
+    image: Pixels, found: Detections, classes: tuple[str, ...], edges: tuple[tuple[int, int], ...] = ()
+) -> Image.Image:
+    """Image (H, W, 3) uint8 RGB with boxes, masks and keypoints if any, names and scores in percent; the surest on top.
 
-    `found`: source px. A class has one colour. Lines and letters grow with the image.
+    `found`: source px. `edges`: pairs of keypoints to connect. A class has one colour. Lines and letters grow with the
+    image.
     """
     side = float(np.sqrt(image.shape[0] * image.shape[1]))
     line, rim, font = max(1, round(side / 300)), max(1, round(side / 600)), _font(max(7, round(side / 45)))
@@ -36,6 +39,9 @@ def overlay(image: Pixels, found: Detections, classes: tuple[str, ...]) -> Image
         # The white rim keeps a dark line readable on a dark image.
         draw.rectangle((x1 - rim, y1 - rim, x2 + rim, y2 + rim), outline="white", width=rim)
         draw.rectangle((x1, y1, x2, y2), outline=hues[row], width=line)
+    for row in order if found.keypoints is not None else ():
+        assert found.keypoints is not None
+        _pose(draw, found.keypoints[row], edges, hues[row], line)
     for row in order:  # after all boxes: no line crosses a name
         text = f"{classes[found.labels[row]]} {100 * found.scores[row]:.0f}"
         _tag(draw, text, found.boxes[row], hues[row], font, picture.size)
@@ -47,6 +53,19 @@ def _tint(image: Pixels, mask: Pixels, box: npt.NDArray[np.float32], hue: tuple[
     x2, y2 = np.ceil(box[2:]).astype(int)
     part, inside = image[y1:y2, x1:x2], mask[y1:y2, x1:x2].astype(bool)
     part[inside] = (0.55 * part[inside] + 0.45 * np.array(hue)).astype(np.uint8)
+
+
+def _pose(
+    draw: ImageDraw.ImageDraw,
+    places: npt.NDArray[np.float32],
+    edges: tuple[tuple[int, int], ...],
+    hue: tuple[int, ...],
+    line: int,
+) -> None:
+    for first, second in edges:
+        draw.line([*map(tuple, places[[first, second]].tolist())], fill=hue, width=line)
+    for x, y in places.tolist():
+        draw.circle((x, y), 2 * line, fill=hue, outline="white")
 
 
 def _tag(

@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 from boxless.data.detection import DetectionDataset, DetectionSample, resize
 from boxless.data.images import EXTENSIONS, BadImage, decode
 from boxless.data.index import ImageIndex, index_images
+from boxless.data.keypoints import Skeleton
 from boxless.data.labelled import LabelledData, mask_area
 from boxless.detectors.detector import build_detector, keep_above
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.weights import read_tensors
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections, Scores, average_precision
+from boxless.evaluation.average_precision import Detections, Scores, average_precision, visible_keypoints
 from boxless.evaluation.inference import as_list, detect
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
@@ -59,7 +60,8 @@ def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], Finetu
             f"make one with boxless finetune --weights {where}, or measure it with boxless compare"
         )
     classes = _classes(run.path / "labels.json")
-    detector = build_detector(Trunk(recipe.trunk), len(classes), recipe.detector)
+    keypoints = len(skeleton_of(run.path).names)
+    detector = build_detector(Trunk(recipe.trunk), len(classes), recipe.detector, keypoints)
     try:
         detector.load_state_dict(read_tensors(run.weights))
     except RuntimeError as error:
@@ -79,6 +81,27 @@ def _classes(path: Path) -> tuple[str, ...]:
         ) from error
 
 
+def skeleton_of(run: str | Path) -> Skeleton:
+    """The keypoints that a fine-tuned run has learned; none where its labels had none."""
+    saved = json.loads((Path(run) / "labels.json").read_text()).get("skeleton", {})
+    edges = [(int(first), int(second)) for first, second in saved.get("edges", ())]
+    return Skeleton(tuple(saved.get("names", ())), tuple(edges))
+
+
+def check_keypoints(data: LabelledData, learned: Skeleton, recipe: FinetuneRecipe) -> None:
+    """See to it that the labels' keypoints, if any, are those that were learned.
+
+    Raises:
+        UserError: where a detector of keypoints is measured with others.
+    """
+    theirs = data.skeleton.names
+    if recipe.detector.kind == "keypoint_rcnn" and theirs and theirs != learned.names:
+        raise UserError(
+            f"{data.origin}: its keypoints ({', '.join(theirs[:5])}, ...) are not the detector's "
+            f"({', '.join(learned.names[:5])}, ...); their names must agree, in the same order"
+        )
+
+
 def detect_labelled(
     detector: nn.Module, data: LabelledData, recipe: FinetuneRecipe
 ) -> tuple[list[Detections], dict[str, str]]:
@@ -90,10 +113,12 @@ def detect_labelled(
 
 
 def scores(data: LabelledData, found: Sequence[Detections], recipe: FinetuneRecipe) -> dict[str, Scores]:
-    """AP of boxes and, for Mask R-CNN on labels with masks, of masks."""
+    """AP of boxes and, where detector and labels have them, of masks or keypoints."""
     result = {"bbox": average_precision(data, found)}
     if recipe.detector.kind == "mask_rcnn" and data.has_masks:
         result["segm"] = average_precision(data, found, "segm")
+    if recipe.detector.kind == "keypoint_rcnn" and data.has_keypoints:
+        result["keypoints"] = average_precision(data, found, "keypoints")
     return result
 
 
@@ -163,16 +188,19 @@ class PredictionFile:
     Args:
         path: of the JSON file.
         classes: names; the category id of class k is k + 1.
+        skeleton: of the objects' keypoints.
     """
 
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+    def __init__(self, path: Path, classes: Sequence[str], skeleton: Skeleton) -> None:
         self.path, self.images, self.objects = path, 0, 0
         self._partial, self._rest = (
             path.with_name(path.name + ".partial"),
             path.with_name(path.name + ".objects.partial"),
         )
         self._image_file, self._object_file = self._partial.open("w"), self._rest.open("w")
-        categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+        categories = [
+            {"id": number, "name": name, **skeleton.as_coco()} for number, name in enumerate(classes, start=1)
+        ]
         self._image_file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
 
     def __enter__(self) -> Self:
@@ -213,6 +241,8 @@ def _annotation(found: Detections, row: int) -> dict[str, Any]:
         "area": (x2 - x1) * (y2 - y1),
         "iscrowd": 0,
     }
+    if found.keypoints is not None:
+        annotation |= visible_keypoints(found.keypoints[row])
     if found.masks is None:
         return annotation
     return annotation | {"area": mask_area(found.masks[row]), "segmentation": found.masks[row]}

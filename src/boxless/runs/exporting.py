@@ -5,14 +5,23 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from boxless.detectors.one_stage import retinanet_sizes
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.weights import read_tensors
 from boxless.errors import UserError
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.detecting import load_detector, open_run
+from boxless.runs.detecting import load_detector, open_run, skeleton_of
 
 BODY = "backbone.body."
 HEAD = "box_head.layer4."
+
+_KINDS = {
+    "faster_rcnn": "FasterRCNN",
+    "mask_rcnn": "MaskRCNN",
+    "keypoint_rcnn": "KeypointRCNN",
+    "retinanet": "RetinaNet",
+    "fcos": "FCOS",
+}
 
 _NORMS = {
     "batch": "torch.nn.BatchNorm2d",
@@ -49,7 +58,7 @@ def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
 
 
 def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
-    """A run's weights in the names of torchvision's FasterRCNN or MaskRCNN, and the text that says how to load them.
+    """A run's weights in the names of torchvision's detectors, and the text that says how to load them.
 
     Of a pretraining run these are the parts that it trained; the detector's other parts stay new.
 
@@ -71,15 +80,23 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "sparse_rcnn":
         raise UserError(f"run {where}: torchvision has no Sparse R-CNN; export its body with --to torchvision-backbone")
     if isinstance(recipe, PretrainRecipe):
+        if recipe.trunk.neck == "fpn_p3":
+            raise UserError(f"run {where}: trained no detector's parts; export its body with --to torchvision-backbone")
         tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
         about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."
         return tensors, _text(about, recipe.trunk, _pretrained_code(recipe.trunk, file))
     trained, classes, recipe = load_detector(where)
+    one_stage = recipe.trunk.neck == "fpn_p3"
+    names = classes if one_stage else ("background", *classes)
     about = (
-        f"The detector of {where}, in the names of torchvision's {_kind(recipe)}.\n"
-        f"Its labels: 0 background, " + ", ".join(f"{k} {name}" for k, name in enumerate(classes, start=1))
+        f"The detector of {where}, in the names of torchvision's {_KINDS[recipe.detector.kind]}.\n"
+        "Its labels: " + ", ".join(f"{k} {name}" for k, name in enumerate(names))
     )
-    return trained.state_dict(), _text(about, recipe.trunk, _detector_code(recipe, len(classes) + 1, file))
+    if one_stage:
+        code = _one_stage_code(recipe, len(classes), file)
+    else:
+        code = _detector_code(recipe, len(classes) + 1, len(skeleton_of(run.path).names), file)
+    return trained.state_dict(), _text(about, recipe.trunk, code)
 
 
 def write(path: Path, tensors: dict[str, Tensor], text: str) -> Path:
@@ -98,10 +115,6 @@ def _in_detector(key: str) -> str:
     return f"roi_heads.{key}" if key.startswith("box_head.") else key
 
 
-def _kind(recipe: FinetuneRecipe) -> str:
-    return "MaskRCNN" if recipe.detector.kind == "mask_rcnn" else "FasterRCNN"
-
-
 def _text(about: str, trunk: TrunkConfig, code: list[str]) -> str:
     seen = f"It has seen RGB in 0..1, minus {list(trunk.mean)}, divided by {list(trunk.std)}."
     return "\n".join([about, seen, "", "import math", "import torch, torchvision", *code, ""])
@@ -116,6 +129,41 @@ def _start(trunk: TrunkConfig) -> list[str]:
     ]
 
 
+def _one_stage_code(recipe: FinetuneRecipe, classes: int, file: str) -> list[str]:
+    trunk, settings, retinanet = recipe.trunk, recipe.detector, recipe.detector.kind == "retinanet"
+    into_p6 = "widths[-1]" if retinanet else str(trunk.fpn_channels)
+    anchors = f"AnchorGenerator({retinanet_sizes(settings)}, ((0.5, 1.0, 2.0),) * 5)"
+    return [
+        "from torchvision.models.detection import FCOS, RetinaNet",
+        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        "from torchvision.ops.feature_pyramid_network import LastLevelP6P7",
+        *_start(trunk),
+        'levels = {"layer2": "0", "layer3": "1", "layer4": "2"}',
+        "widths = [model.inplanes // 4, model.inplanes // 2, model.inplanes]",
+        f"extra = LastLevelP6P7({into_p6}, {trunk.fpn_channels})",
+        f"backbone = BackboneWithFPN(model, levels, widths, {trunk.fpn_channels}, extra, norm)",
+        f"model = {_KINDS[settings.kind]}(",
+        "    backbone,",
+        f"    {classes},",
+        *([f"    anchor_generator={anchors},"] if retinanet else []),
+        f"    score_thresh={settings.score_threshold},",
+        f"    detections_per_img={settings.detections},",
+        *(f"    {option}," for option in _sizes(recipe)),
+        ")",
+        f'model.load_state_dict(load_file("{file}"))',
+    ]
+
+
+def _sizes(recipe: FinetuneRecipe) -> list[str]:
+    return [
+        f"image_mean={list(recipe.trunk.mean)}",
+        f"image_std={list(recipe.trunk.std)}",
+        f"min_size={recipe.min_size[-1]}",
+        f"max_size={recipe.max_size}",
+    ]
+
+
 def _parts(trunk: TrunkConfig) -> list[str]:
     """Lines that build `backbone` and `box_head`."""
     width, head = trunk.fpn_channels, trunk.box_head_width
@@ -124,10 +172,11 @@ def _parts(trunk: TrunkConfig) -> list[str]:
         "2fc": f"TwoMLPHead({width} * 49, {head})",
     }
     return [
-        "from torchvision.models.detection import FasterRCNN, MaskRCNN",
+        "from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN",
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
         "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
         "from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead",
+        "from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor",
         "from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor",
         *_start(trunk),
         'levels = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
@@ -139,7 +188,8 @@ def _parts(trunk: TrunkConfig) -> list[str]:
 
 _POOLING = (
     "# boxless pools with half-pixel alignment (Detectron2's ROIAlignV2) and torchvision without. For the very same",
-    "# numbers add box_roi_pool=RoIPool() with `from boxless.detectors.trunk import RoIPool`.",
+    "# numbers add box_roi_pool=RoIPool() (and, with keypoints, keypoint_roi_pool=RoIPool(14)), after",
+    "# `from boxless.detectors.trunk import RoIPool`.",
 )
 
 
@@ -155,7 +205,7 @@ def _pretrained_code(trunk: TrunkConfig, file: str) -> list[str]:
     ]
 
 
-def _detector_code(recipe: FinetuneRecipe, classes: int, file: str) -> list[str]:
+def _detector_code(recipe: FinetuneRecipe, classes: int, keypoints: int, file: str) -> list[str]:
     """The constructor with what differs from torchvision's defaults at test; sizes of training are left out."""
     trunk, width, settings = recipe.trunk, recipe.trunk.fpn_channels, recipe.detector
     proposals = max(settings.rpn_proposals // 2, settings.detections)
@@ -167,11 +217,13 @@ def _detector_code(recipe: FinetuneRecipe, classes: int, file: str) -> list[str]
         f"box_predictor=FastRCNNPredictor({trunk.box_head_width}, {classes})",
         f"box_score_thresh={settings.score_threshold}",
         f"box_detections_per_img={settings.detections}",
-        f"image_mean={list(trunk.mean)}",
-        f"image_std={list(trunk.std)}",
-        f"min_size={recipe.min_size[-1]}",
-        f"max_size={recipe.max_size}",
+        *_sizes(recipe),
     ]
+    if settings.kind == "keypoint_rcnn":
+        options += [
+            f"keypoint_head=KeypointRCNNHeads({width}, ({2 * width},) * 8)",
+            f"keypoint_predictor=KeypointRCNNPredictor({2 * width}, {keypoints})",
+        ]
     if settings.kind == "mask_rcnn":
         options += [
             f"mask_head=MaskRCNNHeads({width}, ({width},) * 4, 1)",
@@ -180,7 +232,7 @@ def _detector_code(recipe: FinetuneRecipe, classes: int, file: str) -> list[str]
     return [
         *_parts(trunk),
         *_POOLING,
-        f"model = {_kind(recipe)}(",
+        f"model = {_KINDS[settings.kind]}(",
         "    backbone,",
         *(f"    {option}," for option in options),
         ")",

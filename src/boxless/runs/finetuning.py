@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.detectors.weights import WeightsReport, load_trunk
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Scores, average_precision
+from boxless.evaluation.average_precision import Scores
 from boxless.evaluation.inference import as_list, detect
-from boxless.recipes.catalogue import load
-from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
+from boxless.runs.detecting import check_keypoints
+from boxless.runs.detecting import scores as scores_of
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.labels import choose_labels
 from boxless.runs.setup import make_fabric, worker_count
+from boxless.runs.weights import trunk_of
 from boxless.training.journal import Journal
 from boxless.training.loop import NonFiniteLoss, Progress, train
 from boxless.training.optim import parameter_groups, warmup_multistep
@@ -63,15 +65,13 @@ class Schedule:
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
     """The recipe with the trunk of the run, a pretraining or a fine-tuning, that the weights are of, if any."""
-    if weights is None or not (Path(weights) / "recipe.yaml").is_file():
-        return recipe
-    source: object = load(Path(weights) / "recipe.yaml", object)
-    if not isinstance(source, PretrainRecipe | FinetuneRecipe):
+    source = trunk_of(weights)
+    if source is None:
         return recipe
     # Group norm has no running statistics: nothing but itself can take over its weights.
-    norm = "group" if source.trunk.norm == "group" else recipe.trunk.norm
-    neck = "c4" if recipe.trunk.neck == "c4" else source.trunk.neck  # any ResNet fills a C4 detector
-    trunk = replace(source.trunk, norm=norm, neck=neck)
+    norm = "group" if source.norm == "group" else recipe.trunk.norm
+    neck = "c4" if recipe.trunk.neck == "c4" else source.neck  # any ResNet fills a C4 detector
+    trunk = replace(source, norm=norm, neck=neck)
     if trunk.neck != "transformer":  # its sizes are then the recipe's own
         trunk = replace(trunk, transformer=recipe.trunk.transformer)
     return replace(recipe, trunk=trunk)
@@ -110,7 +110,10 @@ def _finetune(
     masks = recipe.detector.kind == "mask_rcnn"
     if masks and not chosen.has_masks:
         raise UserError(f"{data.origin}: detector.kind=mask_rcnn needs masks and these labels have boxes only")
-    write_json(out / "labels.json", {"classes": data.classes, "images": [image.image_id for image in chosen.images]})
+    if recipe.detector.kind == "keypoint_rcnn" and not chosen.has_keypoints:
+        raise UserError(f"{data.origin}: detector.kind=keypoint_rcnn needs keypoints and these labels have none")
+    check_keypoints(val, data.skeleton, recipe)
+    write_json(out / "labels.json", _label_choice(chosen))
     fabric = make_fabric(recipe.precision)
     torch.manual_seed(recipe.seed)
     trunk = build_trunk(recipe.trunk, recipe.detector)
@@ -119,7 +122,8 @@ def _finetune(
         report = load_trunk(trunk, weights, recipe.min_loaded)
         _say(str(report), quiet)
     freeze(trunk, recipe.freeze)
-    detector = build_detector(trunk, len(data.classes), recipe.detector).to(memory_format=torch.channels_last)
+    detector = build_detector(trunk, len(data.classes), recipe.detector, len(data.skeleton.names))
+    detector = detector.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(detector, trunk, recipe.optim)
     schedule = Schedule.of(recipe, len(chosen))
     progress, spent = Progress(0, schedule.steps), 0.0
@@ -209,24 +213,26 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
 def evaluate_detector(
     fabric: Fabric, detector: nn.Module, val: LabelledData, recipe: FinetuneRecipe, workers: int
 ) -> tuple[dict[str, Scores], dict[str, str]]:
-    """AP of boxes and, for Mask R-CNN, masks; and the images that could not be read."""
+    """AP as `detecting.scores` has it, and the images that could not be read."""
     dataset = DetectionDataset(val, recipe.min_size, recipe.max_size, training=False, masks=False)
     found, skipped = as_list(detect(fabric, detector, dataset, workers=workers))
-    scores = {"bbox": average_precision(val, found)}
-    if recipe.detector.kind == "mask_rcnn" and val.has_masks:
-        scores["segm"] = average_precision(val, found, "segm")
-    return scores, skipped
+    return scores_of(val, found, recipe), skipped
 
 
 def score_table(scores: Mapping[str, Scores]) -> str:
     """AP in percent, a line per kind, and by class."""
-    lines = []
+    lines, names = [], {"bbox": "boxes", "segm": "masks"}
     for kind, result in scores.items():
-        values = "  ".join(f"{name} {100 * value:.1f}" for name, value in result.as_dict().items())
-        lines.append(f"{'boxes' if kind == 'bbox' else 'masks'}: {values}")
+        values = "  ".join(f"{key} {100 * value:.1f}" for key, value in result.as_dict().items())
+        lines.append(f"{names.get(kind, kind)}: {values}")
     if 1 < len(scores["bbox"].per_class) <= 30:
         lines.append("AP by class: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in scores["bbox"].per_class.items()))
     return "\n".join(lines)
+
+
+def _label_choice(chosen: LabelledData) -> dict[str, Any]:
+    skeleton = {"skeleton": asdict(chosen.skeleton)} if chosen.skeleton.names else {}
+    return {"classes": chosen.classes, **skeleton, "images": [image.image_id for image in chosen.images]}
 
 
 def save_detector(path: Path, detector: nn.Module) -> None:

@@ -1,0 +1,86 @@
+"""RetinaNet (Lin et al., 2017, arXiv:1708.02002) and FCOS (Tian et al., 2019, arXiv:1904.01355) around a trunk.
+
+Both are torchvision's, on P3..P7. P3..P5 are the trunk's, whose neck is `fpn_p3`; P6 and P7 are the detector's own.
+Nothing looks at P2, which would cost more than all other levels together and leave parameters without gradient.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from boxless.detectors.trunk import Trunk
+from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad
+from boxless.errors import UserError
+
+
+def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
+    """A detector around the trunk's own modules (not copies).
+
+    Args:
+        trunk: with `neck="fpn_p3"`; its pyramid gets P6 and P7 as extra levels.
+        classes: without background; the detector's labels are 1..classes.
+        config: kind and sizes.
+
+    Returns:
+        torchvision's RetinaNet or FCOS. It takes images that already have their final size.
+
+    Raises:
+        UserError: for FCOS on a pyramid whose width its norms can not divide.
+    """
+    width = trunk.config.fpn_channels
+    options = {"score_thresh": config.score_threshold, "detections_per_img": config.detections}
+    if config.kind == "retinanet":
+        trunk.backbone.fpn.extra_blocks = LastLevelP6P7(trunk.body_width, width)  # from C5, as in the paper
+        anchors = AnchorGenerator(retinanet_sizes(config), ((0.5, 1.0, 2.0),) * 5)
+        detector: nn.Module = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **options)
+    else:
+        if width % 32:
+            raise UserError(f"trunk.fpn_channels: {width}; FCOS has norms of 32 groups, expected a multiple of 32")
+        trunk.backbone.fpn.extra_blocks = LastLevelP6P7(width, width)  # from P5, as in the paper
+        detector = BoxlessFCOS(trunk.backbone, classes, **options)
+    detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+    return detector
+
+
+def retinanet_sizes(config: DetectorConfig) -> tuple[tuple[int, int, int], ...]:
+    """Sides of RetinaNet's anchors on each level, px: three to an octave (section 4), rounded as torchvision does."""
+    return tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in config.anchor_sizes)
+
+
+class LabelsFromOne(nn.Module):
+    """Labels 1..classes, as all of boxless' detectors have them, for torchvision's that count from 0.
+
+    Losses and boxes are computed in full precision from what the head gives: in half precision FCOS's boxes would end
+    on every fourth pixel of a large image.
+    """
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], *anchors: Any
+    ) -> dict[str, Tensor]:
+        """torchvision's losses for labels from 1."""
+        from_zero = [{**target, "labels": target["labels"] - 1} for target in targets]
+        outputs = {name: value.float() for name, value in head_outputs.items()}
+        losses: dict[str, Tensor] = super().compute_loss(from_zero, outputs, *anchors)  # type: ignore[misc]
+        return losses
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """torchvision's detections with labels from 1."""
+        outputs = {name: [level.float() for level in levels] for name, levels in head_outputs.items()}
+        found: list[dict[str, Tensor]] = super().postprocess_detections(outputs, anchors, image_shapes)  # type: ignore[misc]
+        return [{**one, "labels": one["labels"] + 1} for one in found]
+
+
+class BoxlessRetinaNet(LabelsFromOne, RetinaNet):  # type: ignore[misc]
+    """torchvision's RetinaNet with labels from 1."""
+
+
+class BoxlessFCOS(LabelsFromOne, FCOS):  # type: ignore[misc]
+    """torchvision's FCOS with labels from 1."""
