@@ -1,5 +1,6 @@
 """`boxless compare`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ def compare(
     label_fraction: str = "0.1",
     seeds: int = 3,
     recipe: str = DEFAULT_RECIPE,
+    init: str | None = None,
     jobs: int = 1,
     quiet: bool = False,
     **overrides: Any,
@@ -37,6 +39,8 @@ def compare(
         label_fraction: Shares of the labels to learn from, with commas between.
         seeds: Fine-tunings per start and share; each chooses its own labels, the same for all starts.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        init: Weights that every pretraining starts from, as `boxless pretrain` takes them; by default random ones. The
+            start none stays from scratch: to see these weights without pretraining, name them in methods too.
         jobs: Runs that go on at a time, each with its share of the cores. Small networks use two cores better as two
             runs than as one. Scores change a little with the number of threads.
         quiet: Print nothing but the table.
@@ -53,9 +57,12 @@ def compare(
     from boxless.recipes.overrides import override
     from boxless.runs.comparison import NOTE, resolve_starts, run_comparison
     from boxless.runs.labels import training_labels, validation_labels
+    from boxless.runs.pretraining import with_trunk_of
 
-    settings: CompareRecipe = override(recipe_of({"recipe": recipe}), overrides)
-    starts = resolve_starts([word.strip() for word in methods.split(",") if word.strip()], settings)
+    common = recipe_of({"recipe": recipe})
+    common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
+    settings: CompareRecipe = override(common, overrides)
+    starts = resolve_starts([word.strip() for word in methods.split(",") if word.strip()], settings, init)
     try:
         fractions = sorted({float(word) for word in str(label_fraction).split(",")})
     except ValueError:

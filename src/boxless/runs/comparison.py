@@ -18,6 +18,7 @@ from scipy.stats import t as student_t
 
 from boxless.data.index import ImageIndex
 from boxless.data.labels import LabelledData
+from boxless.data.loader import Boxes
 from boxless.errors import UserError
 from boxless.figures.label_efficiency import label_efficiency
 from boxless.figures.style import save
@@ -28,6 +29,7 @@ from boxless.runs.finetuning import run_finetuning, with_fitting_neck, with_trun
 from boxless.runs.folder import Run, write_text
 from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import prepare_boxes, run_pretraining
+from boxless.runs.pretraining import with_trunk_of as with_trunk_of_start
 from boxless.runs.weights import weights_file
 
 T = TypeVar("T")
@@ -97,30 +99,35 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fine-tuning starts from: `recipe` to pretrain with, or `weights` that exist, or neither."""
+    """Where a fine-tuning starts from: `recipe` to pretrain with, from `init`, or `weights` that exist, or neither."""
 
     name: str
     recipe: PretrainRecipe | None = None
     base: str = ""
     weights: str | None = None
+    init: Path | None = None
 
 
-def resolve_starts(methods: Sequence[str], recipe: CompareRecipe) -> list[Start]:
+def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | None = None) -> list[Start]:
     """The starts that a user's words name: none, a method, a recipe, a run or a weights file.
+
+    What is pretrained starts from the weights `init`, or from random ones.
 
     Raises:
         UserError: where a word names nothing.
     """
     starts = []
+    file = weights_file(init) if init else None
     for word in methods:
         if word == REFERENCE:
             starts.append(Start(word))
         elif word in METHODS:
             base = f"{word}-small"
             pretrain = _pretrain_recipe(word, base, recipe)
-            starts.append(Start(word, _with_trainable_neck(pretrain), base))
+            starts.append(Start(word, _with_trainable_neck(pretrain), base, init=file))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
-            starts.append(Start(Path(word).stem, load(word, PretrainRecipe), word))
+            pretrain = with_trunk_of_start(load(word, PretrainRecipe), init)
+            starts.append(Start(Path(word).stem, pretrain, word, init=file))
         elif Path(word).exists():
             starts.append(Start(Path(word).stem if Path(word).is_file() else Path(word).name, weights=word))
         else:
@@ -170,9 +177,15 @@ def run_comparison(
 
     `images` are those without labels; None where no start needs them. `jobs` runs go on at a time.
     """
-    new = [start for start in starts if start.recipe is not None and not Run(_folder(out, start)).finished]
-    for start in new:  # one after the other: runs on the same images share their boxes
-        assert start.recipe is not None and images is not None
+    new = []
+    for start in starts:  # one after the other: runs on the same images share their boxes
+        if start.recipe is None:
+            continue
+        assert images is not None
+        if Run(_folder(out, start)).finished:
+            _run_pretraining(start, images, None, _folder(out, start), True)  # refuses what was run otherwise
+            continue
+        new.append(start)
         if start.recipe.method.needs_boxes:
             prepare_boxes(images, start.recipe, _folder(out, start), quiet)
     list(_at_once(_pretrain, [(start, images, _folder(out, start), quiet) for start in new], jobs))
@@ -275,7 +288,12 @@ def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> No
     assert start.recipe is not None
     _say(f"pretraining {start.name}", quiet)
     boxes = prepare_boxes(images, start.recipe, folder, quiet) if start.recipe.method.needs_boxes else None
-    run_pretraining(images, boxes, start.recipe, describe(start.recipe, start.base), folder, None, quiet)
+    _run_pretraining(start, images, boxes, folder, quiet)
+
+
+def _run_pretraining(start: Start, images: ImageIndex, boxes: Boxes | None, folder: Path, quiet: bool) -> None:
+    assert start.recipe is not None
+    run_pretraining(images, boxes, start.recipe, describe(start.recipe, start.base), folder, start.init, quiet)
 
 
 def _weights(start: Start, out: Path) -> str | None:
