@@ -77,13 +77,21 @@ def synchronize_norms(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+    acting = [name for name, norm in norms.items() if hasattr(norm, "act")]
     if any(p.is_cuda for p in module.parameters()):
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        return converted
-    for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    else:
+        for norm in norms.values():
             norm.__class__ = SynchronizedBatchNorm  # the same object: whoever holds it, parts of a trunk too, has it
+    for name in acting:
+        module.get_submodule(name).register_forward_hook(_activate)
     return module
+
+
+def _activate(norm: Any, _: object, normal: Tensor) -> Tensor:
+    activated: Tensor = norm.act(norm.drop(normal))  # timm's norms hold the activation that follows them
+    return activated
 
 
 class _Gather(torch.autograd.Function):
