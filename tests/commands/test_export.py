@@ -52,9 +52,14 @@ def c5(trunk: Trunk, image: torch.Tensor) -> torch.Tensor:
     return trunk.box_head.maps(maps["0"]) if trunk.config.neck == "c4" else maps["3"]
 
 
-@pytest.mark.parametrize("settings", [{"neck": "c4"}, {"backbone": "swin_t"}], ids=["c4", "swin"])
+BODIES = ("swin_t", "mobilenet_v2", "timm:regnetx_002")
+
+
+@pytest.mark.parametrize("settings", [{"neck": "c4"}, *({"backbone": name} for name in BODIES)], ids=["c4", *BODIES])
 def test_other_backbones_give_the_same_too_and_their_detectors_are_refused(tmp_path, monkeypatch, settings, image):
     config = TrunkConfig(**{"backbone": "resnet18", "fpn_channels": 16, "box_head_width": 32, **settings})
+    if config.backbone.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed: pip install 'boxless[timm]'")
     torch.manual_seed(0)
     trunk = Trunk(config).eval()
     (tmp_path / "run").mkdir()

@@ -5,6 +5,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from boxless.detectors.bodies import RESNETS
 from boxless.detectors.one_stage import retinanet_sizes
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.weights import read_tensors
@@ -32,7 +33,7 @@ _NORMS = {
 
 
 def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
-    """The body of a run's weights in the names of torchvision's classifiers, and the text that says how to load it.
+    """The body of a run's weights in the names of torchvision's (or timm's) classifiers, and how to load it, as text.
 
     Args:
         where: the run's folder.
@@ -49,9 +50,13 @@ def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     if not body:
         raise UserError(f"{run.weights}: has no tensors {BODY}*; expected the weights that boxless wrote")
     name = recipe.trunk.backbone
+    if name.startswith("timm:"):
+        body = {key.removeprefix("model."): value for key, value in body.items()}
+        return body, _text(f"{name} of {where}, in timm's names.", recipe.trunk, _timm_code(recipe.trunk, file))
+    classifier = {"swin_t": "head", "mobilenet_v2": "classifier"}.get(name, "fc")
     code = [
         *_start(recipe.trunk),
-        f"model.{'head' if name == 'swin_t' else 'fc'} = torch.nn.Identity()  # a detector's body has no classifier",
+        f"model.{classifier} = torch.nn.Identity()  # a detector's body has no classifier",
         f'model.load_state_dict(load_file("{file}"))',
     ]
     return body, _text(f"{name} of {where}, in the names of torchvision.models.{name}.", recipe.trunk, code)
@@ -72,10 +77,11 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     run, recipe = open_run(where)
     if recipe.trunk.neck == "transformer":
         raise UserError(f"run {where}: torchvision has no DETR; export its ResNet with --to torchvision-backbone")
-    if recipe.trunk.neck == "c4" or recipe.trunk.backbone == "swin_t":
+    if recipe.trunk.neck == "c4" or recipe.trunk.backbone not in RESNETS:
+        body = "C4" if recipe.trunk.neck == "c4" else recipe.trunk.backbone
         raise UserError(
-            f"run {where}: torchvision has no detectors on {'C4' if recipe.trunk.neck == 'c4' else 'Swin'}; "
-            "export its backbone with --to torchvision-backbone"
+            f"run {where}: torchvision has no such detectors on {body}; export its backbone with "
+            "--to torchvision-backbone"
         )
     if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "sparse_rcnn":
         raise UserError(f"run {where}: torchvision has no Sparse R-CNN; export its body with --to torchvision-backbone")
@@ -118,6 +124,19 @@ def _in_detector(key: str) -> str:
 def _text(about: str, trunk: TrunkConfig, code: list[str]) -> str:
     seen = f"It has seen RGB in 0..1, minus {list(trunk.mean)}, divided by {list(trunk.std)}."
     return "\n".join([about, seen, "", "import math", "import torch, torchvision", *code, ""])
+
+
+def _timm_code(trunk: TrunkConfig, file: str) -> list[str]:
+    grouped = ["from boxless.detectors.norms import convert_norms", 'convert_norms(model, "group", "this model")']
+    return [
+        "import timm",
+        "from safetensors.torch import load_file",
+        "",
+        f'model = timm.create_model("{trunk.backbone.removeprefix("timm:")}", num_classes=0)',
+        *(grouped if trunk.norm == "group" else []),
+        f'missing, unexpected = model.load_state_dict(load_file("{file}"), strict=False)  # a body lacks the head',
+        "assert not unexpected",
+    ]
 
 
 def _start(trunk: TrunkConfig) -> list[str]:
