@@ -171,7 +171,6 @@ class Trunk(nn.Module):
             return
         body = build_body(config.backbone, config.norm)
         widths = body.widths
-        self._body_width = widths[-1]
         if config.neck == "transformer":
             self.backbone = Backbone(body, nn.Identity(), widths[-1])
             self.transformer = Transformer(widths[-1], config.transformer)
@@ -204,7 +203,12 @@ class Trunk(nn.Module):
 
     @property
     def body_width(self) -> int:
-        """Channels of C5.
+        """Channels of C5; raises as `body_widths` does."""
+        return self.body_widths[-1]
+
+    @property
+    def body_widths(self) -> tuple[int, ...]:
+        """Channels of C2..C5.
 
         Raises:
             UserError: where the body has no C5, in a C4 trunk.
@@ -214,7 +218,7 @@ class Trunk(nn.Module):
                 "trunk.neck: c4; this method trains the whole backbone, of which c4 makes the last stage a head: "
                 "pretrain with trunk.neck=fpn, its weights fill a C4 detector too"
             )
-        return self._body_width
+        return self.backbone.body.widths
 
     @property
     def parts(self) -> dict[str, nn.Module]:

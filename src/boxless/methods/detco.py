@@ -83,7 +83,7 @@ class DetCo(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = trunk.backbone.body
-        widths = [trunk.body_width // 8, trunk.body_width // 4, trunk.body_width // 2, trunk.body_width]
+        widths = trunk.body_widths
         self.global_heads = nn.ModuleList(plain_mlp(width, width, config.output) for width in widths)
         self.local_heads = nn.ModuleList(plain_mlp(_GRID**2 * width, width, config.output) for width in widths)
         self.target_encoder = target_copy(self.encoder)
