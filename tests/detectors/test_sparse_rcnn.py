@@ -257,7 +257,8 @@ def test_trunk_has_what_is_used_and_says_so(tmp_path: Path) -> None:
 
 def test_recipe_is_the_codes() -> None:
     recipe = load("sparse-rcnn-r50-fpn", FinetuneRecipe)
-    model = build_detector(build_trunk(recipe.trunk, recipe.detector), 80, recipe.detector)
+    with torch.device("meta"):
+        model = build_detector(build_trunk(recipe.trunk, recipe.detector), 80, recipe.detector)
     head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
     width, inner, cells, count = 256, 64, 49, 300
     attention, norms = 4 * width * (width + 1), 2 * (5 * width + inner)

@@ -1,7 +1,7 @@
 """Set losses: each object is learned by the one query that suits it best.
 
-DETR's (Carion et al., 2020, section 3.1) has a class "no object" and measures boxes as centres and sizes. That of Sparse
-R-CNN (Sun et al., 2021, and its code) has a focal loss per class and measures corners.
+DETR's (Carion et al., 2020, section 3.1) has a class "no object" and measures boxes as centres and sizes. Sparse
+R-CNN's (Sun et al., 2021, and its code) has a focal loss per class and measures corners.
 """
 
 from typing import Literal, NamedTuple
