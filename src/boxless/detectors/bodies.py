@@ -218,9 +218,10 @@ def _timm_model(name: str) -> Any:
         near = get_close_matches(name, names, 3, 0.6) or timm.list_models(f"*{name.partition('_')[0]}*")[:3]
         hint = f": did you mean {' or '.join(f'timm:{each}' for each in near)}?" if near else ""
         raise UserError(f"trunk.backbone: timm has no model {name!r}{hint or ': timm.list_models() lists them'}")
-    for option in ("dynamic_img_size", "strict_img_size"):
+    of_any_size: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+    for option in of_any_size:
         try:
-            return timm.create_model(name, pretrained=False, **{option: option == "dynamic_img_size"})
+            return timm.create_model(name, pretrained=False, **option)
         except TypeError:  # a model without the option takes images of any size
             continue
     return timm.create_model(name, pretrained=False)

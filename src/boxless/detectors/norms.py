@@ -29,10 +29,10 @@ def convert_norms(model: nn.Module, norm: Norm, name: str) -> None:
     Raises:
         UserError: where the model has batch norms that cannot be replaced.
     """
-    from timm.layers import freeze_batch_norm_2d
+    from timm.layers.norm_act import freeze_batch_norm_2d
 
     if norm == "frozen":
-        freeze_batch_norm_2d(model)
+        freeze_batch_norm_2d(model)  # type: ignore[no-untyped-call]
     elif norm == "group":
         _group(model)
     if norm in ("frozen", "group") and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -40,7 +40,7 @@ def convert_norms(model: nn.Module, norm: Norm, name: str) -> None:
 
 
 def _group(model: nn.Module) -> None:
-    from timm.layers import BatchNormAct2d, GroupNormAct
+    from timm.layers.norm_act import BatchNormAct2d, GroupNormAct
 
     for name, child in model.named_children():
         if not isinstance(child, nn.BatchNorm2d):
