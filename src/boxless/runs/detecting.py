@@ -82,7 +82,7 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 
 def skeleton_of(run: str | Path) -> Skeleton:
-    """The keypoints that a fine-tuned run has learned; none where its labels had none."""
+    """The keypoints that a fine-tuned run has learned; none where its detector is not one of keypoints."""
     saved = json.loads((Path(run) / "labels.json").read_text()).get("skeleton", {})
     edges = [(int(first), int(second)) for first, second in saved.get("edges", ())]
     return Skeleton(tuple(saved.get("names", ())), tuple(edges))

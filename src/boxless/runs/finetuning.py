@@ -113,7 +113,7 @@ def _finetune(
     if recipe.detector.kind == "keypoint_rcnn" and not chosen.has_keypoints:
         raise UserError(f"{data.origin}: detector.kind=keypoint_rcnn needs keypoints and these labels have none")
     check_keypoints(val, data.skeleton, recipe)
-    write_json(out / "labels.json", _label_choice(chosen))
+    write_json(out / "labels.json", _label_choice(chosen, recipe))
     fabric = make_fabric(recipe.precision)
     torch.manual_seed(recipe.seed)
     trunk = build_trunk(recipe.trunk, recipe.detector)
@@ -230,8 +230,8 @@ def score_table(scores: Mapping[str, Scores]) -> str:
     return "\n".join(lines)
 
 
-def _label_choice(chosen: LabelledData) -> dict[str, Any]:
-    skeleton = {"skeleton": asdict(chosen.skeleton)} if chosen.skeleton.names else {}
+def _label_choice(chosen: LabelledData, recipe: FinetuneRecipe) -> dict[str, Any]:
+    skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.kind == "keypoint_rcnn" else {}
     return {"classes": chosen.classes, **skeleton, "images": [image.image_id for image in chosen.images]}
 
 
