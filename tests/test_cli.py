@@ -104,6 +104,7 @@ def test_one_value_where_several_may_stand_and_commas() -> None:
         (["pretrain", "--data", "a", "--lr=3"], "unknown flag '--lr': did you mean '--optim.base_lr'?"),
         (["pretrain", "--data", "a", "--lable_fraction", "3"], "did you mean '--label-fraction'?"),
         (["pretrain", "a"], "pretrain needs --data"),
+        (["pretrain", "--dat", "x"], "unknown flag '--dat': did you mean '--data'"),
         (["recipes", "a"], "unexpected 'a'"),
         (["pretrain", "--data"], "--data: expected at least one argument"),
         (["pretrain", "--data", "a", "--label-fraction", "half"], "--label-fraction: expected float, got 'half'"),

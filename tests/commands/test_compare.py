@@ -6,6 +6,7 @@ import pytest
 
 from boxless.commands.compare import compare
 from boxless.data.digits import make_scenes
+from boxless.errors import UserError
 
 TINY = {
     "pretrain.trunk.fpn_channels": 16,
@@ -29,7 +30,7 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     annotations = tmp_path / "scenes" / "annotations"
     out = tmp_path / "out"
 
-    def run(jobs):
+    def run(jobs, **settings):
         return compare(
             data=str(tmp_path / "scenes" / "images" / "unlabelled"),
             labels=str(annotations / "train.json"),
@@ -40,6 +41,7 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
             jobs=jobs,
             quiet=True,
             **TINY,
+            **settings,
         )
 
     first = run(jobs=2)
@@ -59,3 +61,5 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     assert str(run(jobs=1)) == str(first)
     changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]
     assert [path.parent.parent.parent.name for path in changed] == ["soco"]
+    with pytest.raises(UserError, match=r"pretrain/byol: holds a run with other settings \(init was None, is .*run"):
+        run(jobs=1, init=str(out / "pretrain" / "soco"))

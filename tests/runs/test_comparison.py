@@ -60,6 +60,15 @@ def test_methods_bring_their_own_learning_rate_unless_one_is_given():
     assert [start.recipe.optim.base_lr for start in resolve_starts(["soco", "dino"], given)] == [0.25, 0.25]
 
 
+def test_what_is_pretrained_starts_from_the_given_weights(tmp_path):
+    (weights := tmp_path / "imagenet.pth").touch()
+    words = ["none", "byol", "soco-small", str(weights)]
+    starts = resolve_starts(words, load("compare-small", CompareRecipe), str(weights))
+    assert [start.init for start in starts] == [None, weights, weights, None]
+    with pytest.raises(UserError, match="no such file or run"):
+        resolve_starts(words, load("compare-small", CompareRecipe), str(tmp_path / "no.pth"))
+
+
 def test_starts_by_name_recipe_and_file(tmp_path):
     recipe = load("compare-small", CompareRecipe)
     weights = tmp_path / "imagenet.pth"

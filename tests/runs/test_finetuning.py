@@ -154,5 +154,6 @@ def test_group_norm_of_a_pretraining_is_kept(scenes: Path, tmp_path: Path) -> No
         scenes, tmp_path / "run", "byol", epochs=1, checkpoint_every=9, **{"trunk.norm": "group", "optim.base_lr": 0.0}
     )
     assert with_trunk_of(FinetuneRecipe(), str(pretrained.path)).trunk.norm == "group"
+    assert with_trunk_of(FinetuneRecipe(), str(pretrained.weights)).trunk.norm == "group"
     assert with_trunk_of(FinetuneRecipe(), None) == FinetuneRecipe()
     assert torch.isfinite(torch.tensor(read_metrics(pretrained.path)["loss"][1])).all()

@@ -1,20 +1,25 @@
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from small_runs import pretraining
+from torchvision.models import mobilenet_v2, resnet18
 
-from boxless.detectors.trunk import Trunk
+from boxless.data.loader import Batch
+from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.weights import load_trunk
 from boxless.errors import UserError
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs import pretraining as module
 from boxless.runs.folder import Run
-from boxless.runs.pretraining import Plan
+from boxless.runs.pretraining import Plan, with_trunk_of
 from boxless.training.health import Health
 from boxless.training.journal import read_metrics
 
@@ -37,6 +42,7 @@ def test_run_folder_has_what_the_layout_says(finished: Run) -> None:
     summary = finished.summary
     assert (summary["method"], summary["steps"], summary["images_seen"]) == ("soco", 4, 16)
     assert summary["trains"] == ["backbone", "FPN", "RoI head"] and summary["health"] == "healthy"
+    assert summary["init"] == "random weights"
     assert summary["skipped"] == {
         str(finished.path.parent / "images" / "unlabelled" / "000003.jpg"): "not an image in a known format"
     }
@@ -98,6 +104,55 @@ def test_start_from_other_weights(finished: Run, scenes: Path, tmp_path: Path) -
     with safe_open(finished.weights, "pt") as old, safe_open(run.weights, "pt") as new:
         key = "backbone.body.layer3.0.conv1.weight"
         assert (old.get_tensor(key) - new.get_tensor(key)).abs().max() < 1e-5  # final_lr bounds the rate
+
+
+def test_trunk_of_the_run_is_taken_over_but_for_the_neck(finished: Run) -> None:
+    recipe = PretrainRecipe(trunk=TrunkConfig("resnet34", "sync", "c4"))
+    for init in (finished.path, finished.weights):
+        trunk = with_trunk_of(recipe, str(init)).trunk
+        assert (trunk.backbone, trunk.fpn_channels, trunk.norm, trunk.neck) == ("resnet18", 16, "sync", "c4")
+    assert with_trunk_of(recipe, str(finished.path / "metrics.csv")) == recipe == with_trunk_of(recipe, None)
+
+
+def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, settings = tmp_path / "resnet18.pth", {**SHORT, "stop_on_collapse": False}
+    torch.manual_seed(7)
+    weights = {key: value for key, value in resnet18(weights=None).state_dict().items() if "num_batches" not in key}
+    torch.save(weights, file)
+    undisturbed = pretraining(scenes, tmp_path / "whole", "byol", init=str(file), **settings)
+    at_first: dict[str, torch.Tensor] = {}
+    original = module.Objective.__call__
+
+    def interrupted(self: module.Objective, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
+        if step == 0:
+            at_first.update({key: value.clone() for key, value in self.method.state_dict().items()})
+        if step == 3:  # a checkpoint lies at 3
+            raise KeyboardInterrupt
+        return original(self, batch, step)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.Objective, "__call__", interrupted)
+        pretraining(scenes, tmp_path / "run", "byol", init=str(file), **settings)
+    for key, value in weights.items():
+        if not key.startswith("fc."):
+            assert torch.equal(at_first[f"encoder.{key}"], value)
+            assert torch.equal(at_first[f"target_encoder.{key}"], value)
+    torch.save({key: value + 1 for key, value in weights.items()}, file)
+    run = pretraining(scenes, tmp_path / "run", "byol", init=str(file), **settings)
+    ours, theirs = load_file(run.weights), load_file(undisturbed.weights)
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    assert run.summary["init"] == undisturbed.summary["init"] and "backbone ok, FPN new" in run.summary["init"]
+
+
+def test_weights_that_do_not_fit_are_refused_before_boxes_are_made(scenes: Path, tmp_path: Path) -> None:
+    torch.save(mobilenet_v2(weights=None).state_dict(), tmp_path / "mobilenet.pth")
+    with pytest.raises(
+        UserError, match=r"its names are like features\.0\.0\.weight, expected like conv1\.weight; choose"
+    ):
+        pretraining(scenes, tmp_path / "run", "soco", init=str(tmp_path / "mobilenet.pth"), **SHORT)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["mobilenet.pth"]
 
 
 def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
