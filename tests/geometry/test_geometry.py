@@ -110,7 +110,8 @@ def test_jitter_stays_within_its_amount(seed, amount):
     boxes = torch.tensor([10.0, 20, 60, 100]).expand(200, 4)
     size = torch.tensor([50.0, 80.0])
     moved = jitter(boxes, amount, 0.5, torch.Generator().manual_seed(seed))
-    assert ((moved[:, :2] - boxes[:, :2]).abs() <= amount * size + 1e-4).all()
+    centres = (moved[:, :2] + moved[:, 2:]) / 2
+    assert ((centres - torch.tensor([35.0, 60.0])).abs() <= amount * size + 1e-4).all()
     assert (((moved[:, 2:] - moved[:, :2]) / size - 1).abs() <= amount + 1e-5).all()
     if amount > 0.01:
         assert 0.3 < (moved != boxes).any(-1).float().mean() < 0.7

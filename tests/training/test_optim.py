@@ -43,6 +43,16 @@ def test_lars_follows_the_equations() -> None:
     assert bias.tolist() == pytest.approx(expected_bias, rel=1e-12)
 
 
+def test_lars_can_treat_biases_like_weights() -> None:
+    values, gradients = torch.tensor([3.0, 4.0]), torch.tensor([0.6, 0.8])
+    bias, weight = (nn.Parameter(values.view(shape).clone()) for shape in ((2,), (1, 2)))
+    optimizer = Lars([bias, weight], lr=0.5, weight_decay=0.1, adapt_biases=True)
+    bias.grad, weight.grad = gradients, gradients.view(1, 2)
+    optimizer.step()
+    torch.testing.assert_close(bias.data, weight.data[0])
+    torch.testing.assert_close(bias.data, values - 0.5 * 0.001 * values)  # a decayed gradient of 0.3 p has the ratio 0.001 / 0.3
+
+
 def test_lars_ratio_is_one_where_a_norm_is_zero() -> None:
     zero_weight, zero_gradient, unused = (nn.Parameter(torch.zeros(2, 2)) for _ in range(3))
     with torch.no_grad():

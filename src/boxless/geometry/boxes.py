@@ -26,8 +26,9 @@ def transform_boxes(forward: Tensor, boxes: Tensor) -> Tensor:
 def jitter(boxes: Tensor, amount: float, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """Shift and resize some boxes at random: SoCo's box jitter.
 
-    With the given probability, each box gets four independent draws r of U(-amount, amount):
-    x1 += r1 w, y1 += r2 h, w *= 1 + r3, h *= 1 + r4. (The paper writes one symbol r for the four; its code draws four.)
+    With the given probability, each box gets four independent draws r of U(-amount, amount): its centre moves by
+    r1 w and r2 h, its sides become (1 + r3) w and (1 + r4) h (paper, section 3.2, which writes one symbol r for the
+    four; its code draws four).
 
     Args:
         boxes: (..., 4) px.
@@ -39,8 +40,9 @@ def jitter(boxes: Tensor, amount: float, probability: float, generator: torch.Ge
     draws = ((torch.rand(*shape, 4, generator=generator) * 2 - 1) * amount).to(boxes.device)
     chosen = (torch.rand(*shape, 1, generator=generator) < probability).to(boxes.device)
     size = boxes[..., 2:] - boxes[..., :2]
-    start = boxes[..., :2] + draws[..., :2] * size
-    return torch.where(chosen, torch.cat([start, start + size * (1 + draws[..., 2:])], -1), boxes)
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2 + draws[..., :2] * size
+    half = size * (1 + draws[..., 2:]) / 2
+    return torch.where(chosen, torch.cat([centre - half, centre + half], -1), boxes)
 
 
 def assign_level(boxes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2 (eq. 1). Trains the ba
 The batch is that of all processes, and so is the gradient. In the authors' code it is not: their all-reduce is
 invisible to autograd, so that W processes get 1 / W of the gradient. LARS undoes that for weight matrices, but not for
 biases and norms, whose learning rate the authors tuned with it: 0.0048 there is 0.0048 / W here (`optim.bias_lr_scale`
-in the recipes).
+in the recipes). Crops are scaled bilinearly, there by cubic splines.
 """
 
 from dataclasses import dataclass

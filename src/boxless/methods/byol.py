@@ -4,8 +4,9 @@ An online network predicts the projection that a slowly moving copy of itself ma
 L = 2 - 2 cos(q(z), z') (eq. 2), summed over both directions, with the target moved by an exponential average (eq. 1).
 Trains the backbone's last feature map alone.
 
-Departures from the authors' code: brightness is multiplicative (torchvision's and every port's) and not additive, and
-the target starts as a copy of the online network and not from other random weights; the authors saw no difference.
+Departures from the authors' code: crops are scaled bilinearly and not by cubic splines, brightness is multiplicative
+(torchvision's and every port's) and not additive, and the target starts as a copy of the online network and not from
+other random weights; the authors saw no difference.
 """
 
 from collections.abc import Sequence

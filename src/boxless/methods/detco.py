@@ -20,7 +20,7 @@ The authors published no pretraining code, and the paper leaves open what follow
 - Level weights 0.1, 0.4, 0.7, 1 and 8 queues (per stage, global and local) of MoCo v2's length and temperature.
 
 Keys are shuffled and batch norms keep to parts of a batch, as in MoCo (see `boxless.methods.moco`); the patches of one
-image stay together. Such norms must not be synchronised between processes.
+image stay together. Such norms must not be synchronised between processes. Residual blocks start as the identity.
 """
 
 from collections.abc import Sequence

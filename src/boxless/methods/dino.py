@@ -12,6 +12,7 @@ code:
 - While the prototypes are held, their gradient is zero and not absent. (Weight decay then shortens them, which nothing
   sees: only their directions count.)
 - The centre moves once per optimizer step, by all batches of it.
+- Crops are scaled bilinearly and not by cubic splines; residual blocks start as the identity.
 - No gradient clipping (theirs is at 3, tensor by tensor), no drop path, constant weight decay.
 """
 

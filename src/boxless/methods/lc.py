@@ -10,6 +10,7 @@ There is no official code, and the paper leaves open:
 - the views of BYOL. Read literally, as here, there are two: the whole image and a crop, both of them views of L_G too.
   `crops=2` takes BYOL's own two crops for L_G and the whole image for the target alone; the paper's cost per epoch, 1.5
   times BYOL's, suggests something of the kind;
+- the colours: of the whole image BYOL's T, of the crop T'; a ReLU between the local heads' two convolutions;
 - the widths "projection 4096, prediction 256", read as hidden and output widths of BYOL;
 - all of DINO's variant: the whole image goes to the teacher alone, and the term is averaged over both global crops.
 """
@@ -20,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import ViewSpec
+from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import transform_points
 from boxless.geometry.view import View
@@ -88,6 +89,11 @@ def places(view: View, other: View, rows: int, columns: int) -> Tensor:
     return shares.masked_fill(~inside, torch.nan)
 
 
+def _whole(size: int, look: Photometric) -> ViewSpec:
+    """The whole image, made square: strong colours, but neither crop nor flip (section 3)."""
+    return ViewSpec(size, replace(look, flip=0.0))
+
+
 @dataclass(frozen=True)
 class LCBYOLConfig:
     """LC-loss added to BYOL (paper, section 4.1)."""
@@ -106,7 +112,7 @@ class LCBYOLConfig:
 
     def views(self) -> tuple[ViewSpec, ...]:
         """The whole image, made square, then the crops."""
-        return ViewSpec(self.byol.size, self.byol.first), *self.byol.views()[-self.crops :]
+        return _whole(self.byol.size, self.byol.first), *self.byol.views()[-self.crops :]
 
     def at_size(self, size: int) -> "LCBYOLConfig":
         """The same method on views of another size."""
@@ -172,7 +178,7 @@ class LCDINOConfig:
 
     def views(self) -> tuple[ViewSpec, ...]:
         """The whole image, made square, then DINO's crops."""
-        return ViewSpec(self.dino.size, self.dino.first), *self.dino.views()
+        return _whole(self.dino.size, self.dino.first), *self.dino.views()
 
     def at_size(self, size: int) -> "LCDINOConfig":
         """The same method on views of another size."""

@@ -95,7 +95,7 @@ class Shuffle:
 
 def in_groups(encode: Callable[[Tensor], Tensor], images: Tensor, groups: int) -> Tensor:
     """Encode images (B, ...) in parts of at least two, so that each part has its own batch statistics."""
-    parts = images.chunk(max(1, min(groups, len(images) // 2)))
+    parts = images.tensor_split(max(1, min(groups, len(images) // 2)))
     return torch.cat([encode(part) for part in parts])
 
 

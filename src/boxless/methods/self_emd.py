@@ -41,7 +41,8 @@ class SelfEMDConfig(UnequalCrops):
     pyramid: bool = True
     """Whether cells that are averages of several take part (spatial pyramid crops)."""
     marginals: Literal["vector", "mean"] = "vector"
-    """What cells of the other view are weighed by: its vector (eq. 13), or its mean cell (eq. 12, 2.3 AP worse)."""
+    """What cells of the other view are weighed by: its vector from BYOL's branch (eq. 13), or its mean cell, without
+    that branch and its loss (eq. 12; table 2's row, 2.3 AP worse, has neither pyramid nor third view)."""
     hidden: int = 4096
     """Width inside projectors and predictors (BYOL)."""
     output: int = 256
@@ -78,12 +79,14 @@ class SelfEMD(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = trunk.backbone.body
-        self.projector = mlp(trunk.body_width, config.hidden, config.output)
-        self.predictor = mlp(config.output, config.hidden, config.output)
+        self.with_vectors = config.marginals == "vector"
+        if self.with_vectors:
+            self.projector = mlp(trunk.body_width, config.hidden, config.output)
+            self.predictor = mlp(config.output, config.hidden, config.output)
+            self.target_projector = target_copy(self.projector)
         self.dense_projector = conv_mlp(trunk.body_width, config.hidden, config.output)
         self.dense_predictor = conv_mlp(config.output, config.hidden, config.output)
         self.target_encoder = target_copy(self.encoder)
-        self.target_projector = target_copy(self.projector)
         self.target_dense_projector = target_copy(self.dense_projector)
 
     def forward(
@@ -93,19 +96,23 @@ class SelfEMD(nn.Module):
         online, target = [], []  # each view's vector (B, output) and nodes (B, output, n), n by the view's size
         for view in views:
             features = self.encoder(view.image)["3"]  # C5: (B, C, h, w)
-            vector = self.predictor(self.projector(features.mean((2, 3))))
             cells = self.dense_predictor(self.dense_projector(features))
+            vector = cells.mean((2, 3))  # eq. 12
+            if self.with_vectors:
+                vector = self.predictor(self.projector(features.mean((2, 3))))  # eq. 13
             online.append((vector, self._nodes(cells)))
             with torch.no_grad():
                 features = self.target_encoder(view.image)["3"]
-                vector = self.target_projector(features.mean((2, 3)))
-                target.append((vector, self._nodes(self.target_dense_projector(features))))
+                cells = self.target_dense_projector(features)
+                vector = cells.mean((2, 3))
+                if self.with_vectors:
+                    vector = self.target_projector(features.mean((2, 3)))
+                target.append((vector, self._nodes(cells)))
         byol = emd = online[0][0].new_zeros(())
         for a, b in permutations(range(len(views)), 2):
             (v_x, x), (v_y, y) = online[a], target[b]
-            byol = byol + byol_loss(v_x, v_y)  # eq. 2
-            if self.config.marginals == "mean":
-                v_x, v_y = x.mean(2), y.mean(2)  # eq. 12 in place of eq. 13
+            if self.with_vectors:
+                byol = byol + byol_loss(v_x, v_y)  # eq. 2
             emd = emd + emd_loss(x, y, v_x, v_y, self.config.regularization, self.config.iterations)  # eqs. 4 to 11
         terms = {"byol": byol.detach(), "emd": emd.detach()}
         return MethodOutput(byol + emd, terms, online[0][0].detach(), target[1][0])

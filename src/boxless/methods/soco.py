@@ -14,6 +14,7 @@ Where paper and official code differ, this is the paper, and the code's way is a
   (`empty_places="copies"`: filled with copies anew in each view, which all match and weigh boxes unequally).
 - Nothing is cut out (`cut_out=0.5`: a square of every second box of V2 and V3).
 - All views show the same K boxes; the code draws them for each pair of views that do not show the same crop.
+- A jittered box grows about its centre; the code keeps its upper left corner.
 - Boxes are continuous; the code cuts them to the last pixel's index, one pixel short.
 """
 

@@ -10,6 +10,7 @@ the even spread and in nothing else. Departures from the authors' code:
 - While the prototypes are held, their gradient is zero and not absent; they are made unit length after each step and
   not before it.
 - The queue is one for all processes and need not be a multiple of the batch.
+- Residual blocks start as the identity, as for all methods here.
 - ImageNet's standard deviations without their typing error (0.228 for red).
 """
 

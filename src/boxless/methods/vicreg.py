@@ -5,7 +5,8 @@ together (eqs. 3 and 4): L = lambda s(Z, Z') + mu (v(Z) + v(Z')) + nu (c(Z) + c(
 feature map alone.
 
 As in the authors' code, for which the weights 25, 25 and 1 were found, s is a mean over dimensions too and the variance
-terms of the two views are averaged. The batch is that of all processes, and so is the gradient.
+terms of the two views are averaged. The batch is that of all processes, and so is the gradient. Crops are scaled
+bilinearly, in the code by cubic splines.
 """
 
 from dataclasses import dataclass

@@ -83,11 +83,15 @@ class PretrainOptim:
     momentum: float = 0.9
     """Of LARS and SGD."""
     warmup_epochs: float = 10
-    """Epochs from a hundredth of the peak up to it; at most a tenth of the run."""
-    final_lr: float = 1e-6
-    """Where the cosine ends, as in SoCo's code."""
+    """Epochs up to the peak; at most a tenth of the run."""
+    warmup_start: float = 0.0
+    """Where the warm-up begins, as a share of the peak (SoCo and PixPro: 0.01)."""
+    final_lr: float = 0.0
+    """Where the cosine ends, for a batch of `reference_batch`; scaled as base_lr is."""
     bias_lr_scale: float = 1.0
     """Factor on the learning rate of biases and norms."""
+    adapt_biases: bool = False
+    """Whether LARS decays and scales biases and norms too (SwAV)."""
     clip_norm: float | None = None
     """Largest norm of all gradients together; none by default."""
 

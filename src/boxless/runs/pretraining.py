@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ class Plan:
         steps = max(1, round(recipe.epochs * per_epoch))
         warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
         return Plan(batch, steps, per_epoch, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+
+    def learning_rates(self, optim: PretrainOptim) -> dict[str, Any]:
+        """What `warmup_cosine` wants beside the step."""
+        final = min(self.peak, optim.final_lr * self.batch / optim.reference_batch)
+        start = self.peak * optim.warmup_start
+        return dict(total_steps=self.steps, warmup_steps=self.warmup_steps, peak=self.peak, start=start, final=final)
 
 
 def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
@@ -178,9 +185,7 @@ def _pretrain(
             optimizer,
             fabric_batches(fabric, view_batches(dataset, order, workers, fabric.device.type == "cuda")),
             objective,
-            lambda step: warmup_cosine(
-                step, plan.steps, plan.warmup_steps, plan.peak, plan.peak / 100, min(recipe.optim.final_lr, plan.peak)
-            ),
+            partial(warmup_cosine, **plan.learning_rates(recipe.optim)),
             progress,
             journal,
             after_step,
@@ -268,7 +273,7 @@ def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
     for group in groups:
         group["lr_scale"] = settings.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
     if settings.name == "lars":
-        return Lars(groups, settings.base_lr, settings.momentum)
+        return Lars(groups, settings.base_lr, settings.momentum, adapt_biases=settings.adapt_biases)
     if settings.name == "sgd":
         return SGD(groups, lr=settings.base_lr, momentum=settings.momentum, foreach=True)
     return AdamW(groups, lr=settings.base_lr, fused=None if torch.cuda.is_available() else True)

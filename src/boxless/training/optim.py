@@ -16,7 +16,8 @@ class Lars(Optimizer):
 
     Per tensor `p` with gradient `g`: `g += weight_decay * p`, `g *= trust_coefficient * |p| / |g|` (factor 1 where
     either norm is 0), `m = momentum * m + g`, `p -= lr * m`. Tensors of at most one dimension (biases, norms) take
-    plain momentum SGD at the full rate: no decay, no scaling. The tensors of one group live on one device. Gradients
+    plain momentum SGD at the full rate: no decay, no scaling; with `adapt_biases` they are treated like the others, as
+    in SwAV's LARC. The tensors of one group live on one device. Gradients
     are left as they were, and nothing waits for the device.
     """
 
@@ -27,8 +28,10 @@ class Lars(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
+        adapt_biases: bool = False,
     ) -> None:
         defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
+        self.adapted_from = 0 if adapt_biases else 2
         super().__init__(params, defaults)
 
     @overload
@@ -46,8 +49,8 @@ class Lars(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            self._descend([p for p in params if p.ndim > 1], group, adapted=True)
-            self._descend([p for p in params if p.ndim <= 1], group, adapted=False)
+            self._descend([p for p in params if p.ndim >= self.adapted_from], group, adapted=True)
+            self._descend([p for p in params if p.ndim < self.adapted_from], group, adapted=False)
         return loss
 
     def _descend(self, params: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
@@ -106,7 +109,7 @@ def warmup_cosine(
 ) -> float:
     """Learning rate at `step`: a line from `start` to `peak`, then a cosine down to `final` at `total_steps`.
 
-    SoCo and PixPro: `start=peak / 100`, `final=1e-6`; BYOL: both 0.
+    SoCo and PixPro: `start=peak / 100`, `final=1e-6`; BYOL, Barlow Twins and DINO start from 0.
     """
     if step < warmup_steps:
         return start + (peak - start) * step / warmup_steps

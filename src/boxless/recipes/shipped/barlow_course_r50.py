@@ -6,8 +6,8 @@ boxless finetune --recipe faster-rcnn-course --data train.json --val val.json --
 
 Rengaraj Rajamohan, Liu and Wang, "Self-supervised learning for Object Detection" (NYU): crops show at least 40 % of the
 image, to keep the view of the whole; the projector is 2048 wide instead of 8192, for 512 000 images and not ImageNet's
-1.3 million; mean and standard deviation are the data's own (give yours as `boxless statistics` prints them). For
-VICReg, at 100 epochs: --recipe vicreg-r50 with the same --method.scale, --method.hidden and --method.output.
+1.3 million; mean and standard deviation are the data's own (give yours as `boxless statistics` prints them). Its other
+rows are vicreg-course-r50 and barlow-course-swin-t.
 
 The report names neither optimiser nor batch: they are barlow-r50's. The loss stood still from about epoch 110.
 Its Faster R-CNN: mAP 0.281 on validation images, 0.265 on test images (VICReg: 0.273). Not measured by us.

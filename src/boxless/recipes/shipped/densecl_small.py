@@ -3,7 +3,7 @@
 boxless pretrain --recipe densecl-small --data images/ --out runs/densecl
 
 Queues hold 32 batches, so that keys are not older than the key encoder's memory (momentum 0.99, 100 steps). Maps of
-96 px views have 3 x 3 cells.
+96 px views have 3 x 3 cells. Two groups of 16 images have batch statistics of their own.
 """
 
 from dataclasses import replace
@@ -11,4 +11,4 @@ from dataclasses import replace
 from boxless.methods.densecl import DenseCLConfig
 from boxless.recipes.shipped.soco_small import RECIPE as SOCO
 
-RECIPE = replace(SOCO, method=replace(DenseCLConfig().at_size(96), queue_length=1024, momentum=0.99))
+RECIPE = replace(SOCO, method=replace(DenseCLConfig().at_size(96), queue_length=1024, momentum=0.99, norm_groups=2))

@@ -7,11 +7,14 @@ pixels. No paper has this composition, its weights are a guess. Not measured by 
 """
 
 from boxless.methods.joint import JointConfig
-from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.recipes.schema import PretrainOptim, PretrainRecipe, ProposalOptions
 
 RECIPE = PretrainRecipe(
     method=JointConfig(),
-    optim=PretrainOptim(name="lars", base_lr=1.0, weight_decay=1e-5, warmup_epochs=10),
+    optim=PretrainOptim(
+        name="lars", base_lr=1.0, weight_decay=1e-5, warmup_epochs=10, warmup_start=0.01, final_lr=1.25e-7
+    ),
+    proposals=ProposalOptions(preset="paper"),
     epochs=100,
     batch_size=256,
 )

@@ -13,7 +13,9 @@ from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 
 RECIPE = PretrainRecipe(
     method=PixProConfig(),
-    optim=PretrainOptim(name="lars", base_lr=1.0, weight_decay=1e-5, warmup_epochs=5),
+    optim=PretrainOptim(
+        name="lars", base_lr=1.0, weight_decay=1e-5, warmup_epochs=5, warmup_start=0.01, final_lr=2.5e-7
+    ),
     epochs=100,
     batch_size=256,
 )

@@ -15,7 +15,9 @@ from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 RECIPE = PretrainRecipe(
     method=replace(SoCoConfig().at_size(96), momentum=0.97),
     trunk=TrunkConfig(backbone="resnet18", fpn_channels=64, box_head_width=256),
-    optim=PretrainOptim(name="adamw", base_lr=8e-3, weight_decay=1e-4, warmup_epochs=2),
+    optim=PretrainOptim(
+        name="adamw", base_lr=8e-3, weight_decay=1e-4, warmup_epochs=2, warmup_start=0.01, final_lr=1e-6
+    ),
     epochs=30,
     batch_size=32,
     checkpoint_every=100,

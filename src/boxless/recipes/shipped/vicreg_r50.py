@@ -3,7 +3,8 @@
 boxless pretrain --recipe vicreg-r50 --data images/ --out runs/vicreg
 
 The batch is what one large GPU holds; the learning rate follows it. The authors' is --batch_size 512 here, and for
-their 1000 epochs --batch_size 2048 --optim.base_lr 0.2. All parameters learn at one rate.
+their 1000 epochs --epochs 1000 --batch_size 2048 --optim.base_lr 0.2 --optim.final_lr 2e-4. All parameters learn at
+one rate.
 
 Without LARS and its warm-up, VICReg is known to explode at these learning rates. Not measured by us.
 """
