@@ -50,7 +50,8 @@ def test_lars_can_treat_biases_like_weights() -> None:
     bias.grad, weight.grad = gradients, gradients.view(1, 2)
     optimizer.step()
     torch.testing.assert_close(bias.data, weight.data[0])
-    torch.testing.assert_close(bias.data, values - 0.5 * 0.001 * values)  # a decayed gradient of 0.3 p has the ratio 0.001 / 0.3
+    # a decayed gradient of 0.3 p has the ratio 0.001 / 0.3
+    torch.testing.assert_close(bias.data, values - 0.5 * 0.001 * values)
 
 
 def test_lars_ratio_is_one_where_a_norm_is_zero() -> None:
