@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
+from small_methods import TRUNK, sized
 from torch import Tensor, nn
 
 from boxless.data.loader import Batch, ViewDataset, collate, fill_resized
@@ -23,12 +24,12 @@ from boxless.methods.dino import DINOConfig
 from boxless.methods.lc import LocalConfig
 from boxless.methods.parts import Queue
 from boxless.proposals.grid import grid_boxes
+from boxless.recipes.overrides import keys
 from boxless.recipes.schema import METHODS, PretrainOptim, PretrainRecipe
 from boxless.runs.pretraining import Objective, make_optimizer
 from boxless.training.state import load_checkpoint, save_checkpoint
 
 WIDTH, HEIGHT, IMAGES = 120, 90, 4
-TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
 TRUNKS = {
     "soco-c4": TrunkConfig("resnet18", neck="c4"),
     "up-detr": TrunkConfig(
@@ -74,9 +75,7 @@ each_method = pytest.mark.parametrize("name", sorted(METHODS))
 
 def small(name: str, **changes: object) -> MethodConfig:
     """A method's config with everything that costs time made small."""
-    fields = {field.name for field in dataclasses.fields(METHODS[name])}
-    values = {key: value for key, value in SMALL_FIELDS.items() if key in fields} | changes
-    return dataclasses.replace(METHODS[name](), **values)
+    return sized(name, SMALL_FIELDS, **changes)
 
 
 def trunk_of(name: str) -> Trunk:
@@ -144,6 +143,12 @@ def followers(method: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Target parameters with the online ones that they follow: `target_x` follows `x`."""
     parameters = dict(method.named_parameters())
     return [(value, parameters[key.replace("target_", "")]) for key, value in parameters.items() if "target_" in key]
+
+
+@each_method
+def test_every_hyper_parameter_is_explained(name: str) -> None:
+    entries = keys(METHODS[name]())
+    assert [key for key, entry in entries.items() if "." not in key and not entry.help] == ["name"]
 
 
 @each_method

@@ -2,37 +2,12 @@ import math
 
 import pytest
 import torch
+from small_methods import built, run, whole_views
 from torch import Tensor
 
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.geometry.affine import identity
-from boxless.geometry.view import View
-from boxless.methods.contract import MethodOutput
 from boxless.methods.densecl import DenseCL, DenseCLConfig
 
 CONFIG = DenseCLConfig(hidden=16, output=8, queue_length=12, dense_weight=0.3, norm_groups=2)
-
-
-def densecl() -> DenseCL:
-    """A small DenseCL whose key encoder differs from its query encoder."""
-    torch.manual_seed(0)
-    method = CONFIG.build(Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)))
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return method.train()
-
-
-def views(count: int = 4, seed: int = 1) -> tuple[View, View]:
-    images = torch.randn(2, count, 3, 96, 96, generator=torch.Generator().manual_seed(seed))
-    return View(images[0], identity(count)), View(images[1], identity(count))
-
-
-def run(method: DenseCL, pair: tuple[View, ...]) -> MethodOutput:
-    nothing = torch.zeros(len(pair[0].image), 1, 4)
-    return method(pair, nothing, nothing[..., 0] > 0, torch.Generator().manual_seed(0))
 
 
 def unit(vector: Tensor) -> Tensor:
@@ -65,7 +40,7 @@ def slow_loss(method: DenseCL, query: Tensor, key: Tensor) -> tuple[float, float
 
 
 def test_loss_is_the_papers() -> None:
-    method, pair = densecl().eval(), views()
+    method, pair = built(CONFIG).eval(), whole_views(4, 96, 96)
     whole, dense = torch.tensor([slow_loss(method, *images) for images in zip(*(v.image for v in pair), strict=True)]).T
     output = run(method, pair)
     assert output.terms["global"].item() == pytest.approx(whole.mean().item(), abs=1e-4)
@@ -74,18 +49,12 @@ def test_loss_is_the_papers() -> None:
     assert not torch.equal(output.terms["global"], output.terms["dense"])
 
 
-def test_order_of_the_batch_does_not_matter() -> None:
-    method, pair = densecl().eval(), views()
-    turned = tuple(View(v.image.flip(0), v.from_source) for v in pair)
-    assert run(method, pair).loss.item() == pytest.approx(run(method, turned).loss.item(), abs=1e-5)
-
-
 def test_queues_take_the_keys_of_all_batches_of_a_step() -> None:
-    method = densecl()
+    method = built(CONFIG)
     for module in method.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()  # so that the keys can be made again
-    batches = [views(seed=1), views(seed=2)]
+    batches = [whole_views(4, 96, 96, seed=seed) for seed in (1, 2)]
     before = method.queue.vectors.clone(), method.dense_queue.vectors.clone()
     keys, dense_keys = [], []
     for pair in batches:
@@ -103,11 +72,3 @@ def test_queues_take_the_keys_of_all_batches_of_a_step() -> None:
     run(method.eval(), batches[0])
     method.after_step(1, 10)
     assert torch.equal(method.queue.vectors, held)
-
-
-def test_both_views_are_augmented_as_in_moco_v2() -> None:
-    first, second = DenseCLConfig().views()
-    assert first == second and (first.size, first.scale) == (224, (0.2, 1.0))
-    look = first.photometric
-    assert (look.flip, look.jitter, look.gray, look.blur, look.blur_sigma) == (0.5, 0.8, 0.2, 0.5, (0.1, 2.0))
-    assert (look.brightness, look.contrast, look.saturation, look.hue, look.solarize) == (0.4, 0.4, 0.4, 0.1, 0)

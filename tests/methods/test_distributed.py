@@ -1,11 +1,11 @@
 """Two processes with half a batch each train as one process with the whole batch does."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_methods import sized
 from torch import Tensor, distributed, multiprocessing, nn
 
 from boxless.detectors.trunk import Trunk, TrunkConfig
@@ -13,7 +13,6 @@ from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.contract import MethodConfig
 from boxless.methods.parts import Queue, Shuffle
-from boxless.recipes.schema import METHODS
 from boxless.training.distributed import agreed, gather, own, synchronize_norms
 
 BATCH, SIDE, WORLD = 16, 32, 2
@@ -42,12 +41,7 @@ each_method = pytest.mark.parametrize("name", GATHERING)
 
 
 def config_of(name: str, world: int) -> MethodConfig:
-    fields = {field.name for field in dataclasses.fields(METHODS[name])}
-    values = {key: value for key, value in SIZES.items() if key in fields}
-    values |= CHANGES.get(name, {})
-    if "norm_groups" in fields:
-        values["norm_groups"] = WORLD // world
-    return dataclasses.replace(METHODS[name](), **values)
+    return sized(name, SIZES | {"norm_groups": WORLD // world}, **CHANGES.get(name, {}))
 
 
 def train(name: str, rank: int, world: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_methods import TRUNK, built
 from torch import Tensor, nn
 
 from boxless.detectors.trunk import Trunk, TrunkConfig
@@ -15,7 +16,6 @@ from boxless.methods.joint import Joint, JointConfig
 from boxless.methods.lc import LocalConfig, places
 from boxless.methods.soco import SoCo, SoCoConfig
 
-TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
 CONFIG = JointConfig(
     size=64, hidden=16, output=8, local=LocalConfig(hidden=16, output=8), boxes=3, jitter_probability=0.0
 )
@@ -24,15 +24,7 @@ BOXES = torch.tensor([[[10.0, 10, 60, 50], [20, 30, 90, 90]], [[30.0, 20, 70, 60
 
 
 def joint(config: JointConfig = CONFIG) -> Joint:
-    """A small method whose targets differ from what they follow."""
-    torch.manual_seed(0)
-    method = config.build(Trunk(TRUNK))
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return method
+    return built(config, spread=0.2)
 
 
 def views() -> tuple[View, ...]:

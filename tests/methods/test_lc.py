@@ -4,13 +4,12 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_methods import built, run
+from torch import Tensor
 
-from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.byol import BYOLConfig
-from boxless.methods.contract import Method, MethodOutput
 from boxless.methods.dino import DINOConfig
 from boxless.methods.lc import LCBYOLConfig, LCDINOConfig, LocalConfig, places
 
@@ -28,18 +27,6 @@ OTHER = ((0.0, 20.0, 50.0, 80.0), False)
 Window = tuple[tuple[float, ...], bool]
 
 
-def build(config: LCBYOLConfig | LCDINOConfig) -> nn.Module:
-    """A small method whose targets differ from what they follow."""
-    torch.manual_seed(0)
-    method = config.build(Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)))
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return method.train()
-
-
 def view(window: Window, size: int = 96, count: int = 2, seed: int = 1) -> View:
     """Random pixels that come from a window of the source."""
     image = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
@@ -47,11 +34,6 @@ def view(window: Window, size: int = 96, count: int = 2, seed: int = 1) -> View:
     maps = crop_and_resize(torch.tensor([edges]).expand(count, 4), size, size)
     shown = View(image, maps)
     return shown.mirrored(torch.ones(count, dtype=torch.bool)) if mirrored else shown
-
-
-def output(method: Method, *views: View) -> MethodOutput:
-    nothing = torch.zeros(len(views[0].image), 1, 4)
-    return method(views, nothing, nothing[..., 0] > 0, torch.Generator())
 
 
 def of_each_cell(f: Tensor, g: Tensor, kind: str) -> list[list[float]]:
@@ -102,14 +84,14 @@ def test_places_worked_example() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["contrastive", "mse"])
 def test_loss_on_byol_is_the_papers(kind: Literal["contrastive", "mse"]) -> None:
-    method = build(dataclasses.replace(WITH_BYOL, alpha=0.3, local=dataclasses.replace(LOCAL, kind=kind))).eval()
+    method = built(dataclasses.replace(WITH_BYOL, alpha=0.3, local=dataclasses.replace(LOCAL, kind=kind))).eval()
     whole, crop = view(WHOLE), view(CROP, seed=2)
     f = method.local.target_projector(method.byol.target_encoder(whole.image)["3"])
     g = method.local.projector(method.byol.encoder(crop.image)["3"])
     assert f.shape == g.shape == (2, 8, 3, 3)
     local = local_by_hand(f, g, CROP, kind)
-    both = output(method.byol, whole, crop).loss.item()
-    result = output(method, whole, crop)
+    both = run(method.byol, (whole, crop)).loss.item()
+    result = run(method, (whole, crop))
     assert result.terms["local"].item() == pytest.approx(local, abs=1e-4)
     assert result.terms["global"].item() == pytest.approx(both, abs=1e-5)
     assert result.loss.item() == pytest.approx(0.7 * both + 0.3 * local, abs=1e-4)  # eq. 5
@@ -117,25 +99,25 @@ def test_loss_on_byol_is_the_papers(kind: Literal["contrastive", "mse"]) -> None
 
 @torch.no_grad()
 def test_two_crops_leave_the_whole_image_to_the_target() -> None:
-    method = build(dataclasses.replace(WITH_BYOL, crops=2)).eval()
+    method = built(dataclasses.replace(WITH_BYOL, crops=2)).eval()
     whole, first, second = view(WHOLE), view(CROP, seed=2), view(OTHER, seed=3)
     f = method.local.target_projector(method.byol.target_encoder(whole.image)["3"])
     g = [method.local.projector(method.byol.encoder(crop.image)["3"]) for crop in (first, second)]
-    result = output(method, whole, first, second)
+    result = run(method, (whole, first, second))
     local = (local_by_hand(f, g[0], CROP) + local_by_hand(f, g[1], OTHER)) / 2
     assert result.terms["local"].item() == pytest.approx(local, abs=1e-4)
-    assert result.terms["global"].item() == pytest.approx(output(method.byol, first, second).loss.item(), abs=1e-5)
+    assert result.terms["global"].item() == pytest.approx(run(method.byol, (first, second)).loss.item(), abs=1e-5)
 
 
 @torch.no_grad()
 def test_loss_on_dino_adds_both_global_crops() -> None:
-    method = build(WITH_DINO).eval()
+    method = built(WITH_DINO).eval()
     whole, first, second, small = view(WHOLE), view(CROP, seed=2), view(OTHER, seed=3), view(CROP, 32, seed=4)
     f = method.local.target_projector(method.dino.target_encoder(whole.image)["3"])
     g = [method.local.projector(method.dino.encoder(crop.image)["3"]) for crop in (first, second)]
-    result = output(method, whole, first, second, small)
+    result = run(method, (whole, first, second, small))
     local = (local_by_hand(f, g[0], CROP) + local_by_hand(f, g[1], OTHER)) / 2
-    alone = output(method.dino, first, second, small).loss.item()
+    alone = run(method.dino, (first, second, small)).loss.item()
     assert result.terms["local"].item() == pytest.approx(local, abs=1e-4)
     assert result.loss.item() == pytest.approx(0.9 * alone + 0.1 * local, abs=1e-4)
 
@@ -143,8 +125,8 @@ def test_loss_on_dino_adds_both_global_crops() -> None:
 def test_dino_sees_its_own_crops_alone() -> None:
     """Norms and centre are those of DINO without the local term; the whole image's pixels reach neither."""
     crops = view(CROP, seed=2), view(OTHER, seed=3), view(CROP, 32, seed=4)
-    method, alone = build(WITH_DINO), build(WITH_DINO)
-    together, by_itself = output(method, view(WHOLE), *crops), output(alone.dino, *crops)
+    method, alone = built(WITH_DINO), built(WITH_DINO)
+    together, by_itself = run(method, (view(WHOLE), *crops)), run(alone.dino, crops)
     torch.testing.assert_close(together.terms["global"], by_itself.loss.detach())
     for each in (method, alone):
         each.dino.after_step(0, 10)
@@ -152,7 +134,7 @@ def test_dino_sees_its_own_crops_alone() -> None:
 
 
 def test_gradient_reaches_the_local_projector_and_nothing_of_the_target() -> None:
-    method = build(WITH_BYOL)
+    method = built(WITH_BYOL)
     whole, crop = view(WHOLE), view(CROP, seed=2)
     maps = [torch.randn(2, 512, 3, 3, requires_grad=True) for _ in range(2)]
     method.local(maps[0], whole, maps[1], crop).backward()
@@ -162,17 +144,9 @@ def test_gradient_reaches_the_local_projector_and_nothing_of_the_target() -> Non
 
 
 def test_views_without_a_common_place_teach_nothing() -> None:
-    method = build(WITH_BYOL)
+    method = built(WITH_BYOL)
     maps = [torch.randn(2, 512, 3, 3, requires_grad=True) for _ in range(2)]
     left, right = view(((0.0, 0.0, 40.0, 80.0), False)), view(((60.0, 0.0, 100.0, 80.0), False))
     loss = method.local(maps[0], left, maps[1], right)
     loss.backward()
     assert loss.item() == 0 and not maps[1].grad.any()
-
-
-def test_views_are_the_papers() -> None:
-    whole, crop = LCBYOLConfig().views()
-    assert (whole.scale, crop.scale, whole.size, crop.size) == (None, (0.08, 1.0), 224, 224)
-    assert [spec.scale for spec in LCBYOLConfig(crops=2).views()] == [None, (0.08, 1.0), (0.08, 1.0)]
-    assert [spec.scale for spec in LCDINOConfig().views()][:3] == [None, (0.14, 1.0), (0.14, 1.0)]
-    assert LCBYOLConfig().byol.momentum == 0.996

@@ -1,33 +1,19 @@
-import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from small_methods import built, run
 from torch import Tensor
 
-from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodOutput
 from boxless.methods.pixpro import PixPro, PixProConfig, _places
 
 CONFIG = PixProConfig(hidden=16, output=8)
 FIRST = [[0.0, 0, 300, 200], [20.0, 10, 140, 150], [0.0, 0, 90, 90]]
 SECOND = [[30.0, 20, 230, 190], [80.0, 40, 260, 130], [150.0, 100, 300, 200]]  # the last two do not overlap
 MIRRORED = [True, False, True]
-
-
-def pixpro(**changes: object) -> PixPro:
-    """A small PixPro whose target differs from its online network."""
-    torch.manual_seed(0)
-    config = dataclasses.replace(CONFIG, **changes)
-    method = config.build(Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)))
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return method.train()
 
 
 def views(first: list[list[float]] = FIRST, second: list[list[float]] = SECOND, size: int = 96) -> tuple[View, View]:
@@ -38,11 +24,6 @@ def views(first: list[list[float]] = FIRST, second: list[list[float]] = SECOND, 
         for image, windows in zip(images, (first, second), strict=True)
     )
     return one, two.mirrored(torch.tensor(MIRRORED[: len(first)]))
-
-
-def run(method: PixPro, pair: tuple[View, ...]) -> MethodOutput:
-    nothing = torch.zeros(len(pair[0].image), 1, 4)
-    return method(pair, nothing, nothing[..., 0] > 0, torch.Generator())
 
 
 def centre(window: list[float], mirrored: bool, x: int, y: int) -> tuple[float, float]:
@@ -92,7 +73,7 @@ def slow_loss(method: PixPro, pair: tuple[View, ...]) -> float:
 
 @pytest.mark.parametrize("normalize_values", [False, True])
 def test_loss_is_the_papers(normalize_values: bool) -> None:
-    method, pair = pixpro(normalize_values=normalize_values).eval(), views()
+    method, pair = built(replace(CONFIG, normalize_values=normalize_values)).eval(), views()
     output = run(method, pair)
     assert output.loss.item() == pytest.approx(slow_loss(method, pair), abs=1e-4)
     assert output.online.shape == output.target.shape == (3, 8)
@@ -100,14 +81,14 @@ def test_loss_is_the_papers(normalize_values: bool) -> None:
 
 @torch.no_grad()
 def test_cells_take_over_nothing_from_their_opposites() -> None:
-    method = pixpro(sharpness=2.0)
+    method = built(CONFIG)
     x = torch.randn(1, 8, 3, 3, generator=torch.Generator().manual_seed(1))  # half of all cosines are negative
     expected = torch.stack(propagated(method, list(x[0].double().flatten(1).T)), 1)
     torch.testing.assert_close(method.propagation(x)[0].flatten(1).double(), expected, atol=1e-5, rtol=0)
 
 
 def test_views_are_interchangeable_and_source_scale_does_not_matter() -> None:
-    method, pair = pixpro().eval(), views()
+    method, pair = built(CONFIG).eval(), views()
     expected = run(method, pair).loss.item()
     assert run(method, pair[::-1]).loss.item() == pytest.approx(expected, abs=1e-5)
     doubled = tuple(View(v.image, v.from_source * torch.tensor([0.5, 0.5, 1])) for v in pair)
@@ -115,7 +96,7 @@ def test_views_are_interchangeable_and_source_scale_does_not_matter() -> None:
 
 
 def test_views_without_overlap_teach_nothing() -> None:
-    method = pixpro()
+    method = built(CONFIG)
     output = run(method, views(FIRST[2:] * 2, SECOND[2:] * 2))
     output.loss.backward()
     assert output.loss.item() == 0

@@ -3,12 +3,10 @@ import math
 
 import pytest
 import torch
+from small_methods import built, pooled_alone, run, whole_views
 from torch import Tensor
 
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.geometry.affine import identity
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodOutput
 from boxless.methods.swav import SwAV, SwAVConfig
 
 CONFIG = SwAVConfig(size=64, local_size=32, local_crops=2, hidden=16, output=8, prototypes=6)
@@ -16,28 +14,16 @@ QUEUED = dataclasses.replace(CONFIG, queue_length=8, queue_start=0.2)
 
 
 def swav(config: SwAVConfig = CONFIG) -> SwAV:
-    torch.manual_seed(0)
-    method = config.build(Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)))
-    with torch.no_grad():
-        for parameter in method.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return method.train()
+    """A small SwAV, its prototypes as they start."""
+    return built(config, spread=0.0)
 
 
-def crops(count: int = 4, seed: int = 1) -> tuple[View, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.randn(count, 3, size, size, generator=generator) for size in (64, 64, 32, 32)]
-    return tuple(View(image, identity(count)) for image in images)
-
-
-def output(method: SwAV, views: tuple[View, ...]) -> MethodOutput:
-    nothing = torch.zeros(len(views[0].image), 1, 4)
-    return method(views, nothing, nothing[..., 0] > 0, torch.Generator())
+def crops(seed: int = 1) -> tuple[View, ...]:
+    return whole_views(4, 64, 64, 32, 32, seed=seed)
 
 
 def embedding(method: SwAV, image: Tensor) -> Tensor:
-    y = method.projector(method.encoder(image[None])["3"].mean((2, 3)))[0].double()
+    y = method.projector(pooled_alone(method.encoder, image))[0].double()
     return y / y.norm()
 
 
@@ -77,7 +63,7 @@ def loss_by_hand(method: SwAV, views: tuple[View, ...], queued: list[Tensor]) ->
 def test_loss_is_the_papers() -> None:
     method = swav().eval()
     none = torch.zeros(0, 8)
-    assert output(method, crops()).loss.item() == pytest.approx(loss_by_hand(method, crops(), [none, none]), abs=1e-4)
+    assert run(method, crops()).loss.item() == pytest.approx(loss_by_hand(method, crops(), [none, none]), abs=1e-4)
 
 
 @torch.no_grad()
@@ -85,58 +71,39 @@ def test_queue_is_filled_after_its_start_and_counts_once_full() -> None:
     method = swav(QUEUED)
     none = torch.zeros(0, 8)
     empty = [queue.vectors.clone() for queue in method.queues]
-    output(method, crops(seed=5))
+    run(method, crops(seed=5))
     method.after_step(0, 10)  # 0.1 of the run is over: before the start
-    output(method, crops(seed=5))
+    run(method, crops(seed=5))
     method.after_step(1, 10)
     assert all(torch.equal(queue.vectors, was) for queue, was in zip(method.queues, empty, strict=True))
     kept = []
     for step in (2, 3):
         method.eval()
-        assert output(method, crops()).loss.item() == pytest.approx(
+        assert run(method, crops()).loss.item() == pytest.approx(
             loss_by_hand(method, crops(), [none, none]), abs=1e-4
         ), "not full yet"
         method.train()
-        seen = output(method, crops(seed=step))
+        seen = run(method, crops(seed=step))
         kept.append((seen.online, seen.target))
         method.after_step(step, 10)
     for number, queue in enumerate(method.queues):
         torch.testing.assert_close(queue.vectors, torch.cat([pair[number] for pair in kept]))
     method.eval()
     by_hand = loss_by_hand(method, crops(), [queue.vectors for queue in method.queues])
-    assert output(method, crops()).loss.item() == pytest.approx(by_hand, abs=1e-4)
+    assert run(method, crops()).loss.item() == pytest.approx(by_hand, abs=1e-4)
     assert abs(by_hand - loss_by_hand(method, crops(), [none, none])) > 0.01
-
-
-def test_images_and_global_crops_are_interchangeable() -> None:
-    method = swav().eval()
-    first, second, *local = crops()
-    expected = output(method, (first, second, *local)).loss.item()
-    assert output(method, (second, first, *local[::-1])).loss.item() == pytest.approx(expected, abs=1e-5)
-    turned = tuple(View(view.image.roll(1, 0), view.from_source) for view in crops())
-    assert output(method, turned).loss.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_prototypes_are_held_at_first_and_stay_on_the_sphere() -> None:
     method = swav()
     lengths = method.prototypes.weight.norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones(6))
-    output(method, crops()).loss.backward()
+    run(method, crops()).loss.backward()
     assert method.prototypes.weight.grad is not None and not method.prototypes.weight.grad.any()
     method.after_step(0, 10)
-    output(method, crops()).loss.backward()
+    run(method, crops()).loss.backward()
     assert method.prototypes.weight.grad.any()
     with torch.no_grad():
         method.prototypes.weight.mul_(3)
     method.after_step(1, 10)
     torch.testing.assert_close(method.prototypes.weight.norm(dim=1), torch.ones(6))
-
-
-def test_crops_are_the_papers() -> None:
-    views = SwAVConfig().views()
-    assert [view.size for view in views] == [224] * 2 + [96] * 6
-    assert [view.scale for view in views] == [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6
-    look = views[0].photometric
-    assert (look.brightness, look.contrast, look.saturation, look.hue) == (0.8, 0.8, 0.8, 0.2)
-    assert (look.jitter, look.gray, look.blur, look.solarize) == (0.8, 0.2, 0.5, 0.0)
-    assert all(view.photometric == look for view in views)
