@@ -1,5 +1,6 @@
 """`boxless probe`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ def probe(
     val: str | None = None,
     kind: Literal["linear", "knn", "svm", "low_shot", "few_shot", "correspondence"] = "linear",
     size: int = 224,
-    preset: Literal["moco", "barlow", "vicreg"] = "barlow",
+    preset: Literal["sweep", "moco", "barlow", "vicreg"] = "sweep",
     level: Literal["C5", "P2", "P3", "P4", "P5"] = "C5",
     backbone: str | None = None,
     seed: int = 0,
@@ -40,11 +41,12 @@ def probe(
         kind: What is measured.
         size: Of the views, px. An image of a class folder is resized to 8/7 of it and its centre cut out; objects are
             cut out with a tenth of margin, as squares.
-        preset: Of linear: learning rate, decay and schedule as of that paper.
+        preset: Of linear: learning rate, decay and schedule of that paper, or Barlow Twins' with a learning rate chosen
+            for each of the weights on a fifth of the training examples (sweep).
         level: Of correspondence: C5, or a map of the FPN where the weights have one.
         backbone: Of weights that are no run, and of none; by default that of the first run, or else resnet50.
         seed: Of random weights, draws and colours.
-        workers: Processes that decode; by default one a core, at most 8.
+        workers: Processes that decode images and fit SVMs; by default one a core, at most 8.
         quiet: Print nothing.
 
     Returns:
@@ -57,8 +59,10 @@ def probe(
     from boxless.evaluation.probes import LINEAR
     from boxless.runs.features import MAPS, load_frozen
     from boxless.runs.probing import NOTES, Probing, run_probe
+    from boxless.runs.setup import worker_count
 
-    for name, value, choices in (("kind", kind, NOTES), ("preset", preset, LINEAR), ("level", level, MAPS)):
+    known = (("kind", kind, NOTES), ("preset", preset, ("sweep", *LINEAR)), ("level", level, MAPS))
+    for name, value, choices in known:
         if value not in choices:
             raise UserError(f"{name}: {value!r}; expected {', '.join(choices)}")
     if size < 32 or (workers is not None and workers < 0):
@@ -66,8 +70,10 @@ def probe(
     if Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"out {out}: is a file; name a folder")
     networks = load_frozen([weights] if isinstance(weights, str) else weights, backbone, seed)
-    settings = Probing(kind, data, val, size, preset, level, seed)
-    result = run_probe(networks, settings, Path(out), workers, quiet)
+    if not quiet:
+        print("\n".join(f"{network.name}: {network.report}" for network in networks), file=sys.stderr, flush=True)
+    settings = Probing(kind, data, val, size, preset, level, seed, worker_count(workers, 8))
+    result = run_probe(networks, settings, Path(out), quiet)
     if not quiet:
         print(f"\n{result}\n\nwritten: {out}/{kind}.md, {kind}.csv, figures/{kind}.png")
     return result

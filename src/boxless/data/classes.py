@@ -191,8 +191,8 @@ class ExampleDataset(Dataset[Examples]):
 
 def _cut_padded(image: NDArray[np.uint8], window: Window, step: int, size: int) -> NDArray[np.uint8]:
     """A window, in px of a source that is `step` times as large; beyond the edges the image's last pixels go on."""
-    x1, y1, x2, y2 = (round(edge / step) for edge in window)
-    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    x1, y1 = round(window[0] / step), round(window[1] / step)
+    x2, y2 = (start + max(1, round((window[i + 2] - window[i]) / step)) for i, start in enumerate((x1, y1)))
     height, width = image.shape[:2]
     top, bottom, left, right = max(0, -y1), max(0, y2 - height), max(0, -x1), max(0, x2 - width)
     part = image[max(y1, 0) : y2, max(x1, 0) : x2]

@@ -5,13 +5,15 @@ evaluation augments its training images (crops, flips), so that its scores are n
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, precision_recall_curve
@@ -31,6 +33,7 @@ LOW_SHOT = (1, 2, 4, 8, 16)
 """Images per class."""
 LOW_SHOT_DRAWS = 5
 EPISODES = 600
+"""Of few_shot."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ LINEAR = {
     "barlow": LinearPreset(0.3, 1e-6, "cosine"),
     "vicreg": LinearPreset(0.02, 1e-6, "cosine"),
 }
-"""Settings of MoCo (SoCo's and DetCo's too), Barlow Twins and VICReg; MoCo's suit the small scale of its features."""
+"""Settings of MoCo (SoCo's and DetCo's too), Barlow Twins and VICReg. A rate suits the scale of its paper's features:
+elsewhere 30 may diverge and 0.02 hardly learn."""
+SWEEP = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
+"""Learning rates that `swept` chooses from."""
 
 
 def linear_predict(
@@ -91,6 +97,30 @@ def linear_predict(
     Raises:
         UserError: where the loss is not finite at the preset's learning rate.
     """
+    linear, finite = _fit_linear(train, labels, classes, preset, seed)
+    if not finite:
+        raise UserError(f"linear: the loss is not finite at a learning rate of {preset.lr}; take the preset sweep")
+    with torch.no_grad():
+        return linear(queries).argmax(1).cpu().numpy()  # type: ignore[no-any-return]
+
+
+def swept(train: Tensor, labels: Tensor, classes: int, seed: int) -> LinearPreset:
+    """Barlow Twins' preset with the learning rate that classifies a held-out fifth of the training examples best.
+
+    So weights are compared fairly whose features differ in scale, as those of random and of trained networks do.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(train.device)
+    held, kept = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
+
+    def accuracy(rate: float) -> float:
+        linear, finite = _fit_linear(train[kept], labels[kept], classes, replace(LINEAR["barlow"], lr=rate), seed)
+        return float((linear(train[held]).argmax(1) == labels[held]).double().mean()) if finite else -1.0
+
+    return replace(LINEAR["barlow"], lr=max(SWEEP, key=accuracy))
+
+
+def _fit_linear(train: Tensor, labels: Tensor, classes: int, preset: LinearPreset, seed: int) -> tuple[nn.Linear, bool]:
+    """A trained classifier, and whether its loss stayed finite."""
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(train.shape[1], classes)
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
@@ -104,10 +134,7 @@ def linear_predict(
             loss = cross_entropy(linear(train[rows]), labels[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    if not loss.isfinite():
-        raise UserError(f"linear: the loss is not finite at a learning rate of {preset.lr}; take a preset with a lower")
-    with torch.no_grad():
-        return linear(queries).argmax(1).cpu().numpy()  # type: ignore[no-any-return]
+    return linear, bool(loss.isfinite())
 
 
 def knn_predict(
@@ -143,7 +170,7 @@ def interpolated_ap(scores: Floats, present: NDArray[np.bool_], points: int | No
     return float(np.mean([precision[recall >= each].max(initial=0) for each in wanted]))
 
 
-def svm_scores(train: Floats, present: NDArray[np.int8], queries: Floats, seed: int) -> Floats:
+def svm_scores(train: Floats, present: NDArray[np.int8], queries: Floats, seed: int, processes: int = 1) -> Floats:
     """One linear SVM per class on L2-normalised features (N, D), its C chosen by three-fold average precision.
 
     `present` (N, C): classes at 1 are positive, all else negative. A class with fewer than two positive (or negative)
@@ -154,13 +181,17 @@ def svm_scores(train: Floats, present: NDArray[np.int8], queries: Floats, seed: 
         Scores (M, C) of the queries; NaN for a class that training shows everywhere or nowhere.
     """
     known, asked = _unit(train), _unit(queries)
-    scores = np.full((len(asked), present.shape[1]), np.nan)
-    for number, column in enumerate((present == 1).T):
-        if 0 < column.sum() < len(column):
-            scores[:, number] = _fit_svm(known, column, _choose_cost(known, column, seed), seed).decision_function(
-                asked
-            )
-    return scores
+    work = [delayed(_svm_of_class)(known, marks == 1, asked, seed) for marks in present.T]
+    return np.stack(Parallel(n_jobs=max(1, min(processes, len(work))))(work), 1)
+
+
+def _svm_of_class(
+    known: Floats, positive: NDArray[np.bool_], asked: Floats, seed: int, cost: float | None = None
+) -> Floats:
+    if not 0 < positive.sum() < len(positive):
+        return np.full(len(asked), np.nan)
+    svm = _fit_svm(known, positive, cost or _choose_cost(known, positive, seed), seed)
+    return svm.decision_function(asked)  # type: ignore[no-any-return]
 
 
 def _choose_cost(features: Floats, positive: NDArray[np.bool_], seed: int) -> float:
@@ -211,11 +242,8 @@ def low_shot(
         orders = [random.permutation(np.flatnonzero(column == 1)) for column in present.T]
         for k in LOW_SHOT:
             rows = np.unique(np.concatenate([order[:k] for order in orders]))
-            scores = np.full((len(unknown), present.shape[1]), np.nan)
-            for number, positive in enumerate((present[rows] == 1).T):
-                if 0 < positive.sum() < len(positive):
-                    scores[:, number] = _fit_svm(known[rows], positive, 1.0, seed).decision_function(unknown)
-            results[k].append(mean_known(class_aps(scores, asked)))
+            scores = [_svm_of_class(known[rows], marks == 1, unknown, seed, 1.0) for marks in present[rows].T]
+            results[k].append(mean_known(class_aps(np.stack(scores, 1), asked)))
     return {k: np.array(values) for k, values in results.items()}
 
 
@@ -223,7 +251,7 @@ def few_shot(
     features: Floats,
     labels: Ints,
     seed: int,
-    episodes: int = EPISODES,
+    episodes: int,
     ways: int = 5,
     shots: int = 5,
     queries: int = 15,
@@ -262,9 +290,9 @@ def share_score(weights: str, measure: str, right: NDArray[np.bool_]) -> Score:
 
 
 def mean_score(weights: str, measure: str, values: Floats) -> Score:
-    """The mean of values (n,) with its 95 % interval of 1.96 standard errors."""
+    """The mean of values (n,) with its 95 % interval (t distribution: 1.96 standard errors for many values)."""
     mean, n = float(values.mean()), len(values)
-    half = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else float("nan")
+    half = float(student_t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
     return Score(weights, measure, mean, mean - half, mean + half, n)
 
 

@@ -23,7 +23,7 @@ from boxless.detectors.trunk import LEVELS, Trunk, TrunkConfig
 from boxless.detectors.weights import load_trunk
 from boxless.evaluation.correspondence import PairDataset, best_matches
 from boxless.runs.detecting import open_run
-from boxless.runs.setup import make_fabric, worker_count
+from boxless.runs.setup import make_fabric
 from boxless.runs.weights import weights_file
 
 FORMAT = 1
@@ -124,13 +124,12 @@ class Extractor:
     Args:
         folder: of the files.
         size: of the views, px.
-        workers: processes that decode; by default one a core.
+        workers: processes that decode.
         quiet: print nothing.
     """
 
-    def __init__(self, folder: Path, size: int, workers: int | None, quiet: bool) -> None:
-        self.folder, self.size, self.quiet = folder, size, quiet
-        self.workers = worker_count(workers, 8)
+    def __init__(self, folder: Path, size: int, workers: int, quiet: bool) -> None:
+        self.folder, self.size, self.workers, self.quiet = folder, size, workers, quiet
         self.device = make_fabric("32-true").device
 
     def vectors(self, network: Frozen, data: ClassifiedData) -> Features:
@@ -150,7 +149,7 @@ class Extractor:
 
         windows = data.windows if isinstance(data.windows, str) else _digest(data.windows.tobytes())
         key = {"what": "mean of C5", "windows": windows, "data": _fingerprint(data.paths)}
-        tensors, skipped = self._kept(network, key, compute)
+        tensors, skipped = self._kept(network, key, len(set(data.paths)), compute)
         return Features(tensors["vectors"], tensors["rows"].numpy(), skipped)
 
     def matches(self, network: Frozen, paths: Paths, level: str, seed: int) -> tuple[Tensor, int, dict[str, str]]:
@@ -175,7 +174,7 @@ class Extractor:
 
         files = [paths.path(row) for row in range(len(paths))]
         key = {"what": f"matches on {level}", "seed": seed, "data": _fingerprint(files)}
-        tensors, skipped = self._kept(network, key, compute)
+        tensors, skipped = self._kept(network, key, len(paths), compute)
         return tensors["matches"], int(tensors["columns"]), skipped
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[list[Any]]:
@@ -189,6 +188,7 @@ class Extractor:
         self,
         network: Frozen,
         key: Mapping[str, object],
+        count: int,
         compute: Callable[[], tuple[dict[str, Tensor], dict[str, str]]],
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What was computed before for the same weights, data and settings, or else now."""
@@ -201,7 +201,7 @@ class Extractor:
                 return tensors, json.loads(file.metadata()["skipped"])
         except (OSError, SafetensorError):  # not there, or broken
             pass
-        self._say(f"{network.name}: computing features ({network.report})")
+        self._say(f"{network.name}: computing features of {count} images")
         tensors, skipped = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -28,8 +28,8 @@ WHOLE_IMAGES = ("svm", "low_shot")
 WITHOUT_VAL = ("few_shot", "correspondence")
 
 NOTES = {
-    "linear": "Top-1 accuracy of a linear classifier trained by the {preset} preset on features without augmentation "
-    "(the papers augment: no comparison with their tables); in brackets Wilson's 95 % interval over n examples.",
+    "linear": "Top-1 accuracy of a linear classifier (preset {preset}) on features without augmentation (the papers "
+    "augment: no comparison with their tables); in brackets Wilson's 95 % interval over n examples.",
     "knn": "Top-1 accuracy of the 200 nearest neighbours (of all, where there are fewer), weighted as in DINO; in "
     "brackets Wilson's 95 % interval over n examples.",
     "svm": "Mean over classes of the average precision of one linear SVM each, on n images: the area below the "
@@ -54,6 +54,7 @@ class Probing:
     preset: str
     level: str
     seed: int
+    processes: int
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ class ProbeResult:
         return "\n".join(lines)
 
 
-def run_probe(
-    networks: Sequence[Frozen], settings: Probing, out: Path, workers: int | None, quiet: bool
-) -> ProbeResult:
+def run_probe(networks: Sequence[Frozen], settings: Probing, out: Path, quiet: bool) -> ProbeResult:
     """Measure each network, and write the table and the figures.
 
     Raises:
@@ -96,7 +95,7 @@ def run_probe(
     """
     if settings.val is None and settings.kind not in WITHOUT_VAL:
         raise UserError(f"kind {settings.kind} needs --val: examples to measure on, beside those of --data")
-    extractor = Extractor(out / "features", settings.size, workers, quiet)
+    extractor = Extractor(out / "features", settings.size, settings.processes, quiet)
     probe = _correspondence if settings.kind == "correspondence" else _classification
     result = probe(networks, settings, extractor, out)
     write_text(out / f"{settings.kind}.csv", _csv(result))
@@ -192,14 +191,9 @@ def read_data(settings: Probing) -> tuple[ClassifiedData, ClassifiedData | None]
 
 
 def _linear(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
-    found = probes.linear_predict(
-        train.features.vectors,
-        torch.from_numpy(train.labels),
-        test.features.vectors,
-        train.present.shape[1],
-        probes.LINEAR[settings.preset],
-        settings.seed,
-    )
+    vectors, labels, classes = train.features.vectors, torch.from_numpy(train.labels), train.present.shape[1]
+    preset = probes.LINEAR.get(settings.preset) or probes.swept(vectors, labels, classes, settings.seed)
+    found = probes.linear_predict(vectors, labels, test.features.vectors, classes, preset, settings.seed)
     return [probes.share_score(name, "accuracy", found == test.labels)]
 
 
@@ -210,7 +204,7 @@ def _knn(name: str, train: _Split, test: _Split, _: Probing) -> list[Score]:
 
 
 def _svm(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
-    scores = probes.svm_scores(train.vectors, train.present, test.vectors, settings.seed)
+    scores = probes.svm_scores(train.vectors, train.present, test.vectors, settings.seed, settings.processes)
     rules: dict[str, int | None] = {"mAP": None, "mAP, 11 points": 11}
     values = {rule: probes.mean_known(probes.class_aps(scores, test.present, points)) for rule, points in rules.items()}
     return [Score(name, rule, value, math.nan, math.nan, len(test.present)) for rule, value in values.items()]
@@ -225,7 +219,8 @@ def _few_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list
     pooled = [train] if test is train else [train, test]
     vectors = np.concatenate([split.vectors for split in pooled])
     labels = np.concatenate([split.labels for split in pooled])
-    return [probes.mean_score(name, "5-way 5-shot accuracy", probes.few_shot(vectors, labels, settings.seed))]
+    found = probes.few_shot(vectors, labels, settings.seed, probes.EPISODES)
+    return [probes.mean_score(name, "5-way 5-shot accuracy", found)]
 
 
 MEASURES: dict[str, Callable[[str, _Split, _Split, Probing], list[Score]]] = {
