@@ -61,5 +61,5 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     assert str(run(jobs=1)) == str(first)
     changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]
     assert [path.parent.parent.parent.name for path in changed] == ["soco"]
-    with pytest.raises(UserError, match=r"pretrain/byol: holds a run with other settings \(init was None, is .*run"):
+    with pytest.raises(UserError, match=r"byol: holds a run with other settings \(init was None, is .*soco.weights"):
         run(jobs=1, init=str(out / "pretrain" / "soco"))
