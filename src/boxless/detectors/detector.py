@@ -26,7 +26,8 @@ def build_detector(trunk: Trunk, classes: int, config: DetectorConfig, keypoints
         return SparseRCNN(trunk, classes, config)
     if config.kind in ("retinanet", "fcos"):
         return one_stage(trunk, classes, config)
-    return two_stage(trunk, classes, config, keypoints)
+    detector: nn.Module = two_stage(trunk, classes, config, keypoints)
+    return detector
 
 
 def build_trunk(trunk: TrunkConfig, config: DetectorConfig) -> Trunk:
