@@ -94,9 +94,10 @@ def test_heads_have_the_papers_proportions_and_heatmaps_full_precision() -> None
     _, model = detector()
     convolutions = [m for m in model.roi_heads.keypoint_head if isinstance(m, nn.Conv2d)]
     assert [m.out_channels for m in convolutions] == [2 * 16] * 8  # the paper: 512 on a pyramid of 256
+    maps = torch.rand(2, 32, 14, 14, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        heatmaps = model.roi_heads.keypoint_predictor(torch.rand(2, 32, 14, 14, dtype=torch.bfloat16))
-    assert heatmaps.dtype == torch.float32 and heatmaps.shape == (2, POINTS, 56, 56)
+        heatmaps = model.to(memory_format=torch.channels_last).roi_heads.keypoint_predictor(maps)
+    assert heatmaps.dtype == torch.float32 and heatmaps.shape == (2, POINTS, 56, 56) and heatmaps.is_contiguous()
 
 
 def test_nothing_found_has_no_keypoints() -> None:

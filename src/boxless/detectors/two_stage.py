@@ -114,13 +114,16 @@ def _keypoint_branch(trunk: Trunk, keypoints: int) -> dict[str, nn.Module]:
 
 
 class FullPrecisionPredictor(KeypointRCNNPredictor):  # type: ignore[misc]
-    """torchvision's heatmaps of keypoints, which in half precision would have their highest value in many places."""
+    """torchvision's heatmaps of keypoints, which in half precision would have their highest value in many places.
+
+    Its loss views them as (R K, 56 56), which channels that lie last in memory do not allow.
+    """
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (R, C, 14, 14) to heatmaps (R, K, 56, 56)."""
         with torch.autocast(maps.device.type, enabled=False):
             heatmaps: Tensor = super().forward(maps.float())
-        return heatmaps
+        return heatmaps.contiguous()
 
 
 class NormedLastStage(LastStage):
