@@ -12,7 +12,7 @@ import boxless
 from boxless.cli import main
 from boxless.data.classes import ClassifiedData, ExampleDataset, read_classified
 from boxless.errors import UserError
-from boxless.evaluation import probes
+from boxless.evaluation import probes, svm
 from boxless.runs import features, probing
 
 SMALL = {"backbone": "resnet18", "size": 64, "workers": 0, "quiet": True}
@@ -47,7 +47,7 @@ def splits(folders: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["linear", "knn", "svm", "low_shot", "few_shot"])
 def test_digits_as_class_folders(folders: Path, weights: str, tmp_path: Path, kind: str, monkeypatch) -> None:
-    monkeypatch.setattr(probes, "GRID", (1.0, 100.0))
+    monkeypatch.setattr(svm, "GRID", (1.0, 100.0))
     monkeypatch.setattr(probes, "EPISODES", 30)
     if kind != "low_shot":  # figures take longer than all the rest
         monkeypatch.setattr(probing, "save", lambda *_: None)

@@ -51,7 +51,8 @@ class ClassifiedData:
     @property
     def labels(self) -> NDArray[np.int64]:
         """The class of each example (N,), where each has one."""
-        return self.present.argmax(1)
+        labels: NDArray[np.int64] = self.present.argmax(1)
+        return labels
 
     def subset(self, rows: NDArray[np.int64]) -> "ClassifiedData":
         """The examples at `rows`, in their order."""

@@ -4,34 +4,24 @@ Features are vectors (N, D), one per image or object. They are made once and wit
 evaluation augments its training images (crops, flips), so that its scores are not to be compared with these.
 """
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, precision_recall_curve
-from sklearn.model_selection import StratifiedKFold
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from boxless.errors import UserError
+from boxless.evaluation.svm import unit_length
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-GRID = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))
-"""Costs C that an SVM chooses from (OpenSelfSup's, which DetCo used)."""
-LOW_SHOT = (1, 2, 4, 8, 16)
-"""Images per class."""
-LOW_SHOT_DRAWS = 5
 EPISODES = 600
 """Of few_shot."""
 
@@ -129,7 +119,7 @@ def _fit_linear(train: Tensor, labels: Tensor, classes: int, preset: LinearPrese
     optimizer = torch.optim.SGD(linear.parameters(), preset.lr, momentum=0.9, weight_decay=preset.weight_decay)
     for epoch in range(preset.epochs):
         optimizer.param_groups[0]["lr"] = preset.learning_rate(epoch)
-        for rows in torch.randperm(len(train), generator=generator).to(train.device).split(preset.batch):
+        for rows in torch.split(torch.randperm(len(train), generator=generator).to(train.device), preset.batch):
             optimizer.zero_grad()
             loss = cross_entropy(linear(train[rows]), labels[rows])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -147,104 +137,11 @@ def knn_predict(
     """
     known = normalize(train, dim=1)
     predictions = []
-    for part in normalize(queries, dim=1).split(1024):
+    for part in torch.split(normalize(queries, dim=1), 1024):
         similarity, nearest = (part @ known.T).topk(min(k, len(known)))
         votes = part.new_zeros(len(part), classes).scatter_add_(1, labels[nearest], (similarity / temperature).exp())
         predictions.append(votes.argmax(1).cpu())
-    return torch.cat(predictions).numpy()  # type: ignore[no-any-return]
-
-
-def interpolated_ap(scores: Floats, present: NDArray[np.bool_], points: int | None = None) -> float:
-    """Average precision of a ranking (N,), 0..1; NaN where nothing is present.
-
-    Precision at a recall is the highest at that recall or above. `points` of recall, evenly from 0 to 1, are averaged
-    (11 in VOC 2007's own rule); None takes the area below the curve, as the SVM protocol does.
-    """
-    if not present.any():
-        return float("nan")
-    precision, recall, _ = precision_recall_curve(present, scores)
-    precision, recall = np.maximum.accumulate(precision[:-1]), recall[:-1]  # recall falls; the last point is made up
-    if points is None:
-        return float(np.sum(precision * -np.diff(recall, append=0)))
-    wanted = np.arange(points) / (points - 1)
-    return float(np.mean([precision[recall >= each].max(initial=0) for each in wanted]))
-
-
-def svm_scores(train: Floats, present: NDArray[np.int8], queries: Floats, seed: int, processes: int = 1) -> Floats:
-    """One linear SVM per class on L2-normalised features (N, D), its C chosen by three-fold average precision.
-
-    `present` (N, C): classes at 1 are positive, all else negative. A class with fewer than two positive (or negative)
-    images has no folds, and takes C = 1. OpenSelfSup's settings, which DetCo's VOC07 table used; there features are
-    maps pooled to 2 x 2 cells, here to one.
-
-    Returns:
-        Scores (M, C) of the queries; NaN for a class that training shows everywhere or nowhere.
-    """
-    known, asked = _unit(train), _unit(queries)
-    work = [delayed(_svm_of_class)(known, marks == 1, asked, seed) for marks in present.T]
-    return np.stack(Parallel(n_jobs=max(1, min(processes, len(work))))(work), 1)
-
-
-def _svm_of_class(
-    known: Floats, positive: NDArray[np.bool_], asked: Floats, seed: int, cost: float | None = None
-) -> Floats:
-    if not 0 < positive.sum() < len(positive):
-        return np.full(len(asked), np.nan)
-    svm = _fit_svm(known, positive, cost or _choose_cost(known, positive, seed), seed)
-    return svm.decision_function(asked)  # type: ignore[no-any-return]
-
-
-def _choose_cost(features: Floats, positive: NDArray[np.bool_], seed: int) -> float:
-    splits = min(3, int(positive.sum()), int((~positive).sum()))
-    if splits < 2:
-        return 1.0
-    folds = list(StratifiedKFold(splits).split(features, positive))
-
-    def score(cost: float) -> float:
-        fitted = [(_fit_svm(features[rows], positive[rows], cost, seed), held) for rows, held in folds]
-        return float(
-            np.mean([average_precision_score(positive[h], svm.decision_function(features[h])) for svm, h in fitted])
-        )
-
-    return max(GRID, key=score)
-
-
-def _fit_svm(features: Floats, positive: NDArray[np.bool_], cost: float, seed: int) -> LinearSVC:
-    svm = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, tol=1e-4, max_iter=2000, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops there, converged or not
-        return svm.fit(features, np.where(positive, 1, -1))
-
-
-def class_aps(scores: Floats, present: NDArray[np.int8], points: int | None = None) -> Floats:
-    """Interpolated AP of each class (C,) by scores (M, C); images that only hide a class (-1) do not count for it."""
-    aps = []
-    for column, marks in zip(scores.T, present.T, strict=True):
-        shown = marks >= 0
-        usable = bool(np.isfinite(column).all())
-        aps.append(interpolated_ap(column[shown], marks[shown] == 1, points) if usable else float("nan"))
-    return np.array(aps)
-
-
-def low_shot(
-    train: Floats, present: NDArray[np.int8], queries: Floats, asked: NDArray[np.int8], seed: int
-) -> dict[int, Floats]:
-    """mAP from few training images per class: number of images -> mAP of each draw.
-
-    A draw takes k images of every class (all that it has, where there are fewer); larger k keep the images of smaller
-    ones. Per class an SVM with C = 1 learns from all images drawn: choosing C, as FAIR's script does, on the images
-    that are measured on would be cheating.
-    """
-    known, unknown = _unit(train), _unit(queries)
-    results: dict[int, list[float]] = {k: [] for k in LOW_SHOT}
-    for draw in range(LOW_SHOT_DRAWS):
-        random = np.random.default_rng((seed, draw))
-        orders = [random.permutation(np.flatnonzero(column == 1)) for column in present.T]
-        for k in LOW_SHOT:
-            rows = np.unique(np.concatenate([order[:k] for order in orders]))
-            scores = [_svm_of_class(known[rows], marks == 1, unknown, seed, 1.0) for marks in present[rows].T]
-            results[k].append(mean_known(class_aps(np.stack(scores, 1), asked)))
-    return {k: np.array(values) for k, values in results.items()}
+    return torch.cat(predictions).numpy()
 
 
 def few_shot(
@@ -264,7 +161,7 @@ def few_shot(
     Raises:
         UserError: where too few classes have enough examples.
     """
-    known = _unit(features)
+    known = unit_length(features)
     rows_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     rows_of = [rows for rows in rows_of if len(rows) >= shots + queries]
     if len(rows_of) < ways:
@@ -294,13 +191,3 @@ def mean_score(weights: str, measure: str, values: Floats) -> Score:
     mean, n = float(values.mean()), len(values)
     half = float(student_t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
     return Score(weights, measure, mean, mean - half, mean + half, n)
-
-
-def mean_known(values: Floats) -> float:
-    """The mean of what is not NaN; NaN where all is."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def _unit(features: Floats) -> Floats:
-    return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)

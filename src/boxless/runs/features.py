@@ -136,12 +136,13 @@ class Extractor:
         """The mean of C5 for each example."""
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
-            trunk = network.trunk.to(self.device, memory_format=torch.channels_last)
-            means, rows, skipped = [], [], {}
+            trunk = self._placed(network)
+            means, rows = [], []
+            skipped: dict[str, str] = {}
             for batch in self._batches(ExampleDataset(data, self.size)):
                 skipped.update(example.skipped for example in batch if example.skipped)
                 rows += [example.rows for example in batch]
-                for views in torch.cat([example.views for example in batch]).split(_TOGETHER):
+                for views in torch.split(torch.cat([example.views for example in batch]), _TOGETHER):
                     image = trunk.normalize(views.to(self.device).float() / 255)
                     means.append(trunk.backbone.body(image)[MAPS["C5"]].mean((2, 3)).cpu())
             kept = torch.from_numpy(np.concatenate(rows))
@@ -156,9 +157,10 @@ class Extractor:
         """Best matches (N, cells) of the images that can be read, the cells per row, and the images that can't."""
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
-            trunk = network.trunk.to(self.device, memory_format=torch.channels_last)
+            trunk = self._placed(network)
             network_of = trunk.backbone.body if level == "C5" else trunk.backbone
-            found, skipped, columns = [], {}, 0
+            found, columns = [], 0
+            skipped: dict[str, str] = {}
             for batch in self._batches(PairDataset(paths, self.size, seed)):
                 skipped.update(pair.skipped for pair in batch if pair.skipped)
                 kept = [pair for pair in batch if not pair.skipped]
@@ -176,6 +178,9 @@ class Extractor:
         key = {"what": f"matches on {level}", "seed": seed, "data": _fingerprint(files)}
         tensors, skipped = self._kept(network, key, len(paths), compute)
         return tensors["matches"], int(tensors["columns"]), skipped
+
+    def _placed(self, network: Frozen) -> Trunk:
+        return network.trunk.to(self.device).to(memory_format=torch.channels_last)
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[list[Any]]:
         loader: DataLoader[Any] = DataLoader(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from boxless.data.classes import ClassifiedData, read_classified
 from boxless.data.index import ImageIndex, index_images
 from boxless.errors import UserError
-from boxless.evaluation import probes
+from boxless.evaluation import probes, svm
 from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
 from boxless.evaluation.probes import Score
 from boxless.figures.probes import match_rows, score_bars
@@ -148,11 +148,12 @@ class _Split:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        return self.present.argmax(1)
+        labels: NDArray[np.int64] = self.present.argmax(1)
+        return labels
 
     @property
     def vectors(self) -> NDArray[np.float64]:
-        return self.features.vectors.double().numpy()  # type: ignore[no-any-return]
+        return self.features.vectors.double().numpy()
 
 
 def _classification(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
@@ -204,14 +205,14 @@ def _knn(name: str, train: _Split, test: _Split, _: Probing) -> list[Score]:
 
 
 def _svm(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
-    scores = probes.svm_scores(train.vectors, train.present, test.vectors, settings.seed, settings.processes)
+    scores = svm.svm_scores(train.vectors, train.present, test.vectors, settings.seed, settings.processes)
     rules: dict[str, int | None] = {"mAP": None, "mAP, 11 points": 11}
-    values = {rule: probes.mean_known(probes.class_aps(scores, test.present, points)) for rule, points in rules.items()}
+    values = {rule: svm.mean_known(svm.class_aps(scores, test.present, points)) for rule, points in rules.items()}
     return [Score(name, rule, value, math.nan, math.nan, len(test.present)) for rule, value in values.items()]
 
 
 def _low_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
-    draws = probes.low_shot(train.vectors, train.present, test.vectors, test.present, settings.seed)
+    draws = svm.low_shot(train.vectors, train.present, test.vectors, test.present, settings.seed)
     return [probes.mean_score(name, f"mAP, k = {k}", values) for k, values in draws.items()]
 
 
@@ -242,7 +243,8 @@ def _chance(kind: str, present: NDArray[np.int8]) -> float:
 
 def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
     index = index_images(settings.data)
-    scores, skipped, examples = [], {}, {}
+    scores, examples = [], {}
+    skipped: dict[str, str] = {}
     for network in networks:
         if settings.level != "C5" and not network.pyramid:
             raise UserError(
