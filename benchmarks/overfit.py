@@ -3,9 +3,9 @@
     python benchmarks/overfit.py --kind retinanet --data coco256/annotations/instances_train.json
 
 Prints AP50 on the very images that were learned from, the seconds that it took, and ends with 1 below 0.8, which a
-sound detector should reach. The images are the first eight of the file that hold one to four objects, none of them small or
-a crowd: small objects need more pixels and steps, which would say nothing more. Any key of the recipe may be given
-behind the flags (`--optim.lr 0.001`).
+sound detector should reach. The images are the first eight of the file that hold one to four objects, none of them
+small or a crowd: small objects need more pixels and steps, which would say nothing more. Any key of the recipe may be
+given behind the flags (`--optim.lr 0.001`).
 """
 
 import argparse
