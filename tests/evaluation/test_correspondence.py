@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
+from torchvision.models import resnet18
 
 from boxless.data.index import index_images
 from boxless.data.specs import Photometric
@@ -41,6 +42,21 @@ def test_a_feature_that_moves_with_the_image_is_always_found() -> None:
 
     assert (accuracy(extract(images), extract(images.flip(-1))) == 1).all()
     assert accuracy(extract(images), extract(images)).max() <= 0.4  # unflipped, only the middle column is right
+
+
+def test_a_resnets_cells_lie_symmetrically_at_one_px_more_than_its_stride_divides() -> None:
+    torch.manual_seed(0)
+    network = resnet18().double().eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data += module.weight.data.flip(-1)  # what such kernels see of a mirrored image is mirrored
+    body = torch.nn.Sequential(*list(network.children())[:-2])
+    found = {}
+    for size in (96, 97):
+        images = torch.rand(4, 3, size, size, dtype=torch.float64)
+        with torch.no_grad():
+            found[size] = accuracy(body(images), body(images.flip(-1)))
+    assert (found[97] == 1).all() and found[96].mean() < 0.4
 
 
 def test_random_features_reach_chance() -> None:

@@ -14,7 +14,7 @@ def probe(
     out: str,
     val: str | None = None,
     kind: Literal["linear", "knn", "svm", "low_shot", "few_shot", "correspondence"] = "linear",
-    size: int = 224,
+    size: int | None = None,
     preset: Literal["sweep", "moco", "barlow", "vicreg"] = "sweep",
     level: Literal["C5", "P2", "P3", "P4", "P5"] = "C5",
     backbone: str | None = None,
@@ -39,8 +39,9 @@ def probe(
         out: Folder for features, tables and figures.
         val: What to measure on, in the same forms; few_shot draws from both, correspondence takes none.
         kind: What is measured.
-        size: Of the views, px. An image of a class folder is resized to 8/7 of it and its centre cut out; objects are
-            cut out with a tenth of margin, as squares.
+        size: Of the views, px; by default 224, for correspondence 225: at 32 k + 1 the cells of a ResNet lie
+            symmetrically. An image of a class folder is resized to 8/7 of it and its centre cut out; objects are cut
+            out with a tenth of margin, as squares.
         preset: Of linear: learning rate, decay and schedule of that paper, or Barlow Twins' with a learning rate chosen
             for each of the weights on a fifth of the training examples (sweep).
         level: Of correspondence: C5, or a map of the FPN where the weights have one.
@@ -65,6 +66,7 @@ def probe(
     for name, value, choices in known:
         if value not in choices:
             raise UserError(f"{name}: {value!r}; expected {', '.join(choices)}")
+    size = size or (225 if kind == "correspondence" else 224)
     if size < 32 or (workers is not None and workers < 0):
         raise UserError(f"size={size}, workers={workers}: expected a size of 32 px or more, and workers of 0 or more")
     if Path(out).exists() and not Path(out).is_dir():

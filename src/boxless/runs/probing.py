@@ -39,8 +39,11 @@ NOTES = {
     "few_shot": "Accuracy of logistic regression; in brackets the 95 % interval over n episodes, the same for all "
     "weights.",
     "correspondence": "Share of the {cells} cells of {level} whose most similar cell in the mirrored image in other "
-    "colours is their own; in brackets the 95 % interval over n images, changed alike for all weights.",
+    "colours is their own, at {size} px; in brackets the 95 % interval over n images, changed alike for all weights.{asymmetry}",
 }
+
+
+ASYMMETRY = " A ResNet's cells lie symmetrically at 32 k + 1 px alone: elsewhere what it finds may be a cell off."
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,9 @@ def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Ex
         scores.append(probes.mean_score(network.name, "correspondence", accuracy))
         examples[network.name] = matches.numpy()
     _draw_matches(index, settings, examples, columns, skipped, out)
-    note = NOTES["correspondence"].format(cells=cells, level=settings.level)
+    note = NOTES["correspondence"].format(
+        cells=cells, level=settings.level, size=settings.size, asymmetry="" if settings.size % 32 == 1 else ASYMMETRY
+    )
     return ProbeResult(out, "correspondence", tuple(scores), 1 / cells, note, skipped)
 
 
