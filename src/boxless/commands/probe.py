@@ -66,7 +66,8 @@ def probe(
     for name, value, choices in known:
         if value not in choices:
             raise UserError(f"{name}: {value!r}; expected {', '.join(choices)}")
-    size = size or (225 if kind == "correspondence" else 224)
+    if size is None:
+        size = 225 if kind == "correspondence" else 224
     if size < 32 or (workers is not None and workers < 0):
         raise UserError(f"size={size}, workers={workers}: expected a size of 32 px or more, and workers of 0 or more")
     if Path(out).exists() and not Path(out).is_dir():

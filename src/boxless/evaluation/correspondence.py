@@ -3,10 +3,10 @@
 An image and its mirrored copy in other colours go through the frozen network; each cell of the first map looks for the
 most similar cell (cosine) of the second. It is right where that is the mirrored cell.
 
-Where strided convolutions overlap, as in ResNets, cell i looks around pixel 32 i: at a size of 32 k + 1 px the cells lie
-symmetrically in the image, and mirroring the image mirrors them. At 32 k, which LC-loss takes for all that it says, the
-mirrored cell looks at a place a whole cell away; a network that was not trained to make up for it scores as by chance,
-even without any change of colours.
+Where strided convolutions overlap, as in ResNets, cell i looks around pixel 32 i: at a size of 32 k + 1 px the cells
+lie symmetrically in the image, and mirroring the image mirrors them. At 32 k the mirrored cell looks at a place almost a
+whole cell away, and networks that were not trained to make up for it score as by chance, even without any change of
+colours. LC-loss does not say which size it took.
 """
 
 from dataclasses import dataclass

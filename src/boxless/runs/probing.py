@@ -39,7 +39,8 @@ NOTES = {
     "few_shot": "Accuracy of logistic regression; in brackets the 95 % interval over n episodes, the same for all "
     "weights.",
     "correspondence": "Share of the {cells} cells of {level} whose most similar cell in the mirrored image in other "
-    "colours is their own, at {size} px; in brackets the 95 % interval over n images, changed alike for all weights.{asymmetry}",
+    "colours is their own, at {size} px; in brackets the 95 % interval over n images, changed alike for all weights."
+    "{asymmetry}",
 }
 
 
