@@ -4,8 +4,8 @@ An image and its mirrored copy in other colours go through the frozen network; e
 most similar cell (cosine) of the second. It is right where that is the mirrored cell.
 
 Where strided convolutions overlap, as in ResNets, cell i looks around pixel 32 i: at a size of 32 k + 1 px the cells
-lie symmetrically in the image, and mirroring the image mirrors them. At 32 k the mirrored cell looks at a place almost a
-whole cell away, and networks that were not trained to make up for it score as by chance, even without any change of
+lie symmetrically in the image, and mirroring the image mirrors them. At 32 k the mirrored cell looks at a place nearly
+a whole cell away, and networks that were not trained to make up for it score as by chance, even without any change of
 colours. LC-loss does not say which size it took.
 """
 
