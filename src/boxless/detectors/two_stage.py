@@ -37,8 +37,20 @@ class DetectorConfig:
     rpn_proposals: int = 2000
     """Proposals per image kept in training, from as many before NMS on each level (6 times as many on C4); half as
     many at test."""
+    rpn_kept: int | None = None
+    """Of these, proposals kept in training after NMS; all by default. Detectron2 keeps 1000 on a pyramid and 1500 for
+    keypoints."""
     roi_samples: int = 512
     """RoIs per image in the heads' loss; a quarter of them on objects."""
+    box_beta: float = 1 / 9
+    """Where the heads' box loss turns from a parabola into a line: torchvision's; Detectron2 has 0 (a line throughout)
+    and 0.5 for keypoints."""
+    mask_norm: bool = False
+    """Whether the convolutions of a pyramid's mask head have the trunk's norm, as in the transfers of SoCo, PixPro and
+    DenseCL; those of MoCo and DetCo have none."""
+    loss_normalizer: Literal["image", "moving_average"] = "image"
+    """What RetinaNet's losses are divided by: each image's anchors on objects, as in its paper, or Detectron2's moving
+    average of a batch's."""
     score_threshold: float = 0.05
     """Detections below it are dropped."""
     detections: int = 100

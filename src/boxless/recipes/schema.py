@@ -140,7 +140,7 @@ class PretrainRecipe:
 
 @dataclass(frozen=True)
 class FinetuneOptim:
-    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops."""
+    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops or a polynomial."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
@@ -153,7 +153,13 @@ class FinetuneOptim:
     weight_decay: float = 1e-4
     """Not applied to biases and norms. SoCo's COCO runs use 2.5e-5."""
     warmup_iterations: int = 1000
-    """From a thousandth of the peak up to it; at most a tenth of the run."""
+    """Steps up to the peak; at most a tenth of the run. Detectron2's VOC protocol has 100."""
+    warmup_start: float = 0.001
+    """Where the warm-up begins, as a share of the peak (Sparse R-CNN: 0.01)."""
+    schedule: Literal["drops", "polynomial"] = "drops"
+    """After the warm-up: a rate that falls in steps, or MMSegmentation's, in proportion to (1 - share done) ** 0.9."""
+    final_lr: float = 1e-4
+    """Where the polynomial ends, for a batch of `reference_batch`; scaled as lr is."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
     """Shares of the run after which the learning rate falls (1x: 60k and 80k of 90k)."""
     drop_factor: float = 0.1
@@ -182,10 +188,16 @@ class FinetuneRecipe:
     """Steps, instead of epochs."""
     batch_size: int = 16
     """Images per step over all processes."""
+    accumulate: int = 1
+    """Parts that a batch is gone through in, one after the other, where memory is short: gradients are averaged, norms
+    see the parts, and losses that are means over objects are means over each part's."""
     min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     """Shorter side, px: one is drawn per training image; the last is used for evaluation."""
     max_size: int = 1333
     """Longest side, px."""
+    random_crop: bool = False
+    """Whether every second training image is a part of its image, as DETR and Sparse R-CNN have it: 384 to 600 px a
+    side of an image whose shorter side is 400, 500 or 600 px."""
     freeze: int = 0
     """Stages of the body that stay as loaded: 1 is the stem, 5 the whole body."""
     label_fraction: float = 1.0
@@ -196,6 +208,9 @@ class FinetuneRecipe:
     """Which images these are."""
     min_loaded: float = 0.99
     """Share of the backbone (and of each part that the weights hold) that must be loaded."""
+    precise_norms: int = 0
+    """Training batches from which the running statistics of batch norms are estimated anew before the last evaluation
+    (Detectron2's TEST.PRECISE_BN, 200 in the papers' protocols); with 0 they stay moving averages."""
     evaluate_every: int | None = None
     """Iterations between early looks at AP; by default five looks per run."""
     workers: int | None = None
