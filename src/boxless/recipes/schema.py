@@ -206,6 +206,17 @@ class FinetuneRecipe:
     """Number of labelled images to learn from, instead of a share."""
     label_seed: int = 0
     """Which images these are."""
+    label_choice: Literal["random", "first"] = "random"
+    """How they are chosen: at random, or the first ones by image id of those with objects (SoCo's code)."""
+    label_list: str | None = None
+    """A file that names the images to learn from: the labels.json of a run, or an image id or file name per line."""
+    learn_difficult: bool = False
+    """Whether Pascal VOC's `difficult` objects are learned too, as in Detectron2 and so in MoCo, DetCo and SoCo. AP
+    ignores them in any case."""
+    repeat_threshold: float = 0.0
+    """Share of images below which a class is rare, and its images seen more often (LVIS: 0.001); 0 for none."""
+    metric: Literal["coco", "voc07", "lvis"] = "coco"
+    """AP by COCO's rules; beside it VOC 2007's 11-point AP; or LVIS's in place of it."""
     min_loaded: float = 0.99
     """Share of the backbone (and of each part that the weights hold) that must be loaded."""
     precise_norms: int = 0
