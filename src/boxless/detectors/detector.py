@@ -6,6 +6,7 @@ from torch import nn
 
 from boxless.detectors.detr import Detr
 from boxless.detectors.one_stage import one_stage
+from boxless.detectors.segmentation import FCN
 from boxless.detectors.sparse_rcnn import SparseRCNN
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig, two_stage
@@ -16,10 +17,12 @@ def build_detector(trunk: Trunk, classes: int, config: DetectorConfig, keypoints
 
     Args:
         trunk: whose neck suits the kind; see `fitting`.
-        classes: without background; the detector's labels are 1..classes.
+        classes: without background; the detector's labels are 1..classes. Of FCN: all, 0-based.
         config: kind and sizes.
         keypoints: of every object, for Keypoint R-CNN.
     """
+    if config.kind == "fcn":
+        return FCN(trunk, classes, config.fcn)
     if config.kind == "detr":
         return Detr(trunk, classes, config)
     if config.kind == "sparse_rcnn":
@@ -40,7 +43,9 @@ def build_trunk(trunk: TrunkConfig, config: DetectorConfig) -> Trunk:
 
 def fitting(trunk: TrunkConfig, config: DetectorConfig) -> TrunkConfig:
     """The trunk with the neck that the detector needs: a transformer for DETR, a pyramid from P3 up for the one-stage
-    kinds, either of pyramid and C4 for Faster and Mask R-CNN, and a pyramid for others."""
+    kinds, none for FCN, either of pyramid and C4 for Faster and Mask R-CNN, and a pyramid for others."""
+    if config.kind == "fcn":
+        return replace(trunk, neck="none")
     if config.kind == "detr":
         return replace(trunk, neck="transformer")
     if config.kind in ("retinanet", "fcos"):

@@ -34,9 +34,9 @@ class TrunkConfig:
     norm: Norm = "batch"
     """Of FPN, box head and wherever the body has batch norms: batch, sync (over all processes), frozen (running
     statistics) or group (32 groups); the body's layer norms stay."""
-    neck: Literal["fpn", "fpn_p3", "c4", "transformer"] = "fpn"
+    neck: Literal["fpn", "fpn_p3", "c4", "transformer", "none"] = "fpn"
     """What stands on the body: a feature pyramid with RoI pooling and box head; the pyramid alone, from P3 up; RoI
-    pooling from C4 with the ResNet's last stage as box head; or DETR's transformer."""
+    pooling from C4 with the ResNet's last stage as box head; DETR's transformer; or nothing, as FCN needs it."""
     fpn_channels: int = 256
     """Width of every pyramid level."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
@@ -151,7 +151,7 @@ class Trunk(nn.Module):
     fpn: `backbone.body` gives C2..C5, `backbone` gives P2..P5 and torchvision's extra `pool` level, `box_head` turns
     (R, C, 7, 7) into (R, head_width). fpn_p3: the body gives C2..C5, `backbone` P3..P5. c4: body and backbone give C4
     alone, named "0"; `box_head` turns (R, C, 14, 14) into (R, 2C). transformer: the body gives C2..C5 to `transformer`.
-    The second and the last have no RoI pooling and no box head.
+    none: body and backbone give C2..C5. The second and the last two have no RoI pooling and no box head.
 
     Raises:
         UserError: for a C4 trunk without a ResNet.
@@ -171,7 +171,9 @@ class Trunk(nn.Module):
             return
         body = build_body(config.backbone, config.norm)
         widths = body.widths
-        if config.neck == "transformer":
+        if config.neck == "none":
+            self.backbone = Backbone(body, nn.Identity(), widths[-1])
+        elif config.neck == "transformer":
             self.backbone = Backbone(body, nn.Identity(), widths[-1])
             self.transformer = Transformer(widths[-1], config.transformer)
         elif config.neck == "fpn_p3":
@@ -226,7 +228,7 @@ class Trunk(nn.Module):
         body = {"backbone": self.backbone.body}
         if self.config.neck == "transformer":
             return {**body, "transformer": self.transformer}
-        pyramid = {} if self.config.neck == "c4" else {"FPN": self.backbone.fpn}
+        pyramid = {} if self.config.neck in ("c4", "none") else {"FPN": self.backbone.fpn}
         head = {"RoI head": self.box_head} if hasattr(self, "box_head") else {}  # not every detector uses it
         return {**body, **pyramid, **head}
 

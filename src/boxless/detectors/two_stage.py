@@ -17,9 +17,10 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from boxless.detectors.segmentation import FCNConfig
 from boxless.detectors.trunk import LastStage, RoIPool, Trunk, norm_layer
 
-Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr"]
+Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "fcn"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class DetectorConfig:
 
     kind: Kind = "faster_rcnn"
     """Boxes, boxes and masks, or boxes and keypoints in two stages; boxes in one stage, by RetinaNet or FCOS, whose
-    trunk has a pyramid from P3 up; boxes by Sparse R-CNN, or by DETR, whose trunk has a transformer for a neck."""
+    trunk has a pyramid from P3 up; boxes by Sparse R-CNN, or by DETR, whose trunk has a transformer for a neck; or a
+    class for every pixel by FCN, on a ResNet alone."""
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each. RetinaNet has them on P3..P7,
     with two larger ones to the octave; FCOS has none."""
@@ -59,6 +61,8 @@ class DetectorConfig:
     """DETR's weight of queries without an object; lower where images show few objects."""
     learned_proposals: int = 300
     """Sparse R-CNN's boxes per image, all learned; its smaller model has 100."""
+    fcn: FCNConfig = FCNConfig()  # noqa: RUF009 (frozen)
+    """Which FCN, and how it is tested."""
 
 
 def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int = 0) -> FasterRCNN:
