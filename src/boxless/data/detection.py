@@ -1,4 +1,4 @@
-"""Labelled images as a detector takes them: resized, sometimes flipped, with boxes and masks that follow."""
+"""Labelled images as a detector takes them: resized, sometimes flipped or cropped, with boxes and masks that follow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from boxless.data.images import BadImage, decode
 from boxless.data.labels import LabelledData, LabelledImage
 from boxless.data.loader import Order, one_thread
-from boxless.geometry.affine import compose, crop_and_resize, mirror, transform_points
-from boxless.geometry.boxes import transform_boxes
+from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
+from boxless.geometry.boxes import area, clip, transform_boxes
+
+Window = tuple[float, float, float, float]
+"""A part of an image, source px, xyxy."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,22 @@ class DetectionDataset(Dataset[DetectionSample]):
         training: draw flips and sizes from (seed, epoch, row); else the last size and no flip.
         masks: whether to rasterise the masks.
         seed: of the run.
+        random_crop: show a part of every second training image; objects outside of it are left out.
     """
 
     def __init__(
-        self, data: LabelledData, min_sizes: Sequence[int], max_size: int, training: bool, masks: bool, seed: int = 0
+        self,
+        data: LabelledData,
+        min_sizes: Sequence[int],
+        max_size: int,
+        training: bool,
+        masks: bool,
+        seed: int = 0,
+        random_crop: bool = False,
     ) -> None:
         self.data, self.min_sizes, self.max_size = data, tuple(min_sizes), max_size
         self.training, self.masks, self.seed = training, masks, seed
+        self.random_crop = training and random_crop
 
     def __len__(self) -> int:
         return len(self.data)
@@ -74,26 +86,39 @@ class DetectionDataset(Dataset[DetectionSample]):
             labelled = _without_objects(labelled)
         flipped = self.training and random.random() < 0.5
         shorter = int(random.choice(self.min_sizes)) if self.training else self.min_sizes[-1]
-        image, from_source = resize(source, shorter, self.max_size, flipped)
+        cropped = self.random_crop and random.random() < 0.5
+        window = draw_window(source.shape[1], source.shape[0], random) if cropped else None
+        image, from_source = resize(source, shorter, self.max_size, flipped, window)
         height, width = image.shape[-2:]
-        target = self._target(labelled, from_source, width, height, flipped)
+        target = self._target(labelled, from_source, width, height, flipped, window)
         return DetectionSample(image, from_source, target, row, (source.shape[1], source.shape[0]), skipped)
 
     def _target(
-        self, labelled: LabelledImage, from_source: Tensor, width: int, height: int, flipped: bool
+        self,
+        labelled: LabelledImage,
+        from_source: Tensor,
+        width: int,
+        height: int,
+        flipped: bool,
+        window: Window | None,
     ) -> dict[str, Tensor]:
+        boxes = transform_boxes(from_source[None], torch.from_numpy(labelled.boxes)[None])[0]
         keep = ~labelled.crowd
-        boxes = transform_boxes(from_source[None], torch.from_numpy(labelled.boxes[keep])[None])[0]
+        if window is not None:
+            boxes = clip(boxes, width, height)
+            keep = keep & (area(boxes) > 0).numpy()
+        boxes = boxes[torch.from_numpy(keep)]
         target = {"boxes": boxes, "labels": torch.from_numpy(labelled.labels[keep]) + 1}
         if self.data.skeleton.names:
             points = torch.from_numpy(self.data.keypoints_of(labelled)[keep])
-            target["keypoints"] = move_keypoints(from_source, points, self.data.skeleton.mirrored if flipped else None)
+            points = move_keypoints(from_source, points, self.data.skeleton.mirrored if flipped else None)
+            target["keypoints"] = points if window is None else _within(points, width, height)
         if self.masks:
             masks = labelled.masks or (None,) * len(keep)  # an image may have boxes only where others have masks
             kept = [mask for mask, chosen in zip(masks, keep, strict=True) if chosen]
-            size = (labelled.width, labelled.height)
+            shown = window or (0, 0, labelled.width, labelled.height)
             rasters = [
-                _rasterise(mask, size, (width, height))[:, :: -1 if flipped else 1]
+                _rasterise(mask, shown, (width, height))[:, :: -1 if flipped else 1]
                 if mask
                 else _filled(width, height, box)
                 for mask, box in zip(kept, boxes, strict=True)
@@ -103,17 +128,38 @@ class DetectionDataset(Dataset[DetectionSample]):
         return target
 
 
-def resize(source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool = False) -> tuple[Tensor, Tensor]:
+def draw_window(width: int, height: int, random: np.random.Generator) -> Window:
+    """The part of a width x height px image that DETR and Sparse R-CNN show in place of the whole.
+
+    In the image with a shorter side of 400, 500 or 600 px, its sides are 384 to 600 px, as far as the image reaches.
+    """
+    shorter = int(random.choice((400, 500, 600)))
+    scale = shorter / min(width, height)
+    full = (round(width * scale), round(height * scale))
+    sides = [int(random.integers(min(384, side), min(600, side) + 1)) for side in full]
+    left, top = (int(random.integers(whole - part + 1)) for whole, part in zip(full, sides, strict=True))
+    resized = torch.tensor([[left, top, left + sides[0], top + sides[1]]], dtype=torch.float64)
+    to_resized = crop_and_resize(torch.tensor([[0, 0, width, height]], dtype=torch.float64), *full)
+    x1, y1, x2, y2 = clip(transform_boxes(invert(to_resized), resized[None])[0, 0], width, height).tolist()
+    return x1, y1, x2, y2
+
+
+def resize(
+    source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool = False, window: Window | None = None
+) -> tuple[Tensor, Tensor]:
     """An image (H, W, 3) with its shorter side at `shorter` px unless the longer would pass `longest` px.
+
+    A `window` of it is resampled but once, where DETR's code resizes, crops and resizes again: to the same places.
 
     Returns:
         (3, h, w) uint8 and the map (2, 3), source px -> px.
     """
-    height, width = source.shape[:2]
+    x1, y1, x2, y2 = window or (0, 0, source.shape[1], source.shape[0])
+    width, height = x2 - x1, y2 - y1
     scale = min(shorter / min(height, width), longest / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    pixels = np.asarray(Image.fromarray(source).resize(size, Image.Resampling.BILINEAR))
-    from_source = crop_and_resize(torch.tensor([[0.0, 0.0, width, height]]), *size)
+    pixels = np.asarray(Image.fromarray(source).resize(size, Image.Resampling.BILINEAR, window))
+    from_source = crop_and_resize(torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), *size)
     if flipped:
         pixels = pixels[:, ::-1]
         from_source = compose(mirror(size[0], torch.tensor([True])), from_source)
@@ -159,18 +205,27 @@ def _without_objects(labelled: LabelledImage) -> LabelledImage:
     )
 
 
-def _rasterise(mask: object, source: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A COCO mask (polygons or run lengths) at the image's size, (h, w) of 0 and 1."""
+def _within(points: Tensor, width: int, height: int) -> Tensor:
+    """Keypoints (N, K, 3) of which those outside the image are not labelled."""
+    inside = (points[..., :2] >= 0).all(-1) & (points[..., 0] <= width) & (points[..., 1] <= height)
+    return torch.where(inside[..., None], points, 0.0)
+
+
+def _rasterise(mask: object, window: Window, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A window of a COCO mask (polygons or run lengths) at the image's size, (h, w) of 0 and 1."""
     width, height = size
     if isinstance(mask, list):
-        scale = np.array([width / source[0], height / source[1]])
-        polygons = [(np.asarray(polygon, float).reshape(-1, 2) * scale).ravel().tolist() for polygon in mask]
+        move = crop_and_resize(torch.tensor([window], dtype=torch.float64), width, height)
+        polygons = [
+            transform_points(move, torch.tensor(polygon, dtype=torch.float64).view(1, -1, 2)).flatten().tolist()
+            for polygon in mask
+        ]
         runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         return np.asarray(coco_mask.decode(runs), np.uint8)
     assert isinstance(mask, dict)
     runs = coco_mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
     full = np.asarray(coco_mask.decode(runs), np.uint8)
-    return np.asarray(Image.fromarray(full).resize(size, Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(full).resize(size, Image.Resampling.NEAREST, window))
 
 
 def _filled(width: int, height: int, box: Tensor) -> NDArray[np.uint8]:

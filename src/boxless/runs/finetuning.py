@@ -30,37 +30,46 @@ from boxless.runs.setup import make_fabric, worker_count
 from boxless.runs.weights import trunk_of
 from boxless.training.journal import Journal
 from boxless.training.loop import NonFiniteLoss, Progress, train
-from boxless.training.optim import parameter_groups, warmup_multistep
+from boxless.training.optim import parameter_groups, warmup_multistep, warmup_polynomial
+from boxless.training.precise_norms import estimate_norms
 from boxless.training.state import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A fine-tuning's length and learning rates, in steps."""
+    """A fine-tuning's length and learning rates, in steps; `final` is where a polynomial ends, None with drops."""
 
     batch: int
     steps: int
     warmup: int
+    warmup_start: float
     milestones: tuple[int, ...]
     peak: float
     drop_factor: float
+    final: float | None
 
     @staticmethod
     def of(recipe: FinetuneRecipe, images: int) -> "Schedule":
         """The schedule for a number of labelled images; a data set smaller than a batch is gone through repeatedly."""
         steps = recipe.iterations or max(1, round(recipe.epochs * images / recipe.batch_size))
+        optim, scale = recipe.optim, recipe.batch_size / recipe.optim.reference_batch
         return Schedule(
             recipe.batch_size,
             steps,
-            min(recipe.optim.warmup_iterations, steps // 10),
-            tuple(round(share * steps) for share in recipe.optim.drops),
-            recipe.optim.lr * recipe.batch_size / recipe.optim.reference_batch,
-            recipe.optim.drop_factor,
+            min(optim.warmup_iterations, steps // 10),
+            optim.warmup_start,
+            tuple(round(share * steps) for share in optim.drops),
+            optim.lr * scale,
+            optim.drop_factor,
+            optim.final_lr * scale if optim.schedule == "polynomial" else None,
         )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return warmup_multistep(step, self.milestones, self.warmup, 0.001, self.drop_factor, self.peak)
+        warmup, start, peak = self.warmup, self.warmup_start, self.peak
+        if self.final is not None:
+            return warmup_polynomial(step, self.steps, warmup, start, peak=peak, final=self.final)
+        return warmup_multistep(step, self.milestones, warmup, start, self.drop_factor, peak)
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
@@ -106,6 +115,8 @@ def _finetune(
     run: Run, data: LabelledData, val: LabelledData, recipe: FinetuneRecipe, weights: Path | None, quiet: bool
 ) -> None:
     out = run.path
+    if recipe.accumulate < 1 or recipe.batch_size % recipe.accumulate:
+        raise UserError(f"accumulate: {recipe.accumulate}; expected a divisor of batch_size, {recipe.batch_size}")
     chosen = choose_labels(data, recipe)
     masks = recipe.detector.kind == "mask_rcnn"
     if masks and not chosen.has_masks:
@@ -135,9 +146,10 @@ def _finetune(
         _say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
     placed, optimizer = fabric.setup(detector, optimizer)
     workers = worker_count(recipe.workers, 8)
-    dataset = DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed)
+    dataset = DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
     order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed)
     journal = Journal(out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet)
+    objective = Objective(fabric, placed, recipe)
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
     began = time.monotonic()
 
@@ -157,7 +169,7 @@ def _finetune(
             placed,
             optimizer,
             detection_batches(dataset, order, workers),
-            Objective(fabric, placed, recipe),
+            objective,
             schedule.learning_rate,
             progress,
             journal,
@@ -165,11 +177,19 @@ def _finetune(
             save,
             recipe.checkpoint_every,
             recipe.optim.clip_norm,
+            objective.parts,
         )
     except NonFiniteLoss as error:
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
     finally:
         journal.close()
+    if recipe.precise_norms:
+        _say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
+        after = schedule.steps
+        further = Order(len(chosen), schedule.batch, after, after + recipe.precise_norms, recipe.seed)
+        torch.manual_seed(recipe.seed)
+        parts = (part for batch in detection_batches(dataset, further, workers) for part in objective.parts(batch))
+        estimate_norms(detector, parts, lambda part: objective(part, after))
     save_detector(run.weights, detector)
     scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers)
     seconds = spent + time.monotonic() - began
@@ -191,6 +211,11 @@ class Objective:
         targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in samples]
         losses: dict[str, Tensor] = self.detector(images, targets)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def parts(self, samples: list[DetectionSample]) -> list[list[DetectionSample]]:
+        """A batch in equal parts, for memory."""
+        size = len(samples) // self.recipe.accumulate
+        return [samples[first : first + size] for first in range(0, len(samples), size)]
 
 
 def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:

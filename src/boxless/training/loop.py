@@ -1,7 +1,7 @@
 """The only training loop: pretraining passes a method, fine-tuning a detector."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ def train(
     save: Callable[[], None] = lambda: None,
     save_every: int = 1000,
     clip_norm: float | None = None,
+    parts: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
 ) -> None:
     """Train until `progress.total` steps are done.
 
@@ -54,6 +55,8 @@ def train(
         save: writes a checkpoint of the state after `progress.step` steps.
         save_every: steps between checkpoints.
         clip_norm: largest norm of all gradients together.
+        parts: a batch in equal parts, which `losses` takes one after the other where memory is short; losses and
+            gradients are averaged over them.
 
     Raises:
         NonFiniteLoss: naming the step and the terms.
@@ -66,8 +69,7 @@ def train(
             group["lr"] = rate * group.get("lr_scale", 1.0)
         # Random draws inside modules depend on the step alone, so that a resumed run repeats them.
         torch.manual_seed(journal.seed * 1_000_003 + step)
-        terms = losses(batch, step)
-        fabric.backward(terms["loss"])
+        terms = _backward(fabric, module, parts(batch), losses, step)
         if clip_norm is not None:
             fabric.clip_gradients(module, optimizer, max_norm=clip_norm)
         optimizer.step()
@@ -84,3 +86,23 @@ def train(
                 raise NonFiniteLoss(f"step {past}: {named}")
         if saving:
             save()
+
+
+def _backward(
+    fabric: Fabric,
+    module: nn.Module,
+    parts: Sequence[Any],
+    losses: Callable[[Any, int], Mapping[str, Tensor]],
+    step: int,
+) -> Mapping[str, Tensor]:
+    """Gradients of the mean over all parts, and the means of their scalars."""
+    of_parts = []
+    for number, part in enumerate(parts, start=1):
+        # Processes wait for each other's gradients once per step, not once per part.
+        with fabric.no_backward_sync(module, enabled=number < len(parts)):  # type: ignore[arg-type]
+            terms = losses(part, step)
+            fabric.backward(terms["loss"] / len(parts))
+        of_parts.append({name: value.detach() for name, value in terms.items()})
+    if len(of_parts) == 1:
+        return of_parts[0]
+    return {name: torch.stack([terms[name] for terms in of_parts]).mean(0) for name in of_parts[0]}

@@ -131,3 +131,21 @@ def warmup_multistep(
     """
     share = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
     return peak * (warmup_factor + (1.0 - warmup_factor) * share) * gamma ** bisect_right(milestones, step)
+
+
+def warmup_polynomial(
+    step: int,
+    total_steps: int,
+    warmup_steps: int = 0,
+    warmup_factor: float = 0.001,
+    power: float = 0.9,
+    peak: float = 0.01,
+    final: float = 1e-4,
+) -> float:
+    """Learning rate at `step`: from `peak` to `final` by `(1 - step / total_steps) ** power`; MMSegmentation's `poly`.
+
+    During the first `warmup_steps` it also grows along a line from `warmup_factor` to 1.
+    """
+    share = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
+    left = max(1.0 - step / total_steps, 0.0) ** power
+    return ((peak - final) * left + final) * (warmup_factor + (1.0 - warmup_factor) * share)
