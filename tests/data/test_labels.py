@@ -238,7 +238,7 @@ def test_splits_and_formats_that_are_not_there(tmp_path, shared_data):
         "no such file or folder": lambda: read_labels(tmp_path / "nowhere:train"),
         "images: no such folder": lambda: read_labels(shared_data / "neu-det", images=tmp_path / "nowhere"),
         "no images left of 354": lambda: read_labels(f"{shared_data}/neu-det:val", images=tmp_path / "empty"),
-        "JPEGImages: no such folder": lambda: read_labels(_voc_without_images(tmp_path / "voc")),
+        "voc: expected Annotations.*there is no JPEGImages": lambda: read_labels(_voc_without_images(tmp_path / "voc")),
     }
     for message, call in calls.items():
         with pytest.raises(UserError, match=message) as caught:

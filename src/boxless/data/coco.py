@@ -1,4 +1,7 @@
-"""COCO instances (.json) to `LabelledData`; linear in the file and vectorised over boxes: 118,000 images are fine."""
+"""COCO instances (.json) to `LabelledData`; linear in the file and vectorised over boxes: 118,000 images are fine.
+
+LVIS is of the same form, but for images named by `coco_url` and what it says of classes that are not there.
+"""
 
 import contextlib
 import gc
@@ -82,12 +85,18 @@ class _Reader:
         for number, message in broken:
             self.problem(f"category {number}", message)
         rows = self.images(images)
+        frequencies = self.frequencies(classes)
         grouped = self.annotations({image["id"]: n for n, (image, _) in enumerate(rows)}, class_of, rows)
         found = tuple(
-            LabelledImage(file, image["id"], image["width"], image["height"], *parts)
+            LabelledImage(
+                file, image["id"], image["width"], image["height"], *parts, **self.looked_for(image, class_of)
+            )
             for (image, file), parts in zip(rows, grouped, strict=True)
         )
-        return LabelledData(str(self.path), classes, category_ids, found, tuple(self.problems), self.skeleton)
+        problems = tuple(self.problems)
+        return LabelledData(
+            str(self.path), classes, category_ids, found, problems, self.skeleton, frequencies=frequencies
+        )
 
     def problem(self, entry: str, message: str) -> None:
         self.problems.append(Problem(str(self.path), entry, message))
@@ -119,11 +128,26 @@ class _Reader:
             category_ids.append(first_id.get(name, spare))
         return classes, tuple(category_ids), {number: index.get(name, -1) for number, name in name_of.items()}
 
+    def frequencies(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return LVIS's frequency group of each class; nothing where no category has one."""
+        group = {entry.get("name"): entry.get("frequency") for entry in self.data["categories"] if type(entry) is dict}
+        known = {name: value for name, value in group.items() if value in ("r", "c", "f")}
+        return tuple(known.get(name, "") for name in classes) if known else ()
+
+    def looked_for(self, image: dict[str, Any], class_of: dict[int, int]) -> dict[str, tuple[int, ...]]:
+        """Return what LVIS says of an image's classes, as `LabelledImage` has it."""
+        found = {}
+        for key, name in (("neg_category_ids", "negative"), ("not_exhaustive_category_ids", "not_exhaustive")):
+            ids = image.get(key)
+            if ids and type(ids) is list:
+                found[name] = tuple(class_of[number] for number in ids if class_of.get(number, -1) >= 0)
+        return found
+
     def images(self, folder: Path | None) -> list[tuple[dict[str, Any], Path]]:
         """Return the usable image entries and their files."""
         entries: list[dict[str, Any]] = []
         seen: set[int | str] = set()
-        for n, image in enumerate(self.data["images"]):
+        for n, image in enumerate(map(_with_file_name, self.data["images"])):
             if not isinstance(image, dict) or type(image.get("id")) not in (int, str):
                 self.problem(f"images[{n}]", "image without an id")
             elif image["id"] in seen:
@@ -159,7 +183,7 @@ class _Reader:
         here = self.path.parent
         split = self.path.stem.rpartition("_")[2]  # instances_train2017 -> train2017
         near = [here, here.parent / "images" / split, here.parent / split, here.parent / "images", here.parent]
-        near += [here / "images" / split, here / split, here / "images"]
+        near += [here / "images" / split, here / split, here / "images", here.parent / "coco"]
         for folder in near:
             if any((folder / name).exists() for name in names):
                 return folder
@@ -232,6 +256,12 @@ class _Reader:
                 return from_coco(values)
             self.problem(f"annotation {entry.get('id', '?')}", f"keypoints: {message}; left out")
         return np.zeros((count, 3), np.float32)
+
+
+def _with_file_name(image: Any) -> Any:
+    """LVIS names an image by its address, whose end is folder and file: train2017/000000391895.jpg."""
+    url = image.get("coco_url") if isinstance(image, dict) and not image.get("file_name") else None
+    return {**image, "file_name": "/".join(url.split("/")[-2:])} if isinstance(url, str) and url else image
 
 
 def _is_id(value: object) -> bool:

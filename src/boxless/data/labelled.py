@@ -35,6 +35,9 @@ class LabelledImage:
     `width`, `height`: px. `boxes`: (N, 4) float32, source px, xyxy, inside the image. `labels`: (N,) int64, index into
     the classes from 0. `crowd`: (N,) bool, objects that average precision ignores. `masks`: None, or per object COCO
     polygons, a COCO RLE or None. `keypoints`: None, or (N, K, 3) float32, source px, as `keypoints.from_coco` has them.
+
+    Of LVIS: `negative`: classes that were looked for and are not there; `not_exhaustive`: classes of which not every
+    object is labelled. Of all other classes without an object here nothing is known.
     """
 
     path: Path
@@ -46,13 +49,16 @@ class LabelledImage:
     crowd: np.ndarray
     masks: tuple[Mask | None, ...] | None = None
     keypoints: np.ndarray | None = None
+    negative: tuple[int, ...] = ()
+    not_exhaustive: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
     """Labelled images of one split. `category_ids[k]` is the COCO category id of class k, `classes[k]` its name.
 
-    `skeleton`: the keypoints of all classes that have any.
+    `skeleton`: the keypoints of all classes that have any. `difficult`: crowd objects are single ones that are hard to
+    tell (VOC), not groups. `frequencies`: of LVIS, per class r, c or f (rare, common, frequent) or "" where unknown.
     """
 
     origin: str
@@ -61,6 +67,8 @@ class LabelledData:
     images: tuple[LabelledImage, ...]
     problems: tuple[Problem, ...] = ()
     skeleton: Skeleton = Skeleton()  # noqa: RUF009 (frozen)
+    difficult: bool = False
+    frequencies: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,6 +93,13 @@ class LabelledData:
         """Return the images at `rows`, in their order; classes and problems stay."""
         return replace(self, images=tuple(self.images[i] for i in rows))
 
+    def with_difficult(self) -> "LabelledData":
+        """Return the data with VOC's difficult objects as ordinary ones."""
+        if not self.difficult:
+            return self
+        images = tuple(replace(image, crowd=np.zeros_like(image.crowd)) for image in self.images)
+        return replace(self, images=images, difficult=False)
+
     def as_coco(self) -> dict[str, Any]:
         """Return a COCO dict: image ids are kept if all are integers, else 1..n; area is the mask's or the box's."""
         keep = all(isinstance(image.image_id, int) for image in self.images)
@@ -93,7 +108,7 @@ class LabelledData:
         for row, image in enumerate(self.images):
             number = image.image_id if keep else row + 1
             size = {"width": image.width, "height": image.height}
-            images.append({"id": number, "file_name": image.path.as_posix(), **size})
+            images.append({"id": number, "file_name": image.path.as_posix(), **size, **self._looked_for(image)})
             masks = image.masks or (None,) * len(image.boxes)
             parts = image.boxes.tolist(), image.labels.tolist(), image.crowd.tolist(), masks, self.keypoints_of(image)
             for (x1, y1, x2, y2), label, crowd, mask, points in zip(*parts, strict=True):
@@ -112,7 +127,15 @@ class LabelledData:
             {"id": number, "name": name, **self.skeleton.as_coco()}
             for number, name in zip(self.category_ids, self.classes, strict=True)
         ]
+        for category, frequency in zip(categories, self.frequencies, strict=False):
+            category["frequency"] = frequency
         return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _looked_for(self, image: LabelledImage) -> dict[str, list[int]]:
+        if not self.frequencies:
+            return {}
+        parts = {"neg_category_ids": image.negative, "not_exhaustive_category_ids": image.not_exhaustive}
+        return {key: [self.category_ids[label] for label in labels] for key, labels in parts.items()}
 
 
 def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:

@@ -1,45 +1,58 @@
-"""Labelled data sets, whatever their format: one call finds out which it is and reads one split of it."""
+"""Labelled data sets, whatever their format: one call finds out which it is and reads one split of it, or several."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from boxless.data import coco, voc, yolo
+from boxless.data import cityscapes, coco, voc, yolo
 from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem, problem_report
+from boxless.data.subsets import joined
 from boxless.errors import UserError
 
 __all__ = ["LabelledData", "LabelledImage", "Mask", "Problem", "is_voc_split", "problem_report", "read_labels"]
 
 Role = Literal["train", "val"]
-Format = Literal["auto", "coco", "voc", "yolo"]
+Format = Literal["auto", "coco", "voc", "yolo", "cityscapes"]
 
 _SPLITS = {"train": ("train", "trainval"), "val": ("val", "test")}  # what a role reads, in order of preference
 
 
 def read_labels(
-    where: str | Path,
+    where: str | Path | Sequence[str | Path],
     role: Role = "train",
     format: Format = "auto",
     images: Path | None = None,
     classes: Sequence[str] | None = None,
 ) -> LabelledData:
-    """Read labels: a COCO .json, a VOC root or split file, a YOLO .yaml, or a folder that holds exactly one of these.
+    """Read labels: a COCO or LVIS .json, a VOC root or split file, a YOLO .yaml, or a folder that holds one of these.
 
-    A suffix `:split` picks the split (`neu-det:train`, `data.yaml:val`), else `role` does. `images`: folder of the
-    images. `classes`: the classes to use, e.g. those trained on; others are left out. Entries that are broken are left
-    out or mended, and listed in `problems`; image files are looked for, not opened.
+    A suffix `:split` picks the split (`neu-det:train`, `data.yaml:val`), else `role` does. Several sets, as a list or
+    with + between (`VOCdevkit/VOC2007:trainval+VOC2012:trainval`), become one. `images`: folder of the images.
+    `classes`: the classes to use, e.g. those trained on; others are left out. Entries that are broken are left out or
+    mended, and listed in `problems`; image files are looked for, not opened.
 
     Raises:
-        UserError: nothing usable there, an unknown split, or more than one format.
+        UserError: nothing usable there, an unknown split, more than one format, or sets that do not agree.
     """
-    path, split = _split_off(where)
-    if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+    places = _places(where)
     if images is not None and not images.is_dir():
         raise UserError(f"images: no such folder: {images}")
+    parts = [_read_one(path, split, role, format, images, classes) for path, split in places]
+    if len(parts) == 1:
+        return parts[0]
+    # A VOC root has the classes of its objects, of which a small one may miss some; other formats list them.
+    return joined(parts, union=classes is None and all(part.difficult for part in parts))
+
+
+def _read_one(
+    path: Path, split: str | None, role: Role, format: Format, images: Path | None, classes: Sequence[str] | None
+) -> LabelledData:
     if is_voc_split(path):
         return voc.read(path.parents[2], path, images, classes)
     kind = _format(path, format)
+    if kind == "cityscapes":
+        return cityscapes.read(path, split or role, classes)
     if kind == "coco":
         return coco.read(_coco_file(path, split, role), images, classes)
     if kind == "voc":
@@ -52,6 +65,31 @@ def read_labels(
 def is_voc_split(path: Path) -> bool:
     """Whether `path` is a split file of a VOC root, ImageSets/Main/*.txt."""
     return path.suffix == ".txt" and path.parts[-3:-1] == ("ImageSets", "Main") and path.is_file()
+
+
+def _places(where: str | Path | Sequence[str | Path]) -> list[tuple[Path, str | None]]:
+    """Return path and split of each set that is named."""
+    if isinstance(where, str) and "+" in where and not _split_off(where)[0].exists():
+        where = where.split("+")
+    named = [_split_off(place) for place in ([where] if isinstance(where, str | Path) else where)]
+    if not named:
+        raise UserError("no labels given: expected COCO JSON, a Pascal VOC folder or a YOLO data.yaml")
+    return [(_found(path, named[0][0].parent), split) for path, split in named]
+
+
+def _found(path: Path, beside: Path) -> Path:
+    """Return the path itself, or VOC2007 where it is: in a VOCdevkit, or beside the set that is named first."""
+    if path.exists():
+        return path
+    if not re.fullmatch(r"VOC\d{4}", path.name):
+        raise UserError(f"no such file or folder: {path}")
+    for other in (path.parent / "VOCdevkit" / path.name, beside / path.name, beside / "VOCdevkit" / path.name):
+        if other.is_dir():
+            return other
+    raise UserError(
+        f"{path}: no such folder; expected Annotations/, JPEGImages/, ImageSets/Main/trainval.txt in it, "
+        f"or in VOCdevkit/{path.name}"
+    )
 
 
 def _split_off(where: str | Path) -> tuple[Path, str | None]:
@@ -67,6 +105,7 @@ def _format(path: Path, wanted: Format) -> str:
         found = {".json": ["coco"], ".yaml": ["yolo"], ".yml": ["yolo"]}.get(path.suffix.lower(), [])
     else:
         tests = {"coco": _jsons(path), "voc": (path / "Annotations").is_dir(), "yolo": _yamls(path)}
+        tests["cityscapes"] = cityscapes.is_cityscapes(path)
         found = [kind for kind, there in tests.items() if there]
     if wanted != "auto":
         found = [wanted] if wanted in found else []
@@ -74,7 +113,11 @@ def _format(path: Path, wanted: Format) -> str:
         return found[0]
     if found:
         raise UserError(f"{path}: holds labels as {' and '.join(found)}; set format= to one, or name the file")
-    looked = "a COCO .json, a VOC root (Annotations/, JPEGImages/) or a YOLO data.yaml"
+    sets = sorted(folder.parent.name for folder in path.glob("*/Annotations")) if path.is_dir() else []
+    if sets:
+        both = "+".join(f"{name}:trainval" for name in sets[:2])
+        raise UserError(f"{path}: holds the sets {', '.join(sets[:5])}; name one, or several: {path}/{both}")
+    looked = "a COCO .json, a VOC root (Annotations/, JPEGImages/), a YOLO data.yaml or Cityscapes (leftImg8bit/)"
     raise UserError(f"{path}: no labels found; expected {looked if wanted == 'auto' else f'the format {wanted}'}")
 
 

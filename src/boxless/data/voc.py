@@ -38,6 +38,10 @@ def read(
     origin = split_file or root / "Annotations"
     names = _split_names(split_file) if split_file else sorted(p.stem for p in origin.glob("*.xml"))
     folder = images or root / "JPEGImages"
+    missing = [part for part in ("Annotations", "JPEGImages") if not (root / part).is_dir()]
+    if missing and images is None:
+        split = f"ImageSets/Main/{split_file.name if split_file else 'trainval.txt'}"
+        raise UserError(f"{root}: expected Annotations/, JPEGImages/, {split}; there is no {' and no '.join(missing)}")
     try:
         files = {file.stem: file for file in map(Path, sorted(os.listdir(folder))) if file.suffix.lower() in EXTENSIONS}
     except OSError as error:
@@ -58,7 +62,8 @@ def read(
     for name, count in unwanted.items():
         problems.append(Problem(str(origin), f"class {name}", f"class is not among the given classes: {count} objects"))
     labelled = tuple(image.labelled(label_of) for image in parsed)
-    return LabelledData(str(origin), kept, tuple(range(1, len(kept) + 1)), labelled, tuple(problems))
+    ids = tuple(range(1, len(kept) + 1))
+    return LabelledData(str(origin), kept, ids, labelled, tuple(problems), difficult=True)
 
 
 @dataclass

@@ -1,0 +1,142 @@
+"""Labelled data put together of several sets, and the images of it that a run learns from."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from boxless.data.labelled import LabelledData, LabelledImage
+from boxless.errors import UserError
+
+Choice = Literal["random", "first"]
+
+
+def joined(parts: Sequence[LabelledData], union: bool) -> LabelledData:
+    """Several sets as one: the classes of the first, or with `union` all that any of them has, sorted.
+
+    Image ids stay as they are where they differ from set to set, else they become SET/ID, SET counted from 1.
+
+    Raises:
+        UserError: an image is in two sets, or their classes or keypoints do not agree.
+    """
+    classes = tuple(sorted({name for part in parts for name in part.classes})) if union else parts[0].classes
+    for part in parts[1:]:
+        if not union and set(part.classes) != set(classes):
+            differing = sorted(set(part.classes) ^ set(classes))
+            raise UserError(
+                f"{part.origin}: its classes are not those of {parts[0].origin}; only one of them has: "
+                f"{', '.join(differing[:5])}"
+            )
+        if part.skeleton != parts[0].skeleton:
+            raise UserError(f"{part.origin}: its keypoints are not those of {parts[0].origin}")
+    _refuse_doubles(parts)
+    ids = Counter(image.image_id for part in parts for image in part.images)
+    keep_ids = max(ids.values(), default=1) == 1
+    images = []
+    for number, part in enumerate(parts, 1):
+        index = np.array([classes.index(name) for name in part.classes], np.int64)
+        for image in part.images:
+            labels = index[image.labels] if len(image.labels) else image.labels
+            image_id = image.image_id if keep_ids else f"{number}/{image.image_id}"
+            images.append(replace(image, image_id=image_id, labels=labels))
+    known = dict(zip(parts[0].classes, parts[0].category_ids, strict=True))
+    category_ids = tuple(range(1, len(classes) + 1)) if union else tuple(known[name] for name in classes)
+    return LabelledData(
+        " + ".join(part.origin for part in parts),
+        classes,
+        category_ids,
+        tuple(images),
+        tuple(problem for part in parts for problem in part.problems),
+        parts[0].skeleton,
+        difficult=all(part.difficult for part in parts),
+    )
+
+
+def _refuse_doubles(parts: Sequence[LabelledData]) -> None:
+    seen: dict[Path, str] = {}
+    for part in parts:
+        for image in part.images:
+            path = image.path.absolute()
+            if path in seen:
+                raise UserError(f"{image.path}: is in both {seen[path]} and {part.origin}; name sets without overlap")
+        seen |= {image.path.absolute(): part.origin for image in part.images}
+
+
+def chosen_rows(data: LabelledData, choice: Choice, fraction: float, count: int | None, seed: int) -> list[int]:
+    """The rows of a share of the images, or of `count` of them, in ascending order.
+
+    random: the first ones of an order drawn from `seed`, so that larger shares hold smaller ones. first: as SoCo's
+    code has it (hologerry/detectron2, data/build.py), the first ones by ascending image id of those that have objects;
+    a share of these is rounded down.
+
+    Raises:
+        UserError: a share outside 0..1, or more images than there are.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"label_fraction: {fraction}; expected more than 0 and at most 1")
+    if choice == "first":
+        rows = [row for row, image in enumerate(data.images) if (~image.crowd).any()]
+        rows.sort(key=lambda row: _as_key(data.images[row].image_id))
+    else:
+        rows = np.random.default_rng((seed, 2)).permutation(len(data)).tolist()
+    share = fraction * len(rows)
+    wanted = count if count is not None else max(1, int(share) if choice == "first" else round(share))
+    if not 0 < wanted <= len(rows):
+        raise UserError(f"label_count: {wanted}; expected 1 to {len(rows)}, the labelled images in {data.origin}")
+    return sorted(rows[:wanted])
+
+
+def _as_key(image_id: int | str) -> tuple[int, int, str]:
+    return (0, image_id, "") if isinstance(image_id, int) else (1, 0, image_id)
+
+
+def listed_rows(data: LabelledData, file: Path) -> list[int]:
+    """The rows of the images that a file names: a run's labels.json, COCO JSON, or an image id or file name per line.
+
+    Raises:
+        UserError: no such file, nothing in it, or names that the data do not have.
+    """
+    names = _names(file)
+    rows_of: dict[str, list[int]] = {}
+    for row, image in enumerate(data.images):
+        for name in {str(image.image_id), image.path.name}:
+            rows_of.setdefault(name, []).append(row)
+    names = [name if name in rows_of else Path(name).name for name in names]  # paths of whatever folder are fine
+    missing = [name for name in names if name not in rows_of]
+    if missing:
+        raise UserError(
+            f"label_list {file}: {len(missing)} of its {len(names)} images are not in {data.origin}, as {missing[0]}"
+        )
+    ambiguous = next((name for name in names if len(rows_of[name]) > 1), None)
+    if ambiguous is not None:
+        raise UserError(f"label_list {file}: {ambiguous} is the name of several images; give their ids")
+    return sorted({rows_of[name][0] for name in names})
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix.lower() == ".json":
+            content = json.loads(text)
+            images = content["images"] if isinstance(content, dict) else content
+            names = [str(image["id"] if isinstance(image, dict) else image) for image in images]
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"label_list {file}: expected a run's labels.json or an image id or file name per line ({error})"
+        ) from error
+    if not names:
+        raise UserError(f"label_list {file}: names no image")
+    return names
+
+
+def fingerprint(images: Iterable[LabelledImage]) -> str:
+    """SHA-256 of the image ids, sorted as text, a line each: 64 hex digits that say which images these are."""
+    lines = sorted(str(image.image_id) for image in images)
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
