@@ -35,6 +35,7 @@ class LabelledImage:
     `width`, `height`: px. `boxes`: (N, 4) float32, source px, xyxy, inside the image. `labels`: (N,) int64, index into
     the classes from 0. `crowd`: (N,) bool, objects that average precision ignores. `masks`: None, or per object COCO
     polygons, a COCO RLE or None. `keypoints`: None, or (N, K, 3) float32, source px, as `keypoints.from_coco` has them.
+    `class_map`: None, or an image file of the pixels' classes, for semantic segmentation; there are then no objects.
 
     Of LVIS: `negative`: classes that were looked for and are not there; `not_exhaustive`: classes of which not every
     object is labelled. Of all other classes without an object here nothing is known.
@@ -49,6 +50,7 @@ class LabelledImage:
     crowd: np.ndarray
     masks: tuple[Mask | None, ...] | None = None
     keypoints: np.ndarray | None = None
+    class_map: Path | None = None
     negative: tuple[int, ...] = ()
     not_exhaustive: tuple[int, ...] = ()
 

@@ -69,9 +69,9 @@ def is_voc_split(path: Path) -> bool:
 
 def _places(where: str | Path | Sequence[str | Path]) -> list[tuple[Path, str | None]]:
     """Return path and split of each set that is named."""
-    if isinstance(where, str) and "+" in where and not _split_off(where)[0].exists():
+    if isinstance(where, str) and "+" in where and not split_off(where)[0].exists():
         where = where.split("+")
-    named = [_split_off(place) for place in ([where] if isinstance(where, str | Path) else where)]
+    named = [split_off(place) for place in ([where] if isinstance(where, str | Path) else where)]
     if not named:
         raise UserError("no labels given: expected COCO JSON, a Pascal VOC folder or a YOLO data.yaml")
     return [(_found(path, named[0][0].parent), split) for path, split in named]
@@ -92,7 +92,8 @@ def _found(path: Path, beside: Path) -> Path:
     )
 
 
-def _split_off(where: str | Path) -> tuple[Path, str | None]:
+def split_off(where: str | Path) -> tuple[Path, str | None]:
+    """Return a path and the split that its suffix `:split` names, if any."""
     path = Path(where)
     name, colon, split = path.name.rpartition(":")
     if path.exists() or not colon or not name:
