@@ -6,9 +6,11 @@ Nothing looks at P2, which would cost more than all other levels together and le
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from boxless.detectors.trunk import Trunk
@@ -35,7 +37,8 @@ def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
     if config.kind == "retinanet":
         trunk.backbone.fpn.extra_blocks = LastLevelP6P7(trunk.body_width, width)  # from C5, as in the paper
         anchors = AnchorGenerator(retinanet_sizes(config), ((0.5, 1.0, 2.0),) * 5)
-        detector: nn.Module = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **options)
+        head = {"head": AveragedHead(width, 9, classes)} if config.loss_normalizer == "moving_average" else {}
+        detector: nn.Module = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **head, **options)
     else:
         if width % 32:
             raise UserError(f"trunk.fpn_channels: {width}; FCOS has norms of 32 groups, expected a multiple of 32")
@@ -48,6 +51,37 @@ def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
 def retinanet_sizes(config: DetectorConfig) -> tuple[tuple[int, int, int], ...]:
     """Sides of RetinaNet's anchors on each level, px: three to an octave (section 4), rounded as torchvision does."""
     return tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in config.anchor_sizes)
+
+
+class AveragedHead(RetinaNetHead):  # type: ignore[misc]
+    """torchvision's head with Detectron2's losses: a batch's sums, divided by a moving average of its positive anchors.
+
+    The average starts at 100 and keeps 0.9 of itself in each step; images with many objects so count more than others.
+    """
+
+    positives: Tensor
+
+    def __init__(self, width: int, anchors: int, classes: int) -> None:
+        super().__init__(width, anchors, classes)
+        self.register_buffer("positives", torch.tensor(100.0))
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Focal loss and L1 of all images."""
+        counts = torch.stack([(matched >= 0).sum() for matched in matched_idxs])
+        self.positives.lerp_(counts.sum().clamp(min=1).float(), 0.1)
+        sums: dict[str, Tensor] = {}
+        for image, (target, places, matched) in enumerate(zip(targets, anchors, matched_idxs, strict=True)):
+            outputs = {name: values[image : image + 1] for name, values in head_outputs.items()}
+            of_image = super().compute_loss([target], outputs, [places], [matched])
+            for name, loss in of_image.items():  # torchvision has divided it by this image's positives
+                sums[name] = sums.get(name, 0) + loss * counts[image].clamp(min=1)
+        return {name: total / self.positives for name, total in sums.items()}
 
 
 class LabelsFromOne(nn.Module):

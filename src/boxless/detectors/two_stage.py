@@ -6,21 +6,25 @@ with one more norm after it as the head of boxes and masks.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from boxless.detectors.hybrid_encoder import DecoderConfig
 from boxless.detectors.segmentation import FCNConfig
 from boxless.detectors.trunk import LastStage, RoIPool, Trunk, norm_layer
+from boxless.errors import UserError
 
-Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "fcn"]
+Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "rt_detr", "fcn"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class DetectorConfig:
 
     kind: Kind = "faster_rcnn"
     """Boxes, boxes and masks, or boxes and keypoints in two stages; boxes in one stage, by RetinaNet or FCOS, whose
-    trunk has a pyramid from P3 up; boxes by Sparse R-CNN, or by DETR, whose trunk has a transformer for a neck; or a
-    class for every pixel by FCN, on a ResNet alone."""
+    trunk has a pyramid from P3 up; boxes by Sparse R-CNN, by DETR, whose trunk has a transformer for a neck, or by
+    RT-DETR (v2), whose trunk has its hybrid encoder; or a class for every pixel by FCN, on a ResNet alone."""
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each. RetinaNet has them on P3..P7,
     with two larger ones to the octave; FCOS has none."""
@@ -61,6 +65,8 @@ class DetectorConfig:
     """DETR's weight of queries without an object; lower where images show few objects."""
     learned_proposals: int = 300
     """Sparse R-CNN's boxes per image, all learned; its smaller model has 100."""
+    rt_detr: DecoderConfig = DecoderConfig()  # noqa: RUF009 (frozen)
+    """RT-DETR's decoder."""
     fcn: FCNConfig = FCNConfig()  # noqa: RUF009 (frozen)
     """Which FCN, and how it is tested."""
 
@@ -86,7 +92,7 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int
         "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         "rpn_batch_size_per_image": config.rpn_samples,
         "rpn_pre_nms_top_n_train": before_nms * config.rpn_proposals,
-        "rpn_post_nms_top_n_train": config.rpn_proposals,
+        "rpn_post_nms_top_n_train": config.rpn_kept or config.rpn_proposals,
         "rpn_pre_nms_top_n_test": before_nms * at_test,
         "rpn_post_nms_top_n_test": at_test,
         "box_roi_pool": trunk.roi_pool,
@@ -101,13 +107,18 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int
     elif config.kind == "keypoint_rcnn":
         detector = KeypointRCNN(trunk.backbone, **options, **_keypoint_branch(trunk, keypoints))
     else:
-        detector = MaskRCNN(trunk.backbone, **options, **_mask_branch(trunk, box_head, classes))
+        detector = MaskRCNN(trunk.backbone, **options, **_mask_branch(trunk, box_head, classes, config.mask_norm))
+    if config.box_beta != DetectorConfig.box_beta:
+        detector.roi_heads.__class__ = BetaRoIHeads  # torchvision's detectors build their heads themselves
+        detector.roi_heads.box_beta = config.box_beta
     detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
     return detector
 
 
-def _mask_branch(trunk: Trunk, box_head: nn.Module, classes: int) -> dict[str, nn.Module]:
+def _mask_branch(trunk: Trunk, box_head: nn.Module, classes: int, normed: bool) -> dict[str, nn.Module]:
     if isinstance(box_head, NormedLastStage):
+        if normed:
+            raise UserError("detector.mask_norm: true; masks on C4 share the box head with its norms, set it to false")
         return {
             "mask_roi_pool": trunk.roi_pool,
             "mask_head": SharedHead(box_head),
@@ -115,7 +126,7 @@ def _mask_branch(trunk: Trunk, box_head: nn.Module, classes: int) -> dict[str, n
         }
     width = trunk.config.fpn_channels
     return {
-        "mask_head": MaskRCNNHeads(width, (width,) * 4, 1),
+        "mask_head": MaskRCNNHeads(width, (width,) * 4, 1, norm_layer(trunk.config.norm) if normed else None),
         "mask_predictor": MaskRCNNPredictor(width, width, classes + 1),
     }
 
@@ -177,6 +188,48 @@ class SharedHead(nn.Module):
         for norm in training:
             norm.training = True
         return maps
+
+
+class BetaRoIHeads(RoIHeads):  # type: ignore[misc]
+    """torchvision's heads with another smooth L1 loss of boxes than its own, whose beta is 1/9.
+
+    What that loss is of is kept for the length of a step: torchvision's `forward` offers no other place for it.
+    """
+
+    box_beta: float
+
+    def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
+        """torchvision's, of which labels and offsets are kept."""
+        samples = super().select_training_samples(proposals, targets)
+        self._labels, self._offsets = torch.cat(samples[2]), torch.cat(samples[3])
+        return samples
+
+    def forward(self, features: Any, proposals: Any, image_shapes: Any, targets: Any = None) -> Any:
+        """torchvision's results and losses."""
+        predicted: list[Tensor] = []
+        hook = self.box_predictor.register_forward_hook(lambda _, __, output: predicted.append(output[1]))
+        try:
+            result, losses = super().forward(features, proposals, image_shapes, targets)
+        finally:
+            hook.remove()
+        if self.training:
+            losses["loss_box_reg"] = box_loss(predicted[0], self._labels, self._offsets, self.box_beta)
+            del self._labels, self._offsets
+        return result, losses
+
+
+def box_loss(predicted: Tensor, labels: Tensor, offsets: Tensor, beta: float) -> Tensor:
+    """Smooth L1 of boxes on objects, summed and divided by the number of all boxes, as in Detectron2 and torchvision.
+
+    Args:
+        predicted: (R, 4 (classes + 1)), offsets by class.
+        labels: (R,), 0 is background.
+        offsets: (R, 4), wanted.
+        beta: where the parabola turns into a line; 0: L1.
+    """
+    (on_object,) = torch.where(labels > 0)
+    of_class = predicted.view(len(labels), -1, 4)[on_object, labels[on_object]]
+    return smooth_l1_loss(of_class.float(), offsets[on_object], reduction="sum", beta=beta) / len(labels)
 
 
 class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]

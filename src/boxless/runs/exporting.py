@@ -77,6 +77,8 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     run, recipe = open_run(where)
     if recipe.trunk.neck == "transformer":
         raise UserError(f"run {where}: torchvision has no DETR; export its ResNet with --to torchvision-backbone")
+    if recipe.trunk.neck == "hybrid":
+        raise UserError(f"run {where}: torchvision has no RT-DETR; export its body with --to torchvision-backbone")
     if recipe.trunk.neck == "c4" or recipe.trunk.backbone not in RESNETS:
         body = "C4" if recipe.trunk.neck == "c4" else recipe.trunk.backbone
         raise UserError(
@@ -102,7 +104,8 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         code = _one_stage_code(recipe, len(classes), file)
     else:
         code = _detector_code(recipe, len(classes) + 1, len(skeleton_of(run.path).names), file)
-    return trained.state_dict(), _text(about, recipe.trunk, code)
+    tensors = {key: value for key, value in trained.state_dict().items() if key != "head.positives"}  # of the loss
+    return tensors, _text(about, recipe.trunk, code)
 
 
 def write(path: Path, tensors: dict[str, Tensor], text: str) -> Path:
@@ -245,7 +248,7 @@ def _detector_code(recipe: FinetuneRecipe, classes: int, keypoints: int, file: s
         ]
     if settings.kind == "mask_rcnn":
         options += [
-            f"mask_head=MaskRCNNHeads({width}, ({width},) * 4, 1)",
+            f"mask_head=MaskRCNNHeads({width}, ({width},) * 4, 1{', norm' if settings.mask_norm else ''})",
             f"mask_predictor=MaskRCNNPredictor({width}, {width}, {classes})",
         ]
     return [

@@ -147,5 +147,5 @@ def warmup_polynomial(
     During the first `warmup_steps` it also grows along a line from `warmup_factor` to 1.
     """
     share = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
-    left = max(1.0 - step / total_steps, 0.0) ** power
+    left = math.pow(max(1.0 - step / total_steps, 0.0), power)
     return ((peak - final) * left + final) * (warmup_factor + (1.0 - warmup_factor) * share)
