@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxless.data.crops import cut, draw_window, least_scale, on_grid
 from boxless.data.images import BadImage, decode_reduced, image_size
+from boxless.data.repeat_factor import repeated_rows
 from boxless.data.specs import ViewSpec
 from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize
@@ -174,25 +175,50 @@ class Order(Sampler[list[tuple[int, int]]]):
         seed: of the run.
         rank: of this process.
         world: number of processes; each takes its own share of every batch.
+        repeats: (rows,) how often each row comes in an epoch on average, as `repeat_factors` has it; None for once.
+            Another time counts as an epoch of its own, so that flips and sizes are drawn anew.
     """
 
-    def __init__(self, rows: int, batch: int, start: int, total: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch: int,
+        start: int,
+        total: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        repeats: NDArray[np.float64] | None = None,
+    ) -> None:
         self.rows, self.batch, self.start, self.total = rows, batch, start, total
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.repeats = seed, rank, world, repeats
 
     def __len__(self) -> int:
         return self.total - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        steps_per_epoch = max(1, self.rows // (self.batch * self.world))
-        epoch = -1
+        whole = self.batch * self.world
+        epoch = begin = 0
+        if self.repeats is None:  # all epochs are equally long, so that those before the start need no drawing
+            epoch = self.start // max(1, self.rows // whole)
+            begin = epoch * max(1, self.rows // whole)
+        rows, epochs = self._epoch(epoch)
         for step in range(self.start, self.total):
-            if step // steps_per_epoch != epoch:
-                epoch = step // steps_per_epoch
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
-            first = (step % steps_per_epoch * self.world + self.rank) * self.batch
+            while step >= begin + (steps := max(1, len(rows) // whole)):
+                epoch, begin = epoch + 1, begin + steps
+                rows, epochs = self._epoch(epoch)
+            first = ((step - begin) * self.world + self.rank) * self.batch
             # A data set smaller than a batch is gone through again.
-            yield [(epoch, int(order[place % self.rows])) for place in range(first, first + self.batch)]
+            places = [place % len(rows) for place in range(first, first + self.batch)]
+            yield [(int(epochs[place]), int(rows[place])) for place in places]
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of an epoch in their order, and for each the epoch that its random draws are of."""
+        random = np.random.default_rng((self.seed, epoch))
+        if self.repeats is None:
+            return random.permutation(self.rows), np.broadcast_to(epoch, self.rows)
+        rows, times = repeated_rows(self.repeats, random)
+        return rows, epoch * int(np.ceil(self.repeats.max())) + times
 
 
 class ViewCollate:
