@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from boxless.data.segmentation import CropConfig
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.methods.barlow_twins import BarlowTwinsConfig
@@ -195,6 +196,8 @@ class FinetuneRecipe:
     """Shorter side, px: one is drawn per training image; the last is used for evaluation."""
     max_size: int = 1333
     """Longest side, px."""
+    crop: CropConfig = CropConfig()  # noqa: RUF009
+    """What FCN is shown of a training image, after min_size and max_size; an empty min_size leaves it as on disk."""
     random_crop: bool = False
     """Whether every second training image is a part of its image, as DETR and Sparse R-CNN have it: 384 to 600 px a
     side of an image whose shorter side is 400, 500 or 600 px."""

@@ -1,7 +1,9 @@
 """SoCo on ResNet-50-C4, as in the paper (100 epochs).
 
 boxless pretrain --recipe soco-c4-r50 --data images/ --out runs/soco-c4
-boxless finetune --recipe faster-rcnn-c4 --data train.json --val val.json --weights runs/soco-c4 --out runs/detector
+boxless finetune --recipe faster-rcnn-r50-c4-voc \
+    --data VOCdevkit/VOC2007:trainval+VOCdevkit/VOC2012:trainval --val VOCdevkit/VOC2007:test \
+    --weights runs/soco-c4 --out runs/detector
 
 The batch is what one large GPU holds; the learning rate follows it. The paper's is --batch_size 2048, on 16 V100.
 
