@@ -1,4 +1,4 @@
-"""Fine-tune Faster R-CNN R50-C4 on VOC 07+12, as MoCo, SoCo, DetCo and others do: 24000 steps of 16 images.
+r"""Fine-tune Faster R-CNN R50-C4 on VOC 07+12, as MoCo, SoCo, DetCo and others do: 24000 steps of 16 images.
 
 boxless finetune --recipe faster-rcnn-r50-c4-voc --data VOCdevkit/VOC2007:trainval+VOCdevkit/VOC2012:trainval \
     --val VOCdevkit/VOC2007:test --weights runs/soco-c4 --out runs/detector

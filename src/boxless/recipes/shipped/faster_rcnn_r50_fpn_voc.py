@@ -1,4 +1,4 @@
-"""Fine-tune Faster R-CNN R50-FPN on VOC 07+12, as LC-loss and Self-EMD do: 24000 steps of 16 images at 480 to 800 px.
+r"""Fine-tune Faster R-CNN R50-FPN on VOC 07+12, as LC-loss and Self-EMD do: 24000 steps of 16 images at 480 to 800 px.
 
 boxless finetune --recipe faster-rcnn-r50-fpn-voc --data VOCdevkit/VOC2007:trainval+VOCdevkit/VOC2012:trainval \
     --val VOCdevkit/VOC2007:test --weights runs/lc --out runs/detector

@@ -1,4 +1,4 @@
-"""Fine-tune Keypoint R-CNN R50-FPN on COCO's persons: 90000 steps of 16 images at 640 to 800 px.
+r"""Fine-tune Keypoint R-CNN R50-FPN on COCO's persons: 90000 steps of 16 images at 640 to 800 px.
 
 boxless finetune --recipe keypoint-rcnn-r50-fpn --data person_keypoints_train2017.json \
     --val person_keypoints_val2017.json --weights runs/lc --out runs/detector

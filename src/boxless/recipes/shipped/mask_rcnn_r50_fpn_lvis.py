@@ -1,4 +1,4 @@
-"""Fine-tune Mask R-CNN R50-FPN on LVIS v1, as SoCo does: 90000 steps of 16 images, rare classes seen more often.
+r"""Fine-tune Mask R-CNN R50-FPN on LVIS v1, as SoCo does: 90000 steps of 16 images, rare classes seen more often.
 
 boxless finetune --recipe mask-rcnn-r50-fpn-lvis --data lvis/lvis_v1_train.json --val lvis/lvis_v1_val.json \
     --weights runs/soco --out runs/detector

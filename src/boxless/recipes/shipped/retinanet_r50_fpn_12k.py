@@ -1,4 +1,4 @@
-"""Fine-tune RetinaNet R50-FPN on COCO for 12000 steps, as DetCo does, for shares of COCO too.
+r"""Fine-tune RetinaNet R50-FPN on COCO for 12000 steps, as DetCo does, for shares of COCO too.
 
 boxless finetune --recipe retinanet-r50-fpn-12k --data coco --val coco --label_fraction 0.01 --weights runs/detco \
     --out runs/detector

@@ -1,4 +1,4 @@
-"""SoCo on ResNet-50-C4, as in the paper (100 epochs).
+r"""SoCo on ResNet-50-C4, as in the paper (100 epochs).
 
 boxless pretrain --recipe soco-c4-r50 --data images/ --out runs/soco-c4
 boxless finetune --recipe faster-rcnn-r50-c4-voc \
