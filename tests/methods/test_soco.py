@@ -30,7 +30,7 @@ def soco(config: SoCoFamily = CONFIG, per_box: bool = True) -> SoCo:
     """A small SoCo whose target differs from its online network; with `per_box`, no box's norms see another box."""
     torch.manual_seed(0)
     norm = "group" if per_box else "batch"
-    method = config.build(Trunk(TrunkConfig("resnet18", norm, config.neck, fpn_channels=16, box_head_width=32)))  # type: ignore[arg-type]
+    method = config.build(Trunk(TrunkConfig("resnet18", norm, config.necks[0], fpn_channels=16, box_head_width=32)))  # type: ignore[arg-type]
     for head in (method.projector, method.predictor, method.target_projector):
         if per_box:
             head[1] = nn.Identity()

@@ -6,6 +6,7 @@ from torch import nn
 
 from boxless.detectors.detr import Detr
 from boxless.detectors.one_stage import one_stage
+from boxless.detectors.rt_detr import RTDetr
 from boxless.detectors.segmentation import FCN
 from boxless.detectors.sparse_rcnn import SparseRCNN
 from boxless.detectors.trunk import Trunk, TrunkConfig
@@ -27,6 +28,8 @@ def build_detector(trunk: Trunk, classes: int, config: DetectorConfig, keypoints
         return Detr(trunk, classes, config)
     if config.kind == "sparse_rcnn":
         return SparseRCNN(trunk, classes, config)
+    if config.kind == "rt_detr":
+        return RTDetr(trunk, classes, config)
     if config.kind in ("retinanet", "fcos"):
         return one_stage(trunk, classes, config)
     detector: nn.Module = two_stage(trunk, classes, config, keypoints)
@@ -36,14 +39,17 @@ def build_detector(trunk: Trunk, classes: int, config: DetectorConfig, keypoints
 def build_trunk(trunk: TrunkConfig, config: DetectorConfig) -> Trunk:
     """The trunk of a detector, without a box head that it would not use: reports then say nothing of it."""
     built = Trunk(trunk)
-    if config.kind == "sparse_rcnn":
+    if config.kind in ("sparse_rcnn", "rt_detr"):
         del built.box_head
     return built
 
 
 def fitting(trunk: TrunkConfig, config: DetectorConfig) -> TrunkConfig:
-    """The trunk with the neck that the detector needs: a transformer for DETR, a pyramid from P3 up for the one-stage
-    kinds, none for FCN, either of pyramid and C4 for Faster and Mask R-CNN, and a pyramid for others."""
+    """The trunk with the neck that the detector needs: a transformer for DETR, its hybrid encoder for RT-DETR, a
+    pyramid from P3 up for the one-stage kinds, none for FCN, either of pyramid and C4 for Faster and Mask R-CNN, and a
+    pyramid for others."""
+    if config.kind == "rt_detr":
+        return replace(trunk, neck="hybrid")
     if config.kind == "fcn":
         return replace(trunk, neck="none")
     if config.kind == "detr":

@@ -17,6 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from boxless.detectors.bodies import LEVELS as LEVELS
 from boxless.detectors.bodies import RESNETS, Body, ResNetBody, build_body, build_resnet, check_backbone
+from boxless.detectors.hybrid_encoder import HybridConfig, HybridEncoder
 from boxless.detectors.norms import Norm as Norm
 from boxless.detectors.norms import norm_layer as norm_layer
 from boxless.detectors.pyramid import feature_pyramid
@@ -34,16 +35,19 @@ class TrunkConfig:
     norm: Norm = "batch"
     """Of FPN, box head and wherever the body has batch norms: batch, sync (over all processes), frozen (running
     statistics) or group (32 groups); the body's layer norms stay."""
-    neck: Literal["fpn", "fpn_p3", "c4", "transformer", "none"] = "fpn"
-    """What stands on the body: a feature pyramid with RoI pooling and box head; the pyramid alone, from P3 up; RoI
-    pooling from C4 with the ResNet's last stage as box head; DETR's transformer; or nothing, as FCN needs it."""
+    neck: Literal["fpn", "fpn_p3", "hybrid", "c4", "transformer", "none"] = "fpn"
+    """What stands on the body: a feature pyramid with RoI pooling and box head; the pyramid alone, from P3 up;
+    RT-DETR's hybrid encoder with RoI pooling and box head; RoI pooling from C4 with the ResNet's last stage as box
+    head; DETR's transformer; or nothing, as FCN needs it."""
     fpn_channels: int = 256
-    """Width of every pyramid level."""
+    """Width of every pyramid level, RT-DETR's too."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
     """On a pyramid: SoCo's (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
     box_head_width: int = 1024
     """Width of that head's linear layers."""
     transformer: TransformerConfig = TransformerConfig()  # noqa: RUF009 (frozen)
+    """Of a trunk whose neck it is."""
+    hybrid: HybridConfig = HybridConfig()  # noqa: RUF009
     """Of a trunk whose neck it is."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in 0..1."""
@@ -151,7 +155,8 @@ class Trunk(nn.Module):
     fpn: `backbone.body` gives C2..C5, `backbone` gives P2..P5 and torchvision's extra `pool` level, `box_head` turns
     (R, C, 7, 7) into (R, head_width). fpn_p3: the body gives C2..C5, `backbone` P3..P5. c4: body and backbone give C4
     alone, named "0"; `box_head` turns (R, C, 14, 14) into (R, 2C). transformer: the body gives C2..C5 to `transformer`.
-    none: body and backbone give C2..C5. The second and the last two have no RoI pooling and no box head.
+    none: body and backbone give C2..C5. hybrid: as fpn, but `backbone` gives P3..P5 alone, named from "0" on. fpn_p3,
+    transformer and none have no RoI pooling and no box head.
 
     Raises:
         UserError: for a C4 trunk without a ResNet.
@@ -180,13 +185,17 @@ class Trunk(nn.Module):
             fpn = feature_pyramid(body, config.fpn_channels, None, norm, first=1)
             self.backbone = Backbone(body, fpn, config.fpn_channels, first=1)
         else:
-            self._build_fpn(body, norm)
+            self._build_pyramid(body, norm)
 
-    def _build_fpn(self, body: Body, norm: Callable[[int], nn.Module]) -> None:
+    def _build_pyramid(self, body: Body, norm: Callable[[int], nn.Module]) -> None:
         channels, width = self.config.fpn_channels, self.config.box_head_width
-        fpn = feature_pyramid(body, channels, LastLevelMaxPool(), norm)
+        if self.config.neck == "hybrid":
+            fpn: nn.Module = HybridEncoder(body.widths, channels, norm, self.config.hybrid)
+            self.roi_pool = RoIPool(first=3)
+        else:
+            fpn = feature_pyramid(body, channels, LastLevelMaxPool(), norm)
+            self.roi_pool = RoIPool()
         self.backbone = Backbone(body, fpn, channels)
-        self.roi_pool = RoIPool()
         self.head_width = width
         if self.config.box_head == "2fc":
             self.box_head = TwoMLPHead(channels * 49, width)
@@ -224,13 +233,19 @@ class Trunk(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The parts that reports speak of: backbone and, where there are such, FPN, RoI head and transformer."""
+        """The parts that reports speak of: backbone and, where there are such, FPN or hybrid encoder, RoI head and
+        transformer."""
         body = {"backbone": self.backbone.body}
         if self.config.neck == "transformer":
             return {**body, "transformer": self.transformer}
-        pyramid = {} if self.config.neck in ("c4", "none") else {"FPN": self.backbone.fpn}
+        pyramid = {} if self.config.neck in ("c4", "none") else {self.pyramid_name: self.backbone.fpn}
         head = {"RoI head": self.box_head} if hasattr(self, "box_head") else {}  # not every detector uses it
         return {**body, **pyramid, **head}
+
+    @property
+    def pyramid_name(self) -> str:
+        """What `parts` calls the pyramid."""
+        return "hybrid encoder" if self.config.neck == "hybrid" else "FPN"
 
     @property
     def stages(self) -> list[list[nn.Module]]:
@@ -239,7 +254,7 @@ class Trunk(nn.Module):
         return [*self.backbone.body.stages, *last]
 
     def pyramid(self, image: Tensor) -> dict[str, Tensor]:
-        """The maps that boxes are pooled from, by torchvision's names: P2..P5 of images (B, 3, H, W), or C4."""
+        """The maps that boxes are pooled from, by torchvision's names: P2..P5 of images (B, 3, H, W), P3..P5 or C4."""
         features: dict[str, Tensor] = self.backbone(image)
         return {name: features[name] for name in self.roi_pool.featmap_names}
 

@@ -52,7 +52,7 @@ class Method(Protocol):
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """The parts of the trunk that learn: some of backbone, FPN, RoI head."""
+        """The parts that learn, by the names of `Trunk.parts`."""
 
     def __call__(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator

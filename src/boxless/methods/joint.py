@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from boxless.data.specs import ViewSpec
-from boxless.detectors.trunk import Trunk
+from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import assign_level, jitter
 from boxless.geometry.view import View
@@ -35,7 +35,7 @@ from boxless.methods.two_crops import UnequalCrops
 from boxless.training.optim import ema_momentum
 
 Maps = dict[str, Tensor]
-"""C2..C5 and P2..P5 by these names, (B, C, h, w) each."""
+"""C2..C5 and P2..P5 (or P3..P5) by these names, (B, C, h, w) each."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,21 @@ class Joint(nn.Module):
         if not self.weights:
             raise UserError("method.global_weight, pixel_weight, object_weight: all are 0; give one a weight above 0")
         pixels_on_pyramid = "pixel" in self.weights and config.pixel_map != "C5"
-        if (config.needs_boxes or pixels_on_pyramid) and trunk.config.neck != "fpn":
+        if (config.needs_boxes or pixels_on_pyramid) and trunk.config.neck not in ("fpn", "hybrid"):
             raise UserError(
-                f"trunk.neck: {trunk.config.neck}; the object term and a pixel_map of the pyramid need fpn: set "
-                "method.object_weight=0 and method.pixel_map=C5"
+                f"trunk.neck: {trunk.config.neck}; the object term and a pixel_map of the pyramid need fpn or hybrid: "
+                "set method.object_weight=0 and method.pixel_map=C5"
             )
+        if pixels_on_pyramid and config.pixel_map == "P2" and trunk.config.neck == "hybrid":
+            raise UserError("method.pixel_map: P2; the hybrid encoder gives P3, P4 and P5")
         self.config = config
         self.trains: tuple[str, ...] = ("backbone",)
         self.body = trunk.backbone.body
         self.target_body = target_copy(self.body)
         if config.needs_boxes or pixels_on_pyramid:
-            self.trains = ("backbone", "FPN", "RoI head") if config.needs_boxes else ("backbone", "FPN")
+            head = ("RoI head",) if config.needs_boxes else ()
+            self.trains = ("backbone", trunk.pyramid_name, *head)
+            self.levels = _levels(trunk.roi_pool)
             self.fpn = trunk.backbone.fpn
             self.target_fpn = target_copy(self.fpn)
         if "global" in self.weights:
@@ -146,11 +150,13 @@ class Joint(nn.Module):
         move_targets(self, self.momentum(step, total_steps))
 
     def _maps(self, view: View, of: str = "") -> Maps:
-        """C2..C5 of a view, and P2..P5 where a term needs them, by the papers' names."""
+        """C2..C5 of a view, and the pyramid's levels where a term needs them, by the papers' names."""
         stages: Maps = getattr(self, f"{of}body")(view.image)
-        levels: Maps = getattr(self, f"{of}fpn")(stages) if "FPN" in self.trains else {}
         named = {f"C{int(key) + 2}": value for key, value in stages.items()}
-        return named | {f"P{int(key) + 2}": levels[key] for key in stages if levels}
+        if not hasattr(self, "fpn"):
+            return named
+        pyramid: Maps = getattr(self, f"{of}fpn")(stages)
+        return named | {level: pyramid[key] for level, key in self.levels.items()}
 
     def _pixel(self, maps: list[Maps], target_maps: list[Maps], views: tuple[View, ...]) -> MethodOutput:
         """LC-loss from the cells of each view to those of the other."""
@@ -218,7 +224,7 @@ class _Prediction(nn.Module):
 
 
 class _Describe(nn.Module):
-    """h = f_H(RoIAlign(P2..P5, b)): boxes (R, 5) of a frame to (R, head width)."""
+    """h = f_H(RoIAlign(P, b)): boxes (R, 5) of a frame to (R, head width)."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -226,7 +232,12 @@ class _Describe(nn.Module):
 
     def forward(self, maps: Maps, rois: Tensor, frame: tuple[int, int]) -> Tensor:
         """The boxes, each from its own level."""
-        levels = {str(number): maps[f"P{number + 2}"] for number in range(4)}  # torchvision's names
+        levels = {key: maps[level] for level, key in _levels(self.roi_pool).items()}
         pooled = self.roi_pool.pool(levels, rois, assign_level(rois[:, 1:]), frame)  # (R, C, 7, 7)
         described: Tensor = self.box_head(pooled)
         return described
+
+
+def _levels(roi_pool: RoIPool) -> dict[str, str]:
+    """The papers' names of the levels that boxes are pooled from, and torchvision's."""
+    return {f"P{number}": name for number, name in enumerate(roi_pool.featmap_names, start=roi_pool.first)}

@@ -61,7 +61,7 @@ class SoCoFamily(UnequalCrops):
     """Of the target at the start, rising to 1."""
 
     needs_boxes: ClassVar[bool] = True
-    neck: ClassVar[str] = "fpn"
+    necks: ClassVar[tuple[str, ...]] = ("fpn", "hybrid")
 
     @property
     def pooling(self) -> Literal["own_level", "all_levels"]:
@@ -110,10 +110,10 @@ class SoCo(nn.Module):
 
     def __init__(self, trunk: Trunk, config: SoCoFamily) -> None:
         super().__init__()
-        if trunk.config.neck != config.neck:
+        if trunk.config.neck not in config.necks:
             raise UserError(
-                f"trunk.neck: {trunk.config.neck}; method {config.name} needs trunk.neck={config.neck} "
-                "(soco and soco-star need fpn, soco-c4 needs c4)"
+                f"trunk.neck: {trunk.config.neck}; method {config.name} needs trunk.neck={config.necks[0]} "
+                "(soco and soco-star need fpn or hybrid, soco-c4 needs c4)"
             )
         self.config = config
         # V1 and each other view predict each other (eq. 5 and its mirror image).
@@ -193,8 +193,10 @@ class SoCo(nn.Module):
 
         if self.config.pooling == "own_level":
             return at(levels)
-        everywhere = torch.stack([at(torch.full_like(levels, level)) for level in (2, 3, 4, 5)])  # (4, R, D)
-        return everywhere[levels - 2, torch.arange(len(levels), device=levels.device)]
+        first, last = trunk.roi_pool.first, trunk.roi_pool.last
+        everywhere = torch.stack([at(torch.full_like(levels, level)) for level in range(first, last + 1)])  # (levels, R, D)
+        own = levels.clamp(first, last) - first
+        return everywhere[own, torch.arange(len(levels), device=levels.device)]
 
 
 def shared_boxes(

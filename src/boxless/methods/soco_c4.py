@@ -20,4 +20,4 @@ class SoCoC4Config(SoCoFamily):
 
     name: Literal["soco-c4"] = "soco-c4"
 
-    neck: ClassVar[str] = "c4"
+    necks: ClassVar[tuple[str, ...]] = ("c4",)

@@ -158,7 +158,8 @@ def _pretrain_recipe(method: str, base: str, recipe: CompareRecipe) -> PretrainR
 def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
     """The recipe with the neck that its method asks for, or with the whole backbone that C4 would have cut."""
     usual = "fpn" if recipe.trunk.neck == "c4" else recipe.trunk.neck
-    return replace(recipe, trunk=replace(recipe.trunk, neck=getattr(recipe.method, "neck", usual)))
+    necks = getattr(recipe.method, "necks", (usual,))
+    return replace(recipe, trunk=replace(recipe.trunk, neck=usual if usual in necks else necks[0]))
 
 
 def run_comparison(

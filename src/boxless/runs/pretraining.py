@@ -81,6 +81,8 @@ def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
     trunk = replace(source, norm="group" if source.norm == "group" else own.norm, neck=own.neck)
     if source.neck != "transformer":  # its sizes are then the recipe's own
         trunk = replace(trunk, transformer=own.transformer)
+    if source.neck != "hybrid":
+        trunk = replace(trunk, hybrid=own.hybrid)
     return replace(recipe, trunk=trunk)
 
 
