@@ -1,8 +1,8 @@
-"""COCO average precision of detections against labels, computed by faster-coco-eval."""
+"""COCO's and LVIS's average precision of detections against labels, computed by faster-coco-eval."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from boxless.data.labels import LabelledData
 from boxless.errors import UserError
 
 MAX_DETECTIONS = 100  # per image and class, as COCO scores them
+LVIS_DETECTIONS = 300  # per image, all classes together
+FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS's classes in 1 to 10, to 100 and more training images
 SIGMA = 0.1  # of keypoints that are not COCO's 17; those of a person have 0.025 (eyes) to 0.107 (hips)
 
 
@@ -38,7 +40,7 @@ class Scores:
     """COCO's summary, each 0..1 and nan where there is no ground truth; `per_class` has each class's AP.
 
     Small objects are those below 32 x 32 source px, large ones those from 96 x 96. By keypoints COCO scores 20
-    detections per image and class, not 100, and leaves small objects out.
+    detections per image and class, not 100, and leaves small objects out. `by_frequency`: LVIS's APr, APc and APf.
     """
 
     ap: float
@@ -49,9 +51,10 @@ class Scores:
     ap_large: float
     ar100: float
     per_class: dict[str, float]
+    by_frequency: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
-        """The seven summary numbers under COCO's short names: AP, AP50, AP75, APs, APm, APl, AR100."""
+        """The summary numbers under COCO's short names: AP, AP50, AP75, APs, APm, APl, AR100; and LVIS's."""
         return {
             "AP": self.ap,
             "AP50": self.ap50,
@@ -60,11 +63,15 @@ class Scores:
             "APm": self.ap_medium,
             "APl": self.ap_large,
             "AR100": self.ar100,
+            **self.by_frequency,
         }
 
 
 def average_precision(
-    truth: LabelledData, detections: Sequence[Detections], kind: Literal["bbox", "segm", "keypoints"] = "bbox"
+    truth: LabelledData,
+    detections: Sequence[Detections],
+    kind: Literal["bbox", "segm", "keypoints"] = "bbox",
+    federated: bool = False,
 ) -> Scores:
     """Score detections, one entry per image of `truth` in its order, by boxes, by masks or by keypoints.
 
@@ -72,10 +79,17 @@ def average_precision(
     class without ground truth has AP nan and stays out of the means. How far off a keypoint may be is a matter of its
     sigma: COCO's own where there are as many as COCO has, 17, and else 0.1 for each.
 
+    `federated`: by LVIS's rules (arXiv:1908.03195): the 300 surest detections of an image count, those of a class only
+    in images that are known to show it or not to show it, and those that hit nothing only where all of its objects are
+    labelled. AR100 is then nan, being defined for 100 detections.
+
     Raises:
-        UserError: `kind="segm"` and the labels have no mask at all or a detection has none; `kind="keypoints"` and the
-            labels and the detections do not have the same number of them.
+        UserError: `federated` and the labels are not LVIS's; `kind="segm"` and the labels have no mask at all or a
+            detection has none; `kind="keypoints"` and labels and detections do not have the same number of them.
     """
+    if federated:
+        _check_federated(truth)
+        detections = [_surest(found, LVIS_DETECTIONS) for found in detections]
     results = coco_results(truth, detections)
     labels = truth.as_coco()
     if kind == "segm":
@@ -86,8 +100,17 @@ def average_precision(
     coco = COCO(labels)
     sigmas = None if count == 17 else [SIGMA] * count
     evaluation = COCOeval_faster(
-        coco, coco.loadRes(results), iouType=kind, print_function=_silent, kpt_oks_sigmas=sigmas
+        coco,
+        coco.loadRes(results),
+        iouType=kind,
+        print_function=_silent,
+        kpt_oks_sigmas=sigmas,
+        lvis_style=federated,
     )
+    if federated:
+        for category in labels["categories"]:  # the library wants a group for each, also for those without objects
+            category["frequency"] = category["frequency"] or "f"
+        evaluation.params.maxDets = [LVIS_DETECTIONS]
     evaluation.params.imgIds = _image_ids(truth)
     evaluation.params.catIds = list(truth.category_ids)
     evaluation.evaluate()
@@ -95,7 +118,28 @@ def average_precision(
     # The library sorts categories by id; the labels' own order need not be sorted.
     rows = np.argsort(np.argsort(truth.category_ids))
     areas = evaluation.params.areaRngLbl
-    return _summary(evaluation.eval["precision"], evaluation.eval["recall"], truth.classes, rows, areas)
+    result = _summary(evaluation.eval["precision"], evaluation.eval["recall"], truth.classes, rows, areas)
+    return replace(result, ar100=math.nan, by_frequency=_by_frequency(truth, result)) if federated else result
+
+
+def _check_federated(truth: LabelledData) -> None:
+    shown = {int(label) for image in truth.images for label in image.labels}
+    if not truth.frequencies or any(not truth.frequencies[label] for label in shown):
+        raise UserError(f"{truth.origin}: metric=lvis needs LVIS's labels (categories with 'frequency' r, c or f)")
+
+
+def _surest(found: Detections, count: int) -> Detections:
+    if len(found.scores) <= count:
+        return found
+    rows = np.sort(np.argsort(-found.scores, kind="stable")[:count])
+    masks = None if found.masks is None else [found.masks[row] for row in rows]
+    return replace(found, boxes=found.boxes[rows], scores=found.scores[rows], labels=found.labels[rows], masks=masks)
+
+
+def _by_frequency(truth: LabelledData, result: Scores) -> dict[str, float]:
+    values = np.array([result.per_class[name] for name in truth.classes])
+    groups = np.array(truth.frequencies)
+    return {name: _mean(values[(groups == group) & ~np.isnan(values)]) for group, name in FREQUENCIES.items()}
 
 
 def coco_results(truth: LabelledData, detections: Sequence[Detections]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ def voc_average_precision(truth: LabelledData, detections: Sequence[Detections])
     class without other objects has AP nan and stays out of the means. Scores by size, and AR, are nan.
     """
     boxes, image, label, scores = _stacked([(found.boxes, found.labels, found.scores) for found in detections])
+    scores = scores.astype(np.float64)
     gt_boxes, gt_image, gt_label, crowd = _stacked([(each.boxes, each.labels, each.crowd) for each in truth.images])
     group, gt_group = (i * len(truth.classes) + k for i, k in ((image, label), (gt_image, gt_label)))
     overlap, match = _best_overlaps(boxes, group, gt_boxes, gt_group)
@@ -81,4 +82,4 @@ def _eleven_points(over: NDArray[np.bool_], match: NDArray[np.int64], hard: NDAr
     misses = ~hits & ~(over & hard)
     true, false = np.cumsum(hits), np.cumsum(misses)
     recall, precision = true / objects, true / np.maximum(true + false, np.finfo(np.float64).eps)
-    return sum(precision[recall >= level].max(initial=0.0) for level in RECALLS) / len(RECALLS)
+    return sum(float(precision[recall >= level].max(initial=0.0)) for level in RECALLS) / len(RECALLS)
