@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -89,3 +89,58 @@ def test_gradients_are_clipped_where_asked(tmp_path: Path) -> None:
     loop.run(clip_norm=0.01)
     moved = sum(0.5 * 0.1 / (step + 1) * 0.01 for step in range(8))
     assert 1 - loop.module.weight.item() == pytest.approx(moved, rel=1e-3)
+
+
+def trained(folder: Path, parts: int) -> tuple[nn.Module, list[tuple[int, int]], list[int]]:
+    """Three clipped steps of a network without norms in float64; the losses' calls and the rate's."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+    images = torch.rand(3, 8, 3, 8, 8, dtype=torch.float64)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9))
+    calls, rates = [], []
+
+    def losses(batch: Tensor, step: int) -> Mapping[str, Tensor]:
+        calls.append((step, len(batch)))
+        squares = (module(batch) - batch.sum((1, 2, 3))[:, None]).square()
+        return {"loss": squares.mean(), "largest": squares.detach()[:, 0].mean()}
+
+    def rate(step: int) -> float:
+        rates.append(step)
+        return 0.01 / (step + 1)
+
+    def cut(batch: Tensor) -> Sequence[Tensor]:
+        return batch.chunk(parts)
+
+    journal = Journal(folder, 0, 3, seed=1, images_per_step=8, every=1, quiet=True)
+    train(fabric, module, optimizer, images, losses, rate, Progress(0, 3), journal, clip_norm=1.0, parts=cut)
+    journal.close()
+    return network, calls, rates
+
+
+def test_a_batch_in_parts_is_the_whole_batch_for_weights_rates_and_journal(tmp_path: Path) -> None:
+    whole, whole_calls, whole_rates = trained(tmp_path / "whole", 1)
+    parted, calls, rates = trained(tmp_path / "parts", 4)
+    assert whole_calls == [(0, 8), (1, 8), (2, 8)] and calls == [(step, 2) for step in (0, 1, 2) for _ in range(4)]
+    assert rates == whole_rates == [0, 1, 2]
+    torch.testing.assert_close(dict(parted.state_dict()), dict(whole.state_dict()), rtol=1e-12, atol=1e-14)
+    ours, theirs = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() == {"loss", "largest", "learning_rate"}
+    for name, (steps, values) in theirs.items():
+        assert ours[name][0] == steps == [0, 1, 2]
+        assert ours[name][1] == pytest.approx(values, rel=1e-12)
+
+
+def test_processes_wait_for_gradients_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(tmp_path)
+    skipped: list[bool] = []
+    without = loop.fabric.no_backward_sync
+
+    def watched(module: nn.Module, enabled: bool = True) -> object:
+        skipped.append(enabled)
+        return without(module, enabled)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop.fabric, "no_backward_sync", watched)
+    loop.run(parts=lambda batch: (batch, batch, batch))
+    assert skipped == [True, True, False] * 8

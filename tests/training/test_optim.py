@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from boxless.training.optim import Lars, ema_momentum, ema_update, parameter_groups, warmup_cosine, warmup_multistep
+from boxless.training.optim import (
+    Lars,
+    ema_momentum,
+    ema_update,
+    parameter_groups,
+    warmup_cosine,
+    warmup_multistep,
+    warmup_polynomial,
+)
 
 
 def small_net() -> nn.Module:
@@ -166,3 +174,14 @@ def test_warmup_multistep_is_detectron2s() -> None:
     assert rate(60_000) == rate(79_999) == pytest.approx(0.002)
     assert rate(80_000) == pytest.approx(0.0002)
     assert warmup_multistep(0, (10,), warmup_steps=0, peak=1.0) == 1.0
+
+
+def test_warmup_polynomial_is_mmsegmentations() -> None:
+    def rate(step: int) -> float:
+        return warmup_polynomial(step, 20_000, peak=0.01, final=1e-4)
+
+    assert rate(0) == 0.01 and rate(20_000) == rate(20_001) == 1e-4
+    assert rate(10_000) == pytest.approx(1e-4 + 0.0099 * 0.5358867312681466)  # 0.5 ** 0.9
+    assert rate(18_000) == pytest.approx(1e-4 + 0.0099 * 0.12589254117941673)  # 0.1 ** 0.9
+    warm = [warmup_polynomial(step, 100, 10, 0.01, peak=2.0, final=0.0) for step in (0, 5, 10)]
+    assert warm == pytest.approx([0.02, 2 * 0.95**0.9 * 0.505, 2 * 0.9**0.9])
