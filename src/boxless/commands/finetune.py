@@ -23,7 +23,8 @@ def finetune(
 
     Args:
         data: Labels to learn from: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; a suffix :split picks a split.
-        val: Labels to measure AP with, in the same forms.
+            With detector.kind=fcn the class maps of a VOC or Cityscapes folder, or else masks.
+        val: Labels to measure AP (of FCN mIoU) with, in the same forms.
         out: Folder of the run. Given again, an unfinished run goes on where it was.
         weights: A run, whose trunk is then taken too, or a file in torchvision's or timm's names; by default nothing,
             from scratch.
@@ -46,8 +47,9 @@ def finetune(
     settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
     settings = with_fitting_neck(settings)
     file = weights_file(weights) if weights else None
-    train_data = training_labels(data, quiet)
-    val_data = validation_labels(val, train_data.classes, quiet)
+    segments = settings.detector.kind == "fcn"
+    train_data = training_labels(data, quiet, segments)
+    val_data = validation_labels(val, train_data.classes, quiet, segments)
     return run_finetuning(train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet)
 
 

@@ -29,7 +29,7 @@ class DetectionSample:
         image: (3, H, W) uint8.
         from_source: (2, 3), source px -> image px.
         target: torchvision's: boxes (N, 4) image px, labels (N,) from 1, masks (N, H, W) where wanted, and keypoints
-            (N, K, 3) image px where the data set has any.
+            (N, K, 3) image px where the data set has any; for segmentation classes (H, W).
         row: of the data set.
         source_size: width and height, px.
         skipped: (path, reason) of an image that could not be read; the sample is then empty and grey.
@@ -182,7 +182,7 @@ def move_keypoints(forward: Tensor, points: Tensor, mirrored: list[int] | None) 
     return moved if mirrored is None else moved[:, mirrored]
 
 
-def detection_batches(dataset: DetectionDataset, order: Order, workers: int) -> DataLoader[list[DetectionSample]]:
+def detection_batches(dataset: Dataset[DetectionSample], order: Order, workers: int) -> DataLoader[list[DetectionSample]]:
     """Training batches in the given order."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]

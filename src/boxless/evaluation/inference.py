@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,26 @@ def detect(
     fabric: Fabric, detector: nn.Module, dataset: Dataset[DetectionSample], batch: int = 4, workers: int = 0
 ) -> Iterator[tuple[DetectionSample, Detections]]:
     """Detections of every image of a data set, in its order; the detector is left in the mode that it was in."""
+    for sample, output in _outputs(fabric, detector, dataset, batch, workers):
+        yield sample, to_source(output, sample)
+
+
+def segment(
+    fabric: Fabric, detector: nn.Module, dataset: Dataset[DetectionSample], batch: int = 4, workers: int = 0
+) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
+    """Class maps (H, W) of every image of a data set, source px, by FCN; see `detect`.
+
+    The logits are enlarged to the source, not the classes, as in OpenMMLab.
+    """
+    for sample, output in _outputs(fabric, detector, dataset, batch, workers):
+        width, height = sample.source_size
+        logits = interpolate(output["logits"][None], (height, width), mode="bilinear", align_corners=False)
+        yield sample, logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def _outputs(
+    fabric: Fabric, detector: nn.Module, dataset: Dataset[DetectionSample], batch: int, workers: int
+) -> Iterator[tuple[DetectionSample, dict[str, Tensor]]]:
     training = detector.training
     detector.eval()
     loader: DataLoader[list[DetectionSample]] = DataLoader(
@@ -35,7 +56,7 @@ def detect(
             with torch.inference_mode(), fabric.autocast():
                 outputs = detector(images)
             for sample, output in zip(samples, outputs, strict=True):
-                yield sample, to_source(output, sample)
+                yield sample, output
     finally:
         detector.train(training)
 

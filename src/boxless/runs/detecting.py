@@ -17,6 +17,7 @@ from boxless.data.images import EXTENSIONS, BadImage, decode
 from boxless.data.index import ImageIndex, index_images
 from boxless.data.keypoints import Skeleton
 from boxless.data.labelled import LabelledData, mask_area
+from boxless.data.segmentation import sides
 from boxless.detectors.detector import build_detector, keep_above
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.weights import read_tensors
@@ -108,7 +109,7 @@ def detect_labelled(
     """Detections of every labelled image, in their order, and the images that could not be read."""
     fabric = make_fabric(recipe.precision)
     dataset = DetectionDataset(data, recipe.min_size, recipe.max_size, training=False, masks=False)
-    workers = _workers(recipe, len(dataset))
+    workers = workers_for(recipe, len(dataset))
     return as_list(detect(fabric, detector.to(fabric.device), dataset, workers=workers))
 
 
@@ -146,11 +147,11 @@ class SourceImages(Dataset[DetectionSample]):
 
     Args:
         index: the images.
-        shorter: shorter side, px.
+        shorter: shorter side, px; empty where images keep their size.
         longest: longest side, px.
     """
 
-    def __init__(self, index: ImageIndex, shorter: int, longest: int) -> None:
+    def __init__(self, index: ImageIndex, shorter: Sequence[int], longest: int) -> None:
         self.index, self.shorter, self.longest = index, shorter, longest
 
     def __len__(self) -> int:
@@ -163,8 +164,9 @@ class SourceImages(Dataset[DetectionSample]):
         except BadImage as error:
             grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
             return DetectionSample(grey, torch.eye(2, 3), {}, row, (32, 32), (path, error.reason))
-        image, from_source = resize(source, self.shorter, self.longest)
-        return DetectionSample(image, from_source, {}, row, (source.shape[1], source.shape[0]))
+        size = (source.shape[1], source.shape[0])
+        image, from_source = resize(source, *sides(size, self.shorter, self.longest))
+        return DetectionSample(image, from_source, {}, row, size)
 
 
 def detect_images(
@@ -174,11 +176,12 @@ def detect_images(
     fabric = make_fabric(recipe.precision)
     # Before NMS and masks and not after them: the same result, since boxes are only ever suppressed by surer ones.
     keep_above(detector, score)
-    dataset = SourceImages(index, recipe.min_size[-1], recipe.max_size)
-    yield from detect(fabric, detector.to(fabric.device), dataset, workers=_workers(recipe, len(index)))
+    dataset = SourceImages(index, recipe.min_size[-1:], recipe.max_size)
+    yield from detect(fabric, detector.to(fabric.device), dataset, workers=workers_for(recipe, len(index)))
 
 
-def _workers(recipe: FinetuneRecipe, images: int) -> int:
+def workers_for(recipe: FinetuneRecipe, images: int) -> int:
+    """Processes that decode a number of images."""
     return min(worker_count(recipe.workers, 8), images // 8)  # starting a process costs more than a few images
 
 

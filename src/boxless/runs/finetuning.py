@@ -11,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.utils.data import Dataset
 
 from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
 from boxless.data.labels import LabelledData
@@ -21,11 +22,13 @@ from boxless.detectors.weights import WeightsReport, load_trunk
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Scores
 from boxless.evaluation.inference import as_list, detect
+from boxless.evaluation.mean_iou import SegmentationScores
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.detecting import check_keypoints
 from boxless.runs.detecting import scores as scores_of
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.labels import choose_labels
+from boxless.runs.segmenting import check_sizes, measure_classes, training_set
 from boxless.runs.setup import make_fabric, worker_count
 from boxless.runs.weights import trunk_of
 from boxless.training.journal import Journal
@@ -117,6 +120,7 @@ def _finetune(
     out = run.path
     if recipe.accumulate < 1 or recipe.batch_size % recipe.accumulate:
         raise UserError(f"accumulate: {recipe.accumulate}; expected a divisor of batch_size, {recipe.batch_size}")
+    check_sizes(recipe)
     chosen = choose_labels(data, recipe)
     masks = recipe.detector.kind == "mask_rcnn"
     if masks and not chosen.has_masks:
@@ -146,7 +150,11 @@ def _finetune(
         _say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
     placed, optimizer = fabric.setup(detector, optimizer)
     workers = worker_count(recipe.workers, 8)
-    dataset = DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
+    dataset: Dataset[DetectionSample] = (
+        training_set(chosen, recipe)
+        if recipe.detector.kind == "fcn"
+        else DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
+    )
     order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed)
     journal = Journal(out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet)
     objective = Objective(fabric, placed, recipe)
@@ -160,8 +168,10 @@ def _finetune(
     def after_step(step: int) -> None:
         if (step + 1) % look_every == 0 and step + 1 < schedule.steps:
             scores, _ = evaluate_detector(fabric, detector, val, recipe, workers)
-            journal.write(step, {f"val/{name}": value for name, value in scores["bbox"].as_dict().items()})
-            journal.status = f"val AP {scores['bbox'].ap:.1%}"
+            values = next(iter(scores.values())).as_dict()
+            journal.write(step, {f"val/{name}": value for name, value in values.items()})
+            name, value = next(iter(values.items()))
+            journal.status = f"val {name} {value:.1%}"
 
     try:
         train(
@@ -237,21 +247,25 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
 
 def evaluate_detector(
     fabric: Fabric, detector: nn.Module, val: LabelledData, recipe: FinetuneRecipe, workers: int
-) -> tuple[dict[str, Scores], dict[str, str]]:
-    """AP as `detecting.scores` has it, and the images that could not be read."""
+) -> tuple[dict[str, Scores] | dict[str, SegmentationScores], dict[str, str]]:
+    """AP as `detecting.scores` has it, or FCN's mIoU, and the images that could not be read."""
+    if recipe.detector.kind == "fcn":
+        return measure_classes(fabric, detector, val, recipe, workers)
     dataset = DetectionDataset(val, recipe.min_size, recipe.max_size, training=False, masks=False)
     found, skipped = as_list(detect(fabric, detector, dataset, workers=workers))
     return scores_of(val, found, recipe), skipped
 
 
-def score_table(scores: Mapping[str, Scores]) -> str:
-    """AP in percent, a line per kind, and by class."""
+def score_table(scores: Mapping[str, Scores | SegmentationScores]) -> str:
+    """AP or mIoU in percent, a line per kind, and by class."""
     lines, names = [], {"bbox": "boxes", "segm": "masks"}
     for kind, result in scores.items():
         values = "  ".join(f"{key} {100 * value:.1f}" for key, value in result.as_dict().items())
         lines.append(f"{names.get(kind, kind)}: {values}")
-    if 1 < len(scores["bbox"].per_class) <= 30:
-        lines.append("AP by class: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in scores["bbox"].per_class.items()))
+    by_class = next(iter(scores.values())).per_class
+    if 1 < len(by_class) <= 30:
+        name = "IoU" if "segments" in scores else "AP"
+        lines.append(f"{name} by class: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in by_class.items()))
     return "\n".join(lines)
 
 
@@ -274,7 +288,7 @@ def _summary(
     chosen: LabelledData,
     schedule: Schedule,
     report: WeightsReport | None,
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, Scores | SegmentationScores],
     skipped: Mapping[str, str],
     seconds: float,
 ) -> dict[str, Any]:
