@@ -13,7 +13,7 @@ from boxless.cli import main
 from boxless.data.classes import ClassifiedData, ExampleDataset, read_classified
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
-from boxless.runs import features, probing
+from boxless.runs import features, frozen, probing
 
 SMALL = {"backbone": "resnet18", "size": 64, "workers": 0, "quiet": True}
 
@@ -47,12 +47,12 @@ def splits(folders: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["linear", "knn", "svm", "low_shot", "few_shot"])
 def test_digits_as_class_folders(folders: Path, weights: str, tmp_path: Path, kind: str, monkeypatch) -> None:
-    monkeypatch.setattr(svm, "GRID", (1.0, 100.0))
+    monkeypatch.setattr(svm, "GRIDS", {"detco": (1.0, 100.0)})
     monkeypatch.setattr(probes, "EPISODES", 30)
     if kind != "low_shot":  # figures take longer than all the rest
         monkeypatch.setattr(probing, "save", lambda *_: None)
     result = boxless.probe(weights, **splits(folders), out=str(tmp_path), kind=kind, **SMALL)
-    assert [score.weights for score in result.scores if score.measure == result.scores[0].measure] == ["none", "other"]
+    assert list(dict.fromkeys(score.weights for score in result.scores)) == ["random weights", "other"]
     assert all(result.chance < score.value <= 1 for score in result.scores)  # even random convolutions tell 0 from 1
     assert {Path(path).name for path in result.skipped} == {"broken.png"}
     assert result.scores[0].n == {"low_shot": 5, "few_shot": 30}.get(kind, 50)
@@ -69,7 +69,7 @@ def test_features_are_kept_for_the_same_weights_data_and_settings_alone(
     data, val = (read_classified(where, "train", objects=True) for where in splits(folders).values())
 
     def files(name: str = "none", data: ClassifiedData = data, size: int = 64, seed: int = 0) -> set[tuple[str, int]]:
-        network = features.load_frozen([name], "resnet18", seed)[-1]
+        network = frozen.load_frozen([name], "resnet18", seed)[-1]
         features.Extractor(tmp_path / "kept", size, 0, True).vectors(network, data)
         return {(path.name, path.stat().st_mtime_ns) for path in (tmp_path / "kept").iterdir()}
 
@@ -82,7 +82,7 @@ def test_features_are_kept_for_the_same_weights_data_and_settings_alone(
 
 
 def test_features_are_those_of_torchvision(folders: Path, weights: str, tmp_path: Path) -> None:
-    _, network = features.load_frozen([weights], "resnet18", seed=0)
+    _, network = frozen.load_frozen([weights], "resnet18", seed=0)
     data = read_classified(str(folders / "train"), "train", objects=True)
     found = features.Extractor(tmp_path, 64, 0, True).vectors(network, data)
     reference = resnet18()
@@ -95,12 +95,37 @@ def test_features_are_those_of_torchvision(folders: Path, weights: str, tmp_path
     assert found.rows.tolist() == list(range(100)) and found.skipped == {}
 
 
+def test_svms_see_a_map_in_four_parts() -> None:
+    maps = torch.randn(2, 3, 7, 7, dtype=torch.float64)  # OpenSelfSup: kernel 6, stride 1, 8192 numbers of a ResNet-50
+    parts = [maps[:, :, y : y + 6, x : x + 6].mean((2, 3)) for y in (0, 1) for x in (0, 1)]
+    torch.testing.assert_close(features.pooled(maps, 2), torch.stack(parts, 2).flatten(1))
+    torch.testing.assert_close(features.pooled(maps, 1), maps.mean((2, 3)))
+    assert features.pooled(maps[:, :, :1, :1], 2).shape == (2, 12)
+
+
+def test_a_linear_classifier_learns_from_new_crops_in_each_epoch(
+    folders: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "save", lambda *_: None)
+    monkeypatch.setattr(probes, "LINEAR", {"vicreg": probes.LinearPreset(1.0, 1e-6, "cosine", epochs=3)})
+    seen = []
+    given = features.Extractor.of_crops
+    monkeypatch.setattr(features.Extractor, "of_crops", lambda *a: seen.append(given(*a)) or seen[-1])
+    settings = {**splits(folders), "kind": "linear", "preset": "vicreg", **SMALL}
+    result = boxless.probe("none", out=str(tmp_path), crops=True, **settings)
+    assert len(seen) == 3 and not torch.equal(seen[0].vectors, seen[1].vectors) and "new random crop" in result.note
+    assert result.scores[0].n == 50 and 0 <= result.scores[0].value <= 1
+    kept = [path for path in (tmp_path / "features").iterdir()]
+    assert len(kept) == 2  # what is measured on, and the one view of what is learned from: no crops
+
+
 def test_correspondence_of_a_run_and_of_its_pyramid(digits, runs, weights: str, tmp_path: Path, capsys) -> None:
     argv = ["--weights", runs.pretrained, "--data", str(digits.images), "--size", "64", "--workers", "0"]
     argv = ["probe", *argv, "--kind", "correspondence", "--out", str(tmp_path)]
     assert main([*argv, "--level", "P2"]) == 0
     printed = capsys.readouterr()
-    assert "| none | " in printed.out and "| pretrained | " in printed.out and "Guessing reaches 0.4" in printed.out
+    assert "| random weights | " in printed.out and "| pretrained | " in printed.out
+    assert "Guessing reaches 0.4" in printed.out
     assert "256 cells of P2" in printed.out and "FPN ok" in printed.err
     assert (tmp_path / "figures" / "correspondence-example.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="other: has no weights of an FPN"):
@@ -119,13 +144,13 @@ def test_objects_of_real_detection_labels(shared_data: Path, tmp_path: Path, mon
 def test_names_and_references(runs, weights: str, tmp_path: Path) -> None:
     copy = tmp_path / "other.pth"
     copy.write_bytes(Path(weights).read_bytes())
-    networks = features.load_frozen([weights, "none", runs.pretrained, str(copy)], None, seed=0)
-    assert [network.name for network in networks] == ["none", weights, "pretrained", str(copy)]
+    networks = frozen.load_frozen([weights, "none", runs.pretrained, str(copy)], None, seed=0)
+    assert [network.name for network in networks] == ["random weights", weights, "pretrained", str(copy)]
     assert all(network.trunk.config.fpn_channels == 32 for network in networks)  # the run's trunk is taken for all
     body = networks[0].trunk.backbone.body.state_dict()
-    (again,) = features.load_frozen(["none"], "resnet18", seed=0)
+    (again,) = frozen.load_frozen(["none"], "resnet18", seed=0)
     assert all(torch.equal(tensor, body[name]) for name, tensor in again.trunk.backbone.body.state_dict().items())
-    assert [each.name for each in features.load_frozen(["none"], "resnet18", seed=1)] == ["none"]
+    assert [each.name for each in frozen.load_frozen(["none"], "resnet18", seed=1)] == ["random weights"]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +158,9 @@ def test_names_and_references(runs, weights: str, tmp_path: Path) -> None:
     [
         ({"val": None}, "kind knn needs --val"),
         ({"kind": "knnn"}, "kind: 'knnn'; expected linear, knn"),
+        ({"preset": "moco"}, "preset: 'moco'; kind knn takes none"),
+        ({"preset": "moco", "kind": "svm"}, "preset: 'moco'; kind svm takes detco, fair, vissl"),
+        ({"crops": True}, "kind knn learns from one view"),
         ({"weights": "nowhere"}, "weights nowhere: no such file or run"),
         ({"size": 8}, "expected a size of 32 px or more"),
         ({"data": "{root}/train/digit 0"}, "lie in no class folder"),

@@ -113,3 +113,35 @@ def test_the_centre_of_an_image_is_cut_as_in_the_usual_evaluation(tmp_path: Path
     source = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
     usual = center_crop(resize(source, [128], InterpolationMode.BILINEAR, antialias=True), [112, 112])
     assert (found - usual.int()).abs().max() <= 3  # a quarter of a pixel of this slope
+
+
+def test_the_middle_of_a_squashed_image(tmp_path: Path) -> None:
+    path = draw(tmp_path / "a" / "x.png", 300, 480)
+    data = ClassifiedData("here", ("a",), (str(path),), "squashed centre", np.ones((1, 1), np.int8))
+    found = ExampleDataset(data, 112)[0].views[0].int()
+    source = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    usual = center_crop(resize(source, [257, 257], InterpolationMode.BILINEAR, antialias=True), [224, 224])
+    usual = resize(usual, [112, 112], InterpolationMode.BILINEAR, antialias=True)
+    assert (found - usual.int()).abs().max() <= 3
+
+
+def test_random_crops_stay_within_what_an_example_shows(tmp_path: Path) -> None:
+    path = str(draw(tmp_path / "x.png", 400, 300))
+    boxes = np.array([[100, 80, 140, 180], [0, 0, 20, 20]], np.float32)
+    both = np.ones((2, 1), np.int8)
+    for windows in ("centre", boxes):
+        data = ClassifiedData("here", ("a",), (path, path), windows, both)
+        areas = []
+        for seed in range(200):
+            x1, y1, x2, y2 = data.crop(0, 400, 300, np.random.default_rng(seed))
+            left, top, right, bottom = (0, 0, 400, 300) if isinstance(windows, str) else data.window(0, 400, 300)
+            assert left <= x1 < x2 <= right + 1 and top <= y1 < y2 <= bottom + 1
+            areas.append((x2 - x1) * (y2 - y1) / (right - left) / (bottom - top))
+        assert min(areas) == pytest.approx(0.08, abs=0.05) and max(areas) == pytest.approx(1, abs=0.1)
+        first, again, other = (ExampleDataset(data, 16, crops=seed)[0].views for seed in (1, 1, 2))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+    slopes = [  # redness grows to the right, unless the view is mirrored
+        bool(torch.diff(ExampleDataset(data, 16, crops=seed)[0].views[0, 0].float().mean(0)).sum() > 0)
+        for seed in range(60)
+    ]
+    assert 18 <= sum(slopes) <= 42

@@ -36,7 +36,16 @@ def test_a_linear_classifier_separates_what_is_separable(preset: str) -> None:
     points, labels = clusters(5, 40, spread=0.1)
     data = torch.from_numpy(points).float(), torch.from_numpy(labels)
     queries, truth = clusters(5, 20, spread=0.1, seed=1)
-    found = probes.linear_predict(*data, torch.from_numpy(queries).float(), 5, probes.LINEAR[preset], seed=0)
+    epochs = []
+    found = probes.linear_predict(
+        lambda epoch: epochs.append(epoch) or data[0],
+        data[1],
+        torch.from_numpy(queries).float(),
+        5,
+        probes.LINEAR[preset],
+        seed=0,
+    )
+    assert epochs == list(range(100))
     assert (found == truth).all()
 
 
@@ -46,12 +55,14 @@ def test_the_sweep_makes_scale_irrelevant_and_a_divergence_is_named() -> None:
     for scale in (0.02, 1.0, 50.0):
         data = torch.from_numpy(scale * points).float(), torch.from_numpy(labels)
         preset = probes.swept(*data, 3, seed=0)
-        assert (probes.linear_predict(*data, data[0], 3, preset, 0) == labels).mean() > 0.95
+        assert (
+            probes.linear_predict(lambda _, points=data[0]: points, data[1], data[0], 3, preset, 0) == labels
+        ).mean() > 0.95
         rates.append(preset.lr)
     assert rates[0] > rates[1] >= rates[2]
     with pytest.raises(UserError, match="not finite at a learning rate of 30"):
         huge = torch.from_numpy(1e20 * points).float()
-        probes.linear_predict(huge, data[1], huge, 3, probes.LINEAR["moco"], 0)
+        probes.linear_predict(lambda _: huge, data[1], huge, 3, probes.LINEAR["moco"], 0)
 
 
 def test_learning_rates_of_the_papers() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from boxless.runs.probing import ProbeResult
+    from boxless.runs.probe_result import ProbeResult
 
 
 def probe(
@@ -15,7 +15,8 @@ def probe(
     val: str | None = None,
     kind: Literal["linear", "knn", "svm", "low_shot", "few_shot", "correspondence"] = "linear",
     size: int | None = None,
-    preset: Literal["sweep", "moco", "barlow", "vicreg"] = "sweep",
+    preset: Literal["sweep", "moco", "barlow", "vicreg", "detco", "fair", "vissl"] | None = None,
+    crops: bool = False,
     level: Literal["C5", "P2", "P3", "P4", "P5"] = "C5",
     backbone: str | None = None,
     seed: int = 0,
@@ -28,8 +29,9 @@ def probe(
     in the output folder, for the next probe too. KIND.md, KIND.csv and figures/KIND.png are written there.
 
     linear, knn: how well a linear classifier or the nearest neighbours tell classes apart. svm: mAP of one linear SVM
-    per class, as on VOC07; low_shot: the same from 1 to 16 images per class. few_shot: 5 classes, 5 examples each.
-    correspondence: how often a cell of an image finds itself in a mirrored copy in other colours.
+    per class, as on VOC07; low_shot: the same from 1 to 96 images per class; both on C5 in 2 x 2 parts. few_shot: 5
+    classes, 5 examples each. correspondence: how often a cell of an image finds itself in a mirrored copy in other
+    colours. docs/probes.md says where the settings come from and when to believe what is found.
 
     Args:
         weights: Runs, weights files in torchvision's names, or none; random weights are always measured too.
@@ -40,10 +42,13 @@ def probe(
         val: What to measure on, in the same forms; few_shot draws from both, correspondence takes none.
         kind: What is measured.
         size: Of the views, px; by default 224, for correspondence 225: at 32 k + 1 the cells of a ResNet lie
-            symmetrically. An image of a class folder is resized to 8/7 of it and its centre cut out; objects are cut
-            out with a tenth of margin, as squares.
-        preset: Of linear: learning rate, decay and schedule of that paper, or Barlow Twins' with a learning rate chosen
-            for each of the weights on a fifth of the training examples (sweep).
+            symmetrically. An image of a class folder is resized to 8/7 of it and its centre cut out (svm, low_shot:
+            all of it is shown); objects are cut out with a tenth of margin, as squares.
+        preset: Of linear: learning rate, decay and schedule of that paper, or by default Barlow Twins' with a learning
+            rate chosen for each of the weights on a fifth of the training examples (sweep). Of svm: whose costs to
+            choose from, by default detco's.
+        crops: Of linear: learn from a new random crop of each example in each of the 100 epochs, as the papers do,
+            rather than from one view.
         level: Of correspondence: C5, or a map of the FPN where the weights have one.
         backbone: Of weights that are no run, and of none; by default that of the first run, or else resnet50.
         seed: Of random weights, draws and colours.
@@ -57,15 +62,21 @@ def probe(
         UserError: For anything that the caller can mend.
     """
     from boxless.errors import UserError
-    from boxless.evaluation.probes import LINEAR
-    from boxless.runs.features import MAPS, load_frozen
-    from boxless.runs.probing import NOTES, Probing, run_probe
+    from boxless.runs.features import MAPS
+    from boxless.runs.frozen import load_frozen
+    from boxless.runs.probe_result import NOTES, Probing
+    from boxless.runs.probing import PRESETS, run_probe
     from boxless.runs.setup import worker_count
 
-    known = (("kind", kind, NOTES), ("preset", preset, ("sweep", *LINEAR)), ("level", level, MAPS))
+    known = (("kind", kind, NOTES), ("level", level, MAPS))
     for name, value, choices in known:
         if value not in choices:
             raise UserError(f"{name}: {value!r}; expected {', '.join(choices)}")
+    presets = PRESETS.get(kind, ())
+    if preset is not None and preset not in presets:
+        raise UserError(f"preset: {preset!r}; kind {kind} takes {', '.join(presets) or 'none'}")
+    if crops and kind != "linear":
+        raise UserError(f"crops: kind {kind} learns from one view of each example; only linear takes crops")
     if size is None:
         size = 225 if kind == "correspondence" else 224
     if size < 32 or (workers is not None and workers < 0):
@@ -75,7 +86,9 @@ def probe(
     networks = load_frozen([weights] if isinstance(weights, str) else weights, backbone, seed)
     if not quiet:
         print("\n".join(f"{network.name}: {network.report}" for network in networks), file=sys.stderr, flush=True)
-    settings = Probing(kind, data, val, size, preset, level, seed, worker_count(workers, 8))
+    settings = Probing(
+        kind, data, val, size, preset or next(iter(presets), ""), crops, level, seed, worker_count(workers, 8)
+    )
     result = run_probe(networks, settings, Path(out), quiet)
     if not quiet:
         print(f"\n{result}\n\nwritten: {out}/{kind}.md, {kind}.csv, figures/{kind}.png")

@@ -8,21 +8,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from boxless.data.crops import Window, cut, least_scale
+from boxless.data.crops import Window, cut, draw_window, least_scale
 from boxless.data.images import BadImage, decode_reduced, image_size
 from boxless.data.index import index_images
 from boxless.data.labelled import LabelledData
 from boxless.data.labels import Role, read_labels
+from boxless.data.specs import Photometric, ViewSpec
 from boxless.errors import UserError
 
 MARGIN = 0.1
 """By how much the crop of an object is larger than the longer side of its box."""
 CENTRE = 224 / 256
 """Share of the shorter side that the central crop of an image keeps: resize to 256, cut 224."""
+SQUASHED_CENTRE = 224 / 257
+"""Share of either side that the centre of a squashed image keeps: resize to 257 x 257, cut 224."""
+CROP = ViewSpec(224, Photometric(), scale=(0.08, 1.0))
+"""Random crops that classifiers learn from; mirrored half of the time, in their own colours."""
+_NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +40,8 @@ class ClassifiedData:
         origin: what the user named.
         classes: their names.
         paths: the image of each example; examples of one image stand together.
-        windows: what it shows of its image: "centre", its central square; "whole", all of it, squashed to a square; or
-            the boxes (N, 4) of objects, source px.
+        windows: what it shows of its image: "centre", its central square; "whole", all of it, squashed to a square;
+            "squashed centre", the middle of that square; or the boxes (N, 4) of objects, source px.
         present: (N, C) int8: 1 for a class that is shown, 0 for one that is not, -1 for one that is shown only by
             objects that detection ignores (difficult ones, crowds).
     """
@@ -66,8 +73,17 @@ class ClassifiedData:
             return object_window(self.windows[row].tolist(), width, height)
         if self.windows == "whole":
             return 0.0, 0.0, float(width), float(height)
-        side = CENTRE * min(width, height)
-        return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+        squashed = self.windows == "squashed centre"
+        w, h = (SQUASHED_CENTRE * width, SQUASHED_CENTRE * height) if squashed else (CENTRE * min(width, height),) * 2
+        return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+    def crop(self, row: int, width: int, height: int, random: Generator) -> Window:
+        """A random part of an example's image, or of its object's window: xyxy, source px."""
+        x, y, right, bottom = (
+            (0.0, 0.0, width, height) if isinstance(self.windows, str) else self.window(row, width, height)
+        )
+        x1, y1, x2, y2 = draw_window(CROP, max(1, round(right - x)), max(1, round(bottom - y)), _NO_BOXES, random)
+        return x + x1, y + y1, x + x2, y + y2
 
 
 def object_window(box: Sequence[float], width: int, height: int) -> Window:
@@ -164,10 +180,16 @@ class Examples:
 
 
 class ExampleDataset(Dataset[Examples]):
-    """Reads images, each once, and cuts their examples out as size x size px views."""
+    """Reads images, each once, and cuts their examples out as size x size px views.
 
-    def __init__(self, data: ClassifiedData, size: int) -> None:
-        self.data, self.size = data, size
+    Args:
+        data: the examples.
+        size: of the views, px.
+        crops: seed of random crops, mirrored half of the time; None cuts what the data show.
+    """
+
+    def __init__(self, data: ClassifiedData, size: int, crops: int | None = None) -> None:
+        self.data, self.size, self.crops = data, size, crops
         groups = groupby(range(len(data)), key=data.paths.__getitem__)
         self.groups = [(path, np.array(list(rows))) for path, rows in groups]
 
@@ -184,10 +206,17 @@ class ExampleDataset(Dataset[Examples]):
 
     def _cut(self, path: str, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         source = image_size(path)
-        windows = [self.data.window(row, *source) for row in rows.tolist()]
+        draws = [np.random.default_rng((self.crops or 0, row)) for row in rows.tolist()]
+        if self.crops is None:
+            windows = [self.data.window(row, *source) for row in rows.tolist()]
+        else:
+            windows = [self.data.crop(row, *source, random) for row, random in zip(rows.tolist(), draws, strict=True)]
         image, _ = decode_reduced(path, least_scale(windows, [self.size] * len(windows)))
         step = round(source[0] / image.shape[1])
-        return [_cut_padded(image, window, step, self.size) for window in windows]
+        views = [_cut_padded(image, window, step, self.size) for window in windows]
+        if self.crops is None:
+            return views
+        return [view[:, ::-1] if random.random() < 0.5 else view for view, random in zip(views, draws, strict=True)]
 
 
 def _cut_padded(image: NDArray[np.uint8], window: Window, step: int, size: int) -> NDArray[np.uint8]:

@@ -1,9 +1,10 @@
 """What frozen features are worth: the classifiers that papers on pretraining put on them.
 
-Features are vectors (N, D), one per image or object. They are made once and without augmentation; the papers' linear
-evaluation augments its training images (crops, flips), so that its scores are not to be compared with these.
+Features are vectors (N, D), one per image or object. A linear classifier may learn from other ones in each epoch, of
+other crops, as in the papers; all else is measured on one set.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +25,8 @@ Ints = NDArray[np.int64]
 
 EPISODES = 600
 """Of few_shot."""
+NEIGHBOURS = (20, 200)
+"""Of knn: DINO's best k, and InstDisc's."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,11 @@ SWEEP = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
 
 
 def linear_predict(
-    train: Tensor, labels: Tensor, queries: Tensor, classes: int, preset: LinearPreset, seed: int
+    train: Callable[[int], Tensor], labels: Tensor, queries: Tensor, classes: int, preset: LinearPreset, seed: int
 ) -> Ints:
-    """Train a linear classifier on features (N, D) with labels (N,), and classify queries (M, D): (M,).
+    """Train a linear classifier on features with labels (N,), and classify queries (M, D): (M,).
+
+    `train` gives the features (N, D) of an epoch, from 0.
 
     Raises:
         UserError: where the loss is not finite at the preset's learning rate.
@@ -103,37 +108,42 @@ def swept(train: Tensor, labels: Tensor, classes: int, seed: int) -> LinearPrese
     held, kept = order[: max(1, len(order) // 5)], order[max(1, len(order) // 5) :]
 
     def accuracy(rate: float) -> float:
-        linear, finite = _fit_linear(train[kept], labels[kept], classes, replace(LINEAR["barlow"], lr=rate), seed)
+        preset = replace(LINEAR["barlow"], lr=rate)
+        linear, finite = _fit_linear(lambda _: train[kept], labels[kept], classes, preset, seed)
         return float((linear(train[held]).argmax(1) == labels[held]).double().mean()) if finite else -1.0
 
     return replace(LINEAR["barlow"], lr=max(SWEEP, key=accuracy))
 
 
-def _fit_linear(train: Tensor, labels: Tensor, classes: int, preset: LinearPreset, seed: int) -> tuple[nn.Linear, bool]:
+def _fit_linear(
+    train: Callable[[int], Tensor], labels: Tensor, classes: int, preset: LinearPreset, seed: int
+) -> tuple[nn.Linear, bool]:
     """A trained classifier, and whether its loss stayed finite."""
     generator = torch.Generator().manual_seed(seed)
-    linear = nn.Linear(train.shape[1], classes)
+    features = train(0)
+    linear = nn.Linear(features.shape[1], classes)
     nn.init.normal_(linear.weight, std=0.01, generator=generator)
     nn.init.zeros_(linear.bias)
-    linear.to(train.device)
+    linear.to(features.device)
     optimizer = torch.optim.SGD(linear.parameters(), preset.lr, momentum=0.9, weight_decay=preset.weight_decay)
     for epoch in range(preset.epochs):
         optimizer.param_groups[0]["lr"] = preset.learning_rate(epoch)
-        for rows in torch.split(torch.randperm(len(train), generator=generator).to(train.device), preset.batch):
+        features = train(epoch) if epoch else features
+        for rows in torch.split(torch.randperm(len(labels), generator=generator).to(labels.device), preset.batch):
             optimizer.zero_grad()
-            loss = cross_entropy(linear(train[rows]), labels[rows])
+            loss = cross_entropy(linear(features[rows]), labels[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return linear, bool(loss.isfinite())
 
 
 def knn_predict(
-    train: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int = 200, temperature: float = 0.07
+    train: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, temperature: float = 0.07
 ) -> Ints:
     """Classify queries (M, D) by their k nearest training features (N, D): (M,).
 
-    Neighbours vote with weights exp(cosine / temperature), as in InstDisc (arXiv 1805.01978) and DINO, whose k and
-    temperature these are; k is at most N.
+    Neighbours vote with weights exp(cosine / temperature), as in InstDisc (arXiv 1805.01978) and DINO, whose
+    temperature this is; k is at most N.
     """
     known = normalize(train, dim=1)
     predictions = []

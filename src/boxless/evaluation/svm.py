@@ -5,6 +5,7 @@ shown only by objects that detection ignores, which is as good as not in trainin
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -16,10 +17,15 @@ from sklearn.svm import LinearSVC
 
 Floats = NDArray[np.float64]
 
-GRID = (1.0, 10.0, 100.0, *(0.5**power for power in range(4, 20)))
-"""Costs C that an SVM chooses from (OpenSelfSup's, which DetCo used)."""
-LOW_SHOT = (1, 2, 4, 8, 16)
-"""Images per class."""
+_POWERS = tuple(0.5**power for power in range(4, 20))
+GRIDS = {
+    "detco": (1.0, 10.0, 100.0, *_POWERS),
+    "fair": (0.01, 0.1, *_POWERS),
+    "vissl": (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0),
+}
+"""Costs C that an SVM chooses from: OpenSelfSup's, which DetCo used; FAIR's self-supervision benchmark's; VISSL's."""
+LOW_SHOT = (1, 2, 4, 8, 16, 32, 64, 96)
+"""Images per class; 96 are what VOC 2007's rarest class has."""
 LOW_SHOT_DRAWS = 5
 
 
@@ -39,31 +45,33 @@ def interpolated_ap(scores: Floats, present: NDArray[np.bool_], points: int | No
     return float(np.mean([precision[recall >= each].max(initial=0) for each in wanted]))
 
 
-def svm_scores(train: Floats, present: NDArray[np.int8], queries: Floats, seed: int, processes: int = 1) -> Floats:
+def svm_scores(
+    train: Floats, present: NDArray[np.int8], queries: Floats, costs: Sequence[float], seed: int, processes: int = 1
+) -> Floats:
     """One linear SVM per class on L2-normalised features (N, D), its C chosen by three-fold average precision.
 
-    A class with fewer than two positive (or negative)
-    images has no folds, and takes C = 1. OpenSelfSup's settings, which DetCo's VOC07 table used; there features are
-    maps pooled to 2 x 2 cells, here to one.
+    A class with fewer than three positive (or negative) images has as many folds as these; with one it takes C = 1.
+    All else is as in OpenSelfSup's and FAIR's code.
 
     Returns:
         Scores (M, C) of the queries; NaN for a class that training shows everywhere or nowhere.
     """
     known, asked = unit_length(train), unit_length(queries)
-    work = [delayed(_svm_of_class)(known, marks == 1, asked, seed) for marks in present.T]
+    work = [delayed(_svm_of_class)(known, marks == 1, asked, costs, seed) for marks in present.T]
     return np.stack(Parallel(n_jobs=max(1, min(processes, len(work))))(work), 1)
 
 
 def _svm_of_class(
-    known: Floats, positive: NDArray[np.bool_], asked: Floats, seed: int, cost: float | None = None
+    known: Floats, positive: NDArray[np.bool_], asked: Floats, costs: Sequence[float], seed: int
 ) -> Floats:
     if not 0 < positive.sum() < len(positive):
         return np.full(len(asked), np.nan)
-    svm = _fit_svm(known, positive, cost or _choose_cost(known, positive, seed), seed)
+    cost = costs[0] if len(costs) == 1 else _choose_cost(known, positive, costs, seed)
+    svm = _fit_svm(known, positive, cost, seed)
     return svm.decision_function(asked)  # type: ignore[no-any-return]
 
 
-def _choose_cost(features: Floats, positive: NDArray[np.bool_], seed: int) -> float:
+def _choose_cost(features: Floats, positive: NDArray[np.bool_], costs: Sequence[float], seed: int) -> float:
     splits = min(3, int(positive.sum()), int((~positive).sum()))
     if splits < 2:
         return 1.0
@@ -75,7 +83,7 @@ def _choose_cost(features: Floats, positive: NDArray[np.bool_], seed: int) -> fl
             np.mean([average_precision_score(positive[h], svm.decision_function(features[h])) for svm, h in fitted])
         )
 
-    return max(GRID, key=score)
+    return max(costs, key=score)
 
 
 def _fit_svm(features: Floats, positive: NDArray[np.bool_], cost: float, seed: int) -> LinearSVC:
@@ -101,17 +109,19 @@ def low_shot(
     """mAP from few training images per class: number of images -> mAP of each draw.
 
     A draw takes k images of every class (all that it has, where there are fewer); larger k keep the images of smaller
-    ones. Per class an SVM with C = 1 learns from all images drawn: choosing C, as FAIR's script does, on the images
-    that are measured on would be cheating.
+    ones. k goes as far as half of the classes have so many images. Per class an SVM with C = 1 learns from all images
+    drawn: choosing C, as FAIR's script does, on the images that are measured on would be cheating.
     """
     known, unknown = unit_length(train), unit_length(queries)
-    results: dict[int, list[float]] = {k: [] for k in LOW_SHOT}
+    have = np.median((present == 1).sum(0))
+    counts = [k for k in LOW_SHOT if k <= have] or [1]
+    results: dict[int, list[float]] = {k: [] for k in counts}
     for draw in range(LOW_SHOT_DRAWS):
         random = np.random.default_rng((seed, draw))
         orders = [random.permutation(np.flatnonzero(column == 1)) for column in present.T]
-        for k in LOW_SHOT:
+        for k in counts:
             rows = np.unique(np.concatenate([order[:k] for order in orders]))
-            scores = [_svm_of_class(known[rows], marks == 1, unknown, seed, 1.0) for marks in present[rows].T]
+            scores = [_svm_of_class(known[rows], marks == 1, unknown, [1.0], seed) for marks in present[rows].T]
             results[k].append(mean_known(class_aps(np.stack(scores, 1), asked)))
     return {k: np.array(values) for k, values in results.items()}
 

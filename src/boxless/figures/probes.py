@@ -60,6 +60,40 @@ def _bars(axes: Axes, scores: Sequence[Score]) -> None:
 
 
 @styled()
+def score_curves(scores: Sequence[Score], chance: float) -> Figure:
+    """A line for each of the weights over the number of images per class, with its interval as a band.
+
+    Args:
+        scores: their measures end in that number ("mAP, k = 8").
+        chance: where guessing is, 0..1; dashed.
+    """
+    figure = blank(9.6, 5.4)
+    axes = figure.subplots()
+    numbers = sorted({_number(score) for score in scores})
+    for place, name in enumerate(dict.fromkeys(score.weights for score in scores)):
+        own = sorted((score for score in scores if score.weights == name), key=_number)
+        hue = MUTED if place == 0 else colour(place - 1)
+        x, low, high = [_number(score) for score in own], *zip(*((100 * s.low, 100 * s.high) for s in own), strict=True)
+        axes.fill_between(x, low, high, color=hue, alpha=0.15, linewidth=0)
+        axes.plot(x, [100 * score.value for score in own], color=hue, marker="o", markersize=6, label=name)
+    axes.axhline(100 * chance, color=MUTED, linestyle="--", linewidth=1.5, label="guessing")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.minorticks_off()
+    axes.set_xlabel("images per class to learn from")
+    axes.set_ylabel("mAP (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_title("band: 95 % interval over the draws of these images", fontsize=12, color=MUTED)
+    return figure
+
+
+def _number(score: Score) -> int:
+    return int(score.measure.rpartition(" ")[2])
+
+
+@styled()
 def match_rows(
     image: npt.NDArray[np.uint8],
     changed: npt.NDArray[np.uint8],

@@ -1,11 +1,11 @@
-"""Frozen features of images: from weights and data to tensors, computed once and kept on disk."""
+"""Frozen features of images: from networks and data to tensors, computed once and kept on disk."""
 
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from boxless.data.classes import ClassifiedData, ExampleDataset
 from boxless.data.loader import Paths, one_thread
-from boxless.detectors.trunk import LEVELS, Trunk, TrunkConfig
-from boxless.detectors.weights import load_trunk
+from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.evaluation.correspondence import PairDataset, best_matches
-from boxless.runs.detecting import open_run
+from boxless.runs.frozen import Frozen
 from boxless.runs.setup import make_fabric
-from boxless.runs.weights import weights_file
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; another number and they are computed anew."""
-REFERENCE = "none"
-"""Random weights."""
 MAPS = {"C5": "3", **{f"P{number}": name for number, name in enumerate(LEVELS, start=2)}}
 """Maps that a place can be looked for on, and torchvision's name of each."""
 _TOGETHER = 64
@@ -37,78 +34,11 @@ _TOGETHER = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen:
-    """A network whose features are measured.
-
-    Attributes:
-        name: of its weights.
-        trunk: on the CPU, in eval mode.
-        report: what was loaded.
-        pyramid: whether the FPN has weights of its own, or is as random as all the rest.
-    """
-
-    name: str
-    trunk: Trunk
-    report: str
-    pyramid: bool
-
-
-def load_frozen(words: Sequence[str], backbone: str | None, seed: int) -> list[Frozen]:
-    """The networks that a user's words name, after one with random weights for each backbone among them.
-
-    Random weights are those that training from scratch starts from: the last norm of each residual block is 0.
-
-    Args:
-        words: runs, weights files, "none".
-        backbone: of files and of "none"; by default the first run's.
-        seed: of the random weights.
-
-    Raises:
-        UserError: for words that name nothing, or weights that do not fit.
-    """
-    chosen = [word for word in dict.fromkeys(words) if word != REFERENCE]
-    of_runs = {word: _with_fpn(open_run(word)[1].trunk) for word in chosen if Path(word).is_dir()}
-    usual = next(iter(of_runs.values()), TrunkConfig())
-    if backbone is not None:
-        usual = replace(usual, backbone=backbone)
-    configs = {word: of_runs.get(word, usual) for word in chosen}
-    references = {config.backbone: config for config in reversed([*configs.values(), *([] if configs else [usual])])}
-    names = _names(chosen)
-    networks = []
-    for kind, config in reversed(references.items()):
-        name = REFERENCE if len(references) == 1 else f"{REFERENCE} ({kind})"
-        networks.append(Frozen(name, _new(config, seed), "random weights", True))
-    for word in chosen:
-        trunk = _new(configs[word], seed)
-        report = load_trunk(trunk, weights_file(word), minimum=0.99)
-        networks.append(Frozen(names[word], trunk, str(report), report.shares["FPN"] >= 0.99))
-    return networks
-
-
-def _with_fpn(config: TrunkConfig) -> TrunkConfig:
-    """The trunk with the body in one piece: in a C4 trunk, the last stage is a head."""
-    return replace(config, neck="fpn") if config.neck in ("c4", "transformer") else config
-
-
-def _new(config: TrunkConfig, seed: int) -> Trunk:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Trunk(config).eval().requires_grad_(False)
-
-
-def _names(words: Sequence[str]) -> dict[str, str]:
-    """Short names: a run's folder, a file's stem; the whole path where two would be alike."""
-    short = {word: Path(word).resolve().name if Path(word).is_dir() else Path(word).stem for word in words}
-    names = list(short.values())
-    return {word: name if names.count(name) == 1 and name != REFERENCE else word for word, name in short.items()}
-
-
-@dataclass(frozen=True, eq=False)
 class Features:
     """Features of the examples that could be read.
 
     Attributes:
-        vectors: (N, D) float32, C5 averaged over its cells.
+        vectors: (N, D) float32, C5 averaged over its cells, or over four parts of it one after the other.
         rows: (N,), of the data.
         skipped: file -> reason of the images that could not be read.
     """
@@ -132,26 +62,38 @@ class Extractor:
         self.folder, self.size, self.workers, self.quiet = folder, size, workers, quiet
         self.device = make_fabric("32-true").device
 
-    def vectors(self, network: Frozen, data: ClassifiedData) -> Features:
-        """The mean of C5 for each example."""
+    def vectors(self, network: Frozen, data: ClassifiedData, parts: int = 1) -> Features:
+        """C5 of each example, averaged over all cells, or over `parts` x `parts` overlapping parts of the map.
+
+        Each part is as large as fits: of 7 x 7 cells two times two parts have 6 x 6, as in the papers' SVM features.
+        """
+        windows = data.windows if isinstance(data.windows, str) else _digest(data.windows.tobytes())
+        key = {"what": f"mean of C5, {parts} x {parts}", "windows": windows, "data": _fingerprint(data.paths)}
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
-            trunk = self._placed(network)
-            means, rows = [], []
-            skipped: dict[str, str] = {}
-            for batch in self._batches(ExampleDataset(data, self.size)):
-                skipped.update(example.skipped for example in batch if example.skipped)
-                rows += [example.rows for example in batch]
-                for views in torch.split(torch.cat([example.views for example in batch]), _TOGETHER):
-                    image = trunk.normalize(views.to(self.device).float() / 255)
-                    means.append(trunk.backbone.body(image)[MAPS["C5"]].mean((2, 3)).cpu())
-            kept = torch.from_numpy(np.concatenate(rows))
-            return {"vectors": torch.cat([torch.zeros(0, trunk.body_width), *means]), "rows": kept}, skipped
+            found = self._pass(network, ExampleDataset(data, self.size), parts)
+            return {"vectors": found.vectors, "rows": torch.from_numpy(found.rows)}, found.skipped
 
-        windows = data.windows if isinstance(data.windows, str) else _digest(data.windows.tobytes())
-        key = {"what": "mean of C5", "windows": windows, "data": _fingerprint(data.paths)}
-        tensors, skipped = self._kept(network, key, len(set(data.paths)), compute)
+        tensors, skipped = self._kept(network, network.trunk.backbone.body, key, len(set(data.paths)), compute)
         return Features(tensors["vectors"], tensors["rows"].numpy(), skipped)
+
+    def of_crops(self, network: Frozen, data: ClassifiedData, draw: int) -> Features:
+        """C5 averaged over the cells of a random crop of each example; not kept on disk."""
+        return self._pass(network, ExampleDataset(data, self.size, crops=draw), 1)
+
+    def _pass(self, network: Frozen, examples: ExampleDataset, parts: int) -> Features:
+        trunk = self._placed(network)
+        means, rows = [], []
+        skipped: dict[str, str] = {}
+        for batch in self._batches(examples):
+            skipped.update(example.skipped for example in batch if example.skipped)
+            rows += [example.rows for example in batch]
+            for views in torch.split(torch.cat([example.views for example in batch]), _TOGETHER):
+                image = trunk.normalize(views.to(self.device).float() / 255)
+                c5 = trunk.backbone.body(image)[MAPS["C5"]]
+                means.append(pooled(c5, parts).cpu())
+        width = parts * parts * trunk.body_width
+        return Features(torch.cat([torch.zeros(0, width), *means]), np.concatenate(rows), skipped)
 
     def matches(self, network: Frozen, paths: Paths, level: str, seed: int) -> tuple[Tensor, int, dict[str, str]]:
         """Best matches (N, cells) of the images that can be read, the cells per row, and the images that can't."""
@@ -176,7 +118,8 @@ class Extractor:
 
         files = [paths.path(row) for row in range(len(paths))]
         key = {"what": f"matches on {level}", "seed": seed, "data": _fingerprint(files)}
-        tensors, skipped = self._kept(network, key, len(paths), compute)
+        used = network.trunk.backbone.body if level == "C5" else network.trunk.backbone
+        tensors, skipped = self._kept(network, used, key, len(paths), compute)
         return tensors["matches"], int(tensors["columns"]), skipped
 
     def _placed(self, network: Frozen) -> Trunk:
@@ -192,13 +135,14 @@ class Extractor:
     def _kept(
         self,
         network: Frozen,
+        used: nn.Module,
         key: Mapping[str, object],
         count: int,
         compute: Callable[[], tuple[dict[str, Tensor], dict[str, str]]],
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What was computed before for the same weights, data and settings, or else now."""
+        """What was computed before for the same weights (of the part that is used), data and settings, or else now."""
         config = {name: getattr(network.trunk.config, name) for name in ("backbone", "norm", "mean", "std")}
-        whole = {"format": FORMAT, "size": self.size, "weights": _weights_digest(network.trunk), **config, **key}
+        whole = {"format": FORMAT, "size": self.size, "weights": _weights_digest(used), **config, **key}
         path = self.folder / f"{_digest(json.dumps(whole, sort_keys=True).encode())}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
@@ -219,9 +163,16 @@ class Extractor:
             print(text, file=sys.stderr, flush=True)
 
 
-def _weights_digest(trunk: Trunk) -> str:
+def pooled(maps: Tensor, parts: int) -> Tensor:
+    """Maps (B, C, h, w) as vectors (B, C * parts * parts): means of parts as large as fit, one cell apart."""
+    height, width = (max(1, side - parts + 1) for side in maps.shape[2:])
+    means = avg_pool2d(maps, (height, width), stride=1)
+    return interpolate(means, (parts, parts)).flatten(1)  # as it is, but for maps with fewer cells than parts
+
+
+def _weights_digest(part: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in trunk.backbone.state_dict().items():
+    for name, tensor in part.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,16 +1,15 @@
-"""What the frozen features of several weights are worth, side by side: from words and data to one table and figure."""
+"""What the frozen features of several weights are worth, side by side: from networks and data to table and figures."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from boxless.data.classes import ClassifiedData, read_classified
 from boxless.data.index import ImageIndex, index_images
@@ -18,77 +17,18 @@ from boxless.errors import UserError
 from boxless.evaluation import probes, svm
 from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
 from boxless.evaluation.probes import Score
-from boxless.figures.probes import match_rows, score_bars
+from boxless.figures.probes import match_rows, score_bars, score_curves
 from boxless.figures.style import save
-from boxless.runs.features import Extractor, Features, Frozen
+from boxless.runs.features import Extractor, Features
 from boxless.runs.folder import write_text
+from boxless.runs.frozen import Frozen
+from boxless.runs.probe_result import ASYMMETRY, NOTES, VIEWS, ProbeResult, Probing, as_csv
 
 WHOLE_IMAGES = ("svm", "low_shot")
 """Kinds that take detection labels as classes of whole images; the others take each object."""
 WITHOUT_VAL = ("few_shot", "correspondence")
-
-NOTES = {
-    "linear": "Top-1 accuracy of a linear classifier (preset {preset}) on features without augmentation (the papers "
-    "augment: no comparison with their tables); in brackets Wilson's 95 % interval over n examples.",
-    "knn": "Top-1 accuracy of the 200 nearest neighbours (of all, where there are fewer), weighted as in DINO; in "
-    "brackets Wilson's 95 % interval over n examples.",
-    "svm": "Mean over classes of the average precision of one linear SVM each, on n images: the area below the "
-    "interpolated curve, as in DetCo's VOC07 table, and VOC 2007's own rule of 11 points.",
-    "low_shot": "mAP of one linear SVM per class (C = 1) from k images per class; in brackets the 95 % interval over n "
-    "draws of these images, the same for all weights.",
-    "few_shot": "Accuracy of logistic regression; in brackets the 95 % interval over n episodes, the same for all "
-    "weights.",
-    "correspondence": "Share of the {cells} cells of {level} whose most similar cell in the mirrored image in other "
-    "colours is their own, at {size} px; in brackets the 95 % interval over n images, changed alike for all weights."
-    "{asymmetry}",
-}
-
-
-ASYMMETRY = " A ResNet's cells lie symmetrically at 32 k + 1 px alone: elsewhere what it finds may be a cell off."
-
-
-@dataclass(frozen=True)
-class Probing:
-    """What is measured and how; see `boxless probe`."""
-
-    kind: str
-    data: str | list[str]
-    val: str | None
-    size: int
-    preset: str
-    level: str
-    seed: int
-    processes: int
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """Scores of several weights.
-
-    Attributes:
-        path: folder with KIND.csv, KIND.md, figures/KIND.png and the features.
-        kind: of the probe.
-        scores: of each of the weights, the random ones first.
-        chance: what guessing reaches, 0..1.
-        note: what the figures are.
-        skipped: file -> reason of the images that could not be read.
-    """
-
-    path: Path
-    kind: str
-    scores: tuple[Score, ...]
-    chance: float
-    note: str
-    skipped: dict[str, str]
-
-    def __str__(self) -> str:
-        lines = [table(self.scores), "", f"{self.note} Guessing reaches {100 * self.chance:.1f}."]
-        if self.skipped:
-            lines.append(f"{len(self.skipped)} images could not be read and were left out:")
-            lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
-        if len(self.skipped) > 20:
-            lines.append(f"  and {len(self.skipped) - 20} more")
-        return "\n".join(lines)
+PRESETS = {"linear": ("sweep", *probes.LINEAR), "svm": tuple(svm.GRIDS)}
+"""Whose settings each kind takes, its default first; the others have none."""
 
 
 def run_probe(networks: Sequence[Frozen], settings: Probing, out: Path, quiet: bool) -> ProbeResult:
@@ -102,53 +42,28 @@ def run_probe(networks: Sequence[Frozen], settings: Probing, out: Path, quiet: b
     extractor = Extractor(out / "features", settings.size, settings.processes, quiet)
     probe = _correspondence if settings.kind == "correspondence" else _classification
     result = probe(networks, settings, extractor, out)
-    write_text(out / f"{settings.kind}.csv", _csv(result))
+    write_text(out / f"{settings.kind}.csv", as_csv(result))
     write_text(out / f"{settings.kind}.md", f"{result}\n")
-    save(score_bars(result.scores, result.chance), out / "figures" / settings.kind)
+    draw = score_curves if settings.kind == "low_shot" else score_bars
+    save(draw(result.scores, result.chance), out / "figures" / settings.kind)
     return result
-
-
-def table(scores: Sequence[Score]) -> str:
-    """Scores as a Markdown table, in percent: a row for each of the weights, a column for each measure."""
-    measures = list(dict.fromkeys(score.measure for score in scores))
-    lines = [f"| weights | {' | '.join(measures)} | n |", "|---" * (len(measures) + 2) + "|"]
-    for weights in dict.fromkeys(score.weights for score in scores):
-        own = {score.measure: score for score in scores if score.weights == weights}
-        cells = [_cell(own[measure]) for measure in measures]
-        lines.append(f"| {weights} | {' | '.join(cells)} | {next(iter(own.values())).n} |")
-    return "\n".join(lines)
-
-
-def _cell(score: Score) -> str:
-    interval = "" if np.isnan(score.low) else f" [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-    return "no class to measure" if np.isnan(score.value) else f"{100 * score.value:.1f}{interval}"
-
-
-def _csv(result: ProbeResult) -> str:
-    text = io.StringIO()
-    rows: list[dict[str, Any]] = [
-        {"kind": result.kind, **asdict(score), "chance": result.chance} for score in result.scores
-    ]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """Features with their classes (N, C)."""
+    """Features with their classes (N, C), and those of random crops of the same examples."""
 
     features: Features
     present: NDArray[np.int8]
+    of_crops: Callable[[int], Features]
 
     @staticmethod
-    def of(extractor: Extractor, network: Frozen, data: ClassifiedData) -> "_Split":
-        features = extractor.vectors(network, data)
+    def of(extractor: Extractor, network: Frozen, data: ClassifiedData, parts: int) -> "_Split":
+        features = extractor.vectors(network, data, parts)
         if not len(features.rows):
             file, reason = next(iter(features.skipped.items()))
             raise UserError(f"{file}: {reason}; so are all images of {data.origin}: check the data")
-        return _Split(features, data.present[features.rows])
+        return _Split(features, data.present[features.rows], partial(extractor.of_crops, network, data))
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -165,11 +80,12 @@ def _classification(networks: Sequence[Frozen], settings: Probing, extractor: Ex
     scores: list[Score] = []
     skipped: dict[str, str] = {}
     for network in networks:
-        train = _Split.of(extractor, network, data)
-        test = train if val is None else _Split.of(extractor, network, val)
+        parts = 2 if settings.kind in WHOLE_IMAGES else 1
+        train = _Split.of(extractor, network, data, parts)
+        test = train if val is None else _Split.of(extractor, network, val, parts)
         skipped |= train.features.skipped | test.features.skipped
         scores += MEASURES[settings.kind](network.name, train, test, settings)
-    note = NOTES[settings.kind].format(preset=settings.preset)
+    note = NOTES[settings.kind].format(preset=settings.preset, views=VIEWS[settings.crops])
     return ProbeResult(out, settings.kind, tuple(scores), _chance(settings.kind, test.present), note, skipped)
 
 
@@ -189,27 +105,41 @@ def read_data(settings: Probing) -> tuple[ClassifiedData, ClassifiedData | None]
         raise UserError(
             f"{settings.data}: only one class ({classes[0] if classes else 'none'}); telling classes apart needs two"
         )
-    data = ClassifiedData(data.origin, classes, data.paths, data.windows, data.present[:, shown])
+    data = _shown(replace(data, classes=classes, present=data.present[:, shown]), settings.kind)
     if settings.val is None:
         return data, None
-    return data, read_classified(settings.val, "val", objects, classes)
+    return data, _shown(read_classified(settings.val, "val", objects, classes), settings.kind)
+
+
+def _shown(data: ClassifiedData, kind: str) -> ClassifiedData:
+    """The data with that part of each image that the kind's protocol shows; objects stay as they are."""
+    whole = {**dict.fromkeys(WHOLE_IMAGES, "whole"), "few_shot": "squashed centre"}
+    return replace(data, windows=whole.get(kind, "centre")) if isinstance(data.windows, str) else data
 
 
 def _linear(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
     vectors, labels, classes = train.features.vectors, torch.from_numpy(train.labels), train.present.shape[1]
     preset = probes.LINEAR.get(settings.preset) or probes.swept(vectors, labels, classes, settings.seed)
-    found = probes.linear_predict(vectors, labels, test.features.vectors, classes, preset, settings.seed)
+
+    def of_epoch(epoch: int) -> Tensor:
+        return train.of_crops(settings.seed * 1_000_003 + epoch).vectors if settings.crops else vectors
+
+    found = probes.linear_predict(of_epoch, labels, test.features.vectors, classes, preset, settings.seed)
     return [probes.share_score(name, "accuracy", found == test.labels)]
 
 
 def _knn(name: str, train: _Split, test: _Split, _: Probing) -> list[Score]:
-    labels = torch.from_numpy(train.labels)
-    found = probes.knn_predict(train.features.vectors, labels, test.features.vectors, train.present.shape[1])
-    return [probes.share_score(name, "accuracy", found == test.labels)]
+    known, labels = train.features.vectors, torch.from_numpy(train.labels)
+    scores = []
+    for k in probes.NEIGHBOURS:
+        found = probes.knn_predict(known, labels, test.features.vectors, train.present.shape[1], k)
+        scores.append(probes.share_score(name, f"accuracy, k = {k}", found == test.labels))
+    return scores
 
 
 def _svm(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
-    scores = svm.svm_scores(train.vectors, train.present, test.vectors, settings.seed, settings.processes)
+    costs = svm.GRIDS[settings.preset]
+    scores = svm.svm_scores(train.vectors, train.present, test.vectors, costs, settings.seed, settings.processes)
     rules: dict[str, int | None] = {"mAP": None, "mAP, 11 points": 11}
     values = {rule: svm.mean_known(svm.class_aps(scores, test.present, points)) for rule, points in rules.items()}
     return [Score(name, rule, value, math.nan, math.nan, len(test.present)) for rule, value in values.items()]
