@@ -109,6 +109,7 @@ def library(channels: int, config: HybridConfig, **sizes: Any) -> tuple[Any, Any
         decoder_in_channels=[channels] * 3,
         decoder_attention_heads=config.heads,
         decoder_ffn_dim=4 * channels,
+        tie_word_embeddings=False,  # of classifiers that it has twice, of which one set is kept
         **sizes,
     )
     return modeling_rt_detr_v2, settings
