@@ -84,6 +84,16 @@ def save_trunk(path: Path, trunk: Trunk, parts: tuple[str, ...]) -> None:
     partial.replace(path)
 
 
+def parts_in(path: Path) -> set[str]:
+    """The parts of a trunk, by the names of `Trunk.parts`, that weights of a run hold.
+
+    A fine-tuned detector's file names none: it holds all that its trunk has.
+    """
+    with safe_open(path, framework="pt") as file:
+        named = (file.metadata() or {}).get("boxless.parts")
+    return set(named.split(",")) if named else {"backbone", "FPN", "hybrid encoder", "RoI head", "transformer"}
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file; no code in the file is ever run.
 

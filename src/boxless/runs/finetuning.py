@@ -16,11 +16,13 @@ from torch.utils.data import Dataset
 from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Order
+from boxless.data.repeat_factor import repeat_factors
+from boxless.data.subsets import fingerprint
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.detectors.weights import WeightsReport, load_trunk
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Scores
+from boxless.evaluation.average_precision import Scores, check_federated
 from boxless.evaluation.inference import as_list, detect
 from boxless.evaluation.mean_iou import SegmentationScores
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
@@ -30,7 +32,7 @@ from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.labels import choose_labels
 from boxless.runs.segmenting import check_sizes, measure_classes, training_set
 from boxless.runs.setup import make_fabric, worker_count
-from boxless.runs.weights import trunk_of
+from boxless.runs.weights import adopt, trunk_of
 from boxless.training.journal import Journal
 from boxless.training.loop import NonFiniteLoss, Progress, train
 from boxless.training.optim import parameter_groups, warmup_multistep, warmup_polynomial
@@ -76,17 +78,12 @@ class Schedule:
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
-    """The recipe with the trunk of the run, a pretraining or a fine-tuning, that the weights are of, if any."""
+    """The recipe with what weights of a run, a pretraining or a fine-tuning, decide of the trunk; see `adopt`."""
     source = trunk_of(weights)
     if source is None:
         return recipe
-    # Group norm has no running statistics: nothing but itself can take over its weights.
-    norm = "group" if source.norm == "group" else recipe.trunk.norm
     neck = "c4" if recipe.trunk.neck == "c4" else source.neck  # any ResNet fills a C4 detector
-    trunk = replace(source, norm=norm, neck=neck)
-    if trunk.neck != "transformer":  # its sizes are then the recipe's own
-        trunk = replace(trunk, transformer=recipe.trunk.transformer)
-    return replace(recipe, trunk=trunk)
+    return replace(recipe, trunk=replace(adopt(recipe.trunk, weights), neck=neck))
 
 
 def with_fitting_neck(recipe: FinetuneRecipe) -> FinetuneRecipe:
@@ -128,7 +125,11 @@ def _finetune(
     if recipe.detector.kind == "keypoint_rcnn" and not chosen.has_keypoints:
         raise UserError(f"{data.origin}: detector.kind=keypoint_rcnn needs keypoints and these labels have none")
     check_keypoints(val, data.skeleton, recipe)
-    write_json(out / "labels.json", _label_choice(chosen, recipe))
+    if recipe.metric == "lvis":
+        check_federated(val)
+    choice = _label_choice(chosen, recipe)
+    write_json(out / "labels.json", choice)
+    _say(f"learning from {len(chosen)} of {len(data)} images; SHA-256 of their ids: {choice['sha256']}", quiet)
     fabric = make_fabric(recipe.precision)
     torch.manual_seed(recipe.seed)
     trunk = build_trunk(recipe.trunk, recipe.detector)
@@ -140,7 +141,8 @@ def _finetune(
     detector = build_detector(trunk, len(data.classes), recipe.detector, len(data.skeleton.names))
     detector = detector.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(detector, trunk, recipe.optim)
-    schedule = Schedule.of(recipe, len(chosen))
+    repeats = repeat_factors(chosen, recipe.repeat_threshold) if recipe.repeat_threshold else None
+    schedule = Schedule.of(recipe, len(chosen) if repeats is None else round(float(repeats.sum())))
     progress, spent = Progress(0, schedule.steps), 0.0
     state = load_checkpoint(out / "checkpoints")
     if state is not None:
@@ -155,7 +157,7 @@ def _finetune(
         if recipe.detector.kind == "fcn"
         else DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
     )
-    order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed)
+    order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed, repeats=repeats)
     journal = Journal(out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet)
     objective = Objective(fabric, placed, recipe)
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
@@ -168,10 +170,9 @@ def _finetune(
     def after_step(step: int) -> None:
         if (step + 1) % look_every == 0 and step + 1 < schedule.steps:
             scores, _ = evaluate_detector(fabric, detector, val, recipe, workers)
-            values = next(iter(scores.values())).as_dict()
+            values = _known(next(iter(scores.values())).as_dict())
             journal.write(step, {f"val/{name}": value for name, value in values.items()})
-            name, value = next(iter(values.items()))
-            journal.status = f"val {name} {value:.1%}"
+            journal.status = "".join(f"val {name} {value:.1%}" for name, value in list(values.items())[:1])
 
     try:
         train(
@@ -196,7 +197,8 @@ def _finetune(
     if recipe.precise_norms:
         _say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
         after = schedule.steps
-        further = Order(len(chosen), schedule.batch, after, after + recipe.precise_norms, recipe.seed)
+        end = after + recipe.precise_norms
+        further = Order(len(chosen), schedule.batch, after, end, recipe.seed, repeats=repeats)
         torch.manual_seed(recipe.seed)
         parts = (part for batch in detection_batches(dataset, further, workers) for part in objective.parts(batch))
         estimate_norms(detector, parts, lambda part: objective(part, after))
@@ -258,9 +260,9 @@ def evaluate_detector(
 
 def score_table(scores: Mapping[str, Scores | SegmentationScores]) -> str:
     """AP or mIoU in percent, a line per kind, and by class."""
-    lines, names = [], {"bbox": "boxes", "segm": "masks"}
+    lines, names = [], {"bbox": "boxes", "segm": "masks", "voc07": "boxes, VOC 2007's 11 points"}
     for kind, result in scores.items():
-        values = "  ".join(f"{key} {100 * value:.1f}" for key, value in result.as_dict().items())
+        values = "  ".join(f"{key} {100 * value:.1f}" for key, value in _known(result.as_dict()).items())
         lines.append(f"{names.get(kind, kind)}: {values}")
     by_class = next(iter(scores.values())).per_class
     if 1 < len(by_class) <= 30:
@@ -269,9 +271,21 @@ def score_table(scores: Mapping[str, Scores | SegmentationScores]) -> str:
     return "\n".join(lines)
 
 
+def _known(values: Mapping[str, float]) -> dict[str, float]:
+    """The numbers without those that the labels give no ground for, or that a metric does not have."""
+    return {name: value for name, value in values.items() if value == value}
+
+
 def _label_choice(chosen: LabelledData, recipe: FinetuneRecipe) -> dict[str, Any]:
     skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.kind == "keypoint_rcnn" else {}
-    return {"classes": chosen.classes, **skeleton, "images": [image.image_id for image in chosen.images]}
+    return {
+        "classes": chosen.classes,
+        **skeleton,
+        "choice": "list" if recipe.label_list is not None else recipe.label_choice,
+        "seed": recipe.label_seed,
+        "sha256": fingerprint(chosen.images),
+        "images": [image.image_id for image in chosen.images],
+    }
 
 
 def save_detector(path: Path, detector: nn.Module) -> None:

@@ -29,7 +29,7 @@ from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.setup import make_fabric, worker_count
-from boxless.runs.weights import trunk_of
+from boxless.runs.weights import adopt
 from boxless.training.health import HealthRecord, measure
 from boxless.training.journal import Journal
 from boxless.training.loop import NonFiniteLoss, Progress, train
@@ -73,17 +73,8 @@ class Plan:
 
 
 def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
-    """The recipe with the trunk of the run that it starts from, if any, but with the neck that its method needs."""
-    source, own = trunk_of(init), recipe.trunk
-    if source is None:
-        return recipe
-    # Group norm has no running statistics: nothing but itself can take over its weights.
-    trunk = replace(source, norm="group" if source.norm == "group" else own.norm, neck=own.neck)
-    if source.neck != "transformer":  # its sizes are then the recipe's own
-        trunk = replace(trunk, transformer=own.transformer)
-    if source.neck != "hybrid":
-        trunk = replace(trunk, hybrid=own.hybrid)
-    return replace(recipe, trunk=trunk)
+    """The recipe with what the weights that it starts from decide of its trunk, if they are of a run; see `adopt`."""
+    return replace(recipe, trunk=adopt(recipe.trunk, init))
 
 
 def check_start(recipe: PretrainRecipe, init: Path | None) -> None:

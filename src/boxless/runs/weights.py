@@ -1,8 +1,10 @@
 """Which file a user means by weights, and which trunk it is of."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.weights import parts_in
 from boxless.errors import UserError
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
@@ -37,3 +39,22 @@ def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
         return None
     recipe: object = load(run.recipe_file, object)
     return recipe.trunk if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
+
+
+def adopt(own: TrunkConfig, weights: str | Path | None) -> TrunkConfig:
+    """The trunk of the run that weights are of, with a recipe's own neck and what else the weights do not decide.
+
+    A method of whole backbones leaves a protocol its kind of box head; sizes are the run's, so that starts are alike.
+    """
+    source = trunk_of(weights)
+    if source is None or weights is None:
+        return own
+    # Group norm has no running statistics: nothing but itself can take over its weights.
+    trunk = replace(source, norm="group" if source.norm == "group" else own.norm, neck=own.neck)
+    if source.neck == "c4" or "RoI head" not in parts_in(weights_file(weights)):
+        trunk = replace(trunk, box_head=own.box_head)
+    if source.neck != "transformer":
+        trunk = replace(trunk, transformer=own.transformer)
+    if source.neck != "hybrid":
+        trunk = replace(trunk, hybrid=own.hybrid)
+    return trunk
