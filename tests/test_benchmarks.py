@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import boxless
 from boxless.recipes.schema import METHODS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -53,3 +54,42 @@ def test_costs_and_health_become_a_table(
     assert "| 1.00 |" in lines["byol"] and "healthy" in lines["byol"] and "2006.07733" in lines["byol"]
     assert re.search(r"\| \d+\.\d\d \|", lines["moco"]) and "not measured" in lines["soco"]
     assert "Self-EMD.**" in page and "the authors' repository calls DetCo" in page
+
+
+def test_kinds_that_learn_become_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = importlib.import_module("overfit")
+    drawing = np.random.default_rng(0)
+    categories = [{"id": 3, "name": "a"}]
+    document: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": categories}
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(9):
+        Image.fromarray(drawing.integers(0, 256, (48, 64, 3), np.uint8)).save(images / f"{number}.png")
+        document["images"].append({"id": number, "file_name": f"images/{number}.png", "width": 64, "height": 48})
+        side = 4 if number == 2 else 20  # the third image's object is too small
+        outline = [10, 15, 10 + side, 12, 20, 12 + side, 15, 20]
+        entry = {"id": number + 1, "image_id": number, "category_id": 3, "iscrowd": 0, "area": side**2}
+        document["annotations"].append({**entry, "bbox": [10, 12, side, side], "segmentation": [outline]})
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps(document))
+    taken = benchmark.chosen(benchmark.absolute(labels))
+    assert [image["id"] for image in taken["images"]] == [0, 1, 3, 4, 5, 6, 7, 8]
+    ends = benchmark.with_keypoints(taken)["annotations"][0]["keypoints"]
+    assert ends == [30, 12, 2, 20, 32, 2, 10, 15, 2, 30, 12, 2]  # top, bottom, left, right
+
+    def run(*words: object) -> int:
+        return benchmark.main(["--results", str(tmp_path), *map(str, words)])
+
+    small = ("--iterations", 2, "--batch_size", 2, "--min_size", 32, "--max_size", 64)
+    narrow = ("--trunk.box_head_width", 16, "--trunk.fpn_channels", 32)
+    assert run("learn", "--data", labels, "--kinds", "keypoint_rcnn", *small, *narrow) == 1  # two steps are too few
+    boxless.pretrain(str(images), str(tmp_path / "soco"), "soco-small", quiet=True, batch_size=9, epochs=1)
+    paths = ("--data", labels, "--val", labels, "--weights", tmp_path / "soco", "--out", tmp_path / "runs")
+    assert run("finetune", *paths, "--kinds", "retinanet,detr", *small) == 0
+    capsys.readouterr()
+    assert run("table") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \w+_?\w* \| [^k]", line)]
+    print(lines)

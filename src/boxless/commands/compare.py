@@ -62,6 +62,8 @@ def compare(
     common = recipe_of({"recipe": recipe})
     common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
     settings: CompareRecipe = override(common, overrides)
+    if settings.finetune.detector.kind == "fcn":
+        raise UserError("finetune.detector.kind: fcn; compare measures AP: take finetune and evaluate for each method")
     starts = resolve_starts([word.strip() for word in methods.split(",") if word.strip()], settings, init)
     try:
         fractions = sorted({float(word) for word in str(label_fraction).split(",")})

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from boxless.data.labels import LabelledData
     from boxless.evaluation.average_precision import Detections, Scores
+    from boxless.evaluation.mean_iou import SegmentationScores
+    from boxless.recipes.schema import FinetuneRecipe
 
 EXAMPLES = 6
 
@@ -19,14 +23,16 @@ class EvaluationResult:
     Attributes:
         path: folder with evaluation.json, detections.json and examples.png.
         images: how many were measured.
-        scores: of boxes ("bbox") and, where detector and labels have them, of masks ("segm") or "keypoints".
-        unlabelled: classes of the detector that the labels have no object of; they are in no mean.
-        skipped: file -> reason of the images that could not be read; their objects count as missed.
+        scores: of boxes ("bbox") and, where detector and labels have them, of masks ("segm") or "keypoints"; of FCN
+            "segments".
+        unlabelled: classes of the detector that the labels have no object of (of FCN: that neither labels nor
+            predictions have); they are in no mean.
+        skipped: file -> reason of the images that could not be read; their objects count as missed, their pixels not.
     """
 
     path: Path
     images: int
-    scores: "dict[str, Scores]"
+    scores: "dict[str, Scores] | dict[str, SegmentationScores]"
     unlabelled: tuple[str, ...]
     skipped: dict[str, str]
 
@@ -37,7 +43,8 @@ class EvaluationResult:
         if self.unlabelled:
             lines.append(f"without labelled objects, in no mean: {_listed(self.unlabelled)}")
         if self.skipped:
-            lines.append(f"{len(self.skipped)} images could not be read, their objects count as missed:")
+            counted = "they count nowhere" if "segments" in self.scores else "their objects count as missed"
+            lines.append(f"{len(self.skipped)} images could not be read, {counted}:")
             lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
         if len(self.skipped) > 20:
             lines.append(f"  and {len(self.skipped) - 20} more, in evaluation.json")
@@ -45,10 +52,10 @@ class EvaluationResult:
 
 
 def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -> EvaluationResult:
-    """Measure a fine-tuned detector against labels: COCO's AP, by size and by class.
+    """Measure a fine-tuned detector against labels: COCO's AP, by size and by class; FCN's mIoU, by class.
 
-    Writes evaluation.json (the scores), detections.json (COCO results) and examples.png and .svg (labels and
-    detections side by side).
+    Writes evaluation.json (the scores), detections.json (COCO results; not of FCN) and examples.png and .svg (labels
+    and detections side by side).
 
     Args:
         run: Folder that boxless finetune wrote.
@@ -67,6 +74,11 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     from boxless.runs.folder import write_json, write_text
 
     detector, classes, recipe = load_detector(run)
+    if recipe.detector.kind == "fcn":
+        result = _evaluate_classes(detector, classes, recipe, run, data, out, quiet)
+        if not quiet:
+            print(result)
+        return result
     labels = _labels(data, classes, quiet)
     check_keypoints(labels, skeleton_of(run), recipe)
     folder = _folder(run, data, out)
@@ -83,6 +95,39 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
     if not quiet:
         print(result)
+    return result
+
+
+def _evaluate_classes(
+    detector: "nn.Module",
+    classes: tuple[str, ...],
+    recipe: "FinetuneRecipe",
+    run: str,
+    data: str,
+    out: str | None,
+    quiet: bool,
+) -> EvaluationResult:
+    """As `evaluate`, of FCN."""
+    from boxless.data.images import decode
+    from boxless.figures.class_maps import class_pairs
+    from boxless.figures.style import save
+    from boxless.runs.folder import write_json
+    from boxless.runs.labels import validation_labels
+    from boxless.runs.segmenting import measure_labelled, segment_labelled
+
+    labels = validation_labels(data, classes, quiet, segments=True)
+    folder = _folder(run, data, out)
+    scores, skipped = measure_labelled(detector, labels, recipe)
+    absent = tuple(name for name, share in scores["segments"].per_class.items() if share != share)
+    result = EvaluationResult(folder, len(labels), scores, absent, skipped)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = _spread([row for row, image in enumerate(labels.images) if str(image.path) not in skipped])
+    shown = [each for each in segment_labelled(detector, labels.subset(rows), recipe) if each[0].skipped is None]
+    if shown:
+        images = [decode(labels.images[rows[sample.row]].path) for sample, _ in shown]
+        truths, found = [sample.target["classes"].numpy() for sample, _ in shown], [each for _, each in shown]
+        save(class_pairs(images, truths, found, classes), folder / "examples")
+    write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
     return result
 
 
@@ -133,8 +178,6 @@ def _inputs(run: str, data: str) -> dict[str, str]:
 
 def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detections]", skipped: dict[str, str]) -> None:
     """A few images with objects, spread over the data."""
-    import numpy as np
-
     from boxless.data.images import decode
     from boxless.figures.detections import detection_pairs
     from boxless.figures.style import save
@@ -142,11 +185,18 @@ def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detectio
     usable = [row for row, image in enumerate(labels.images) if len(image.boxes) and str(image.path) not in skipped]
     if not usable:
         return
-    rows = [usable[k] for k in np.linspace(0, len(usable) - 1, min(EXAMPLES, len(usable))).round().astype(int)]
+    rows = _spread(usable)
     images = [decode(labels.images[row].path) for row in rows]
     truths = [labels.images[row] for row in rows]
     threshold = min(0.5, _balanced_score(labels, found))
     save(detection_pairs(images, truths, [found[row] for row in rows], labels.classes, threshold), path)
+
+
+def _spread(rows: list[int]) -> list[int]:
+    """A few of the rows, from the first to the last."""
+    import numpy as np
+
+    return [rows[k] for k in np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)]
 
 
 def _balanced_score(labels: "LabelledData", found: "Sequence[Detections]") -> float:

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
+
+    from boxless.data.index import ImageIndex
+    from boxless.recipes.schema import FinetuneRecipe
 
 FILE = "predictions.json"
 JPEG_LIMIT = 65_500  # px a side; the format holds no more
@@ -18,17 +22,18 @@ class PredictResult:
     Attributes:
         path: the file of predictions.
         images: images that were looked at.
-        objects: found in all of them.
+        objects: found in all of them; None of FCN, which finds classes of pixels.
         skipped: file -> reason of the images that could not be read.
     """
 
     path: Path
     images: int
-    objects: int
+    objects: int | None
     skipped: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.objects} objects in {self.images} images; drawn in {self.path.parent / 'images'}"]
+        found = "class maps of" if self.objects is None else f"{self.objects} objects in"
+        lines = [f"{self.path}: {found} {self.images} images; drawn in {self.path.parent / 'images'}"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} images could not be read:")
             lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
@@ -38,17 +43,18 @@ class PredictResult:
 
 
 def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet: bool = False) -> PredictResult:
-    """Find objects in images with a fine-tuned detector.
+    """Find objects in images with a fine-tuned detector, or the class of every pixel with FCN.
 
     Writes predictions.json, a COCO dict with a score for each object that can be read back as labels, and every image
-    with its objects drawn, in images/. Images that cannot be read are listed and left out.
+    with its objects drawn, in images/. Images that cannot be read are listed and left out. Of FCN, predictions.json
+    names the classes, and class_maps/ has a PNG file for each image whose values are their numbers from 0.
 
     Args:
         run: Folder that boxless finetune wrote.
         data: Images: files, or folders (searched through and through), a list file, a labelled data set (without its
             labels).
         out: Folder for the results; a new or empty one, or one that predict wrote.
-        score: Objects with a lower score, 0..1, are left out.
+        score: Objects with a lower score, 0..1, are left out; of no effect on FCN.
         quiet: Print nothing.
 
     Returns:
@@ -68,6 +74,11 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     folder = _folder(out, data)
     index = find_images(data)
     folder.mkdir(parents=True, exist_ok=True)
+    if recipe.detector.kind == "fcn":
+        result = _predict_classes(detector, classes, recipe, index, folder, quiet)
+        if not quiet:
+            print(result)
+        return result
     skipped: dict[str, str] = {}
     report = _Report(len(index), quiet)
     skeleton = skeleton_of(run)
@@ -90,6 +101,42 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     return result
 
 
+def _predict_classes(
+    detector: "nn.Module",
+    classes: tuple[str, ...],
+    recipe: "FinetuneRecipe",
+    index: "ImageIndex",
+    folder: Path,
+    quiet: bool,
+) -> PredictResult:
+    """As `predict`, of FCN."""
+    from boxless.data.images import decode
+    from boxless.figures.class_maps import class_overlay, class_png
+    from boxless.runs.folder import write_json
+    from boxless.runs.segmenting import segment_images
+
+    skipped: dict[str, str] = {}
+    images = []
+    report = _Report(len(index), quiet)
+    for sample, found in segment_images(detector, index, recipe):
+        report.advance()
+        path = index.path(sample.row)
+        if sample.skipped is not None:
+            skipped[path] = sample.skipped[1]
+            continue
+        target = _target(folder, index.key(sample.row), path, "class_maps", ".png")
+        _save(class_png(found), target, "PNG")
+        width, height = sample.source_size
+        place = target.relative_to(folder).as_posix()
+        images.append({"file_name": path, "width": width, "height": height, "class_map": place})
+        if max(sample.source_size) <= JPEG_LIMIT:
+            drawn = class_overlay(decode(path), found, classes)
+            _save(drawn, _target(folder, index.key(sample.row), path))
+    listed = [{"file_name": name, "reason": reason} for name, reason in skipped.items()]
+    write_json(folder / FILE, {"classes": classes, "images": images, "skipped": listed})
+    return PredictResult(folder / FILE, len(images), None, skipped)
+
+
 def _folder(out: str, data: str | list[str]) -> Path:
     """The folder for the results: nothing in it, and none of the images that are looked at, can be overwritten."""
     from boxless.errors import UserError
@@ -106,22 +153,22 @@ def _folder(out: str, data: str | list[str]) -> Path:
     return folder
 
 
-def _target(folder: Path, key: str, source: str) -> Path:
+def _target(folder: Path, key: str, source: str, room: str = "images", suffix: str = ".jpg") -> Path:
     """The drawn image's file: the key's parts below `folder`, whatever leads out of it dropped."""
     from boxless.errors import UserError
 
     parts = [part for part in Path(key).parts if part not in ("..", Path(key).anchor)]
-    path = folder.joinpath("images", *parts)
-    path = path if path.suffix.lower() == ".jpg" else path.with_name(path.name + ".jpg")
+    path = folder.joinpath(room, *parts)
+    path = path if path.suffix.lower() == suffix else path.with_name(path.name + suffix)
     if path.exists() and path.samefile(source):
         raise UserError(f"out {folder}: its drawn images would overwrite {source}; name another folder")
     return path
 
 
-def _save(image: "Image", path: Path) -> None:
+def _save(image: "Image", path: Path, form: str = "JPEG") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="JPEG", quality=92)
+    image.save(partial, format=form, quality=92)
     partial.replace(path)
 
 

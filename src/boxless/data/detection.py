@@ -182,7 +182,9 @@ def move_keypoints(forward: Tensor, points: Tensor, mirrored: list[int] | None) 
     return moved if mirrored is None else moved[:, mirrored]
 
 
-def detection_batches(dataset: Dataset[DetectionSample], order: Order, workers: int) -> DataLoader[list[DetectionSample]]:
+def detection_batches(
+    dataset: Dataset[DetectionSample], order: Order, workers: int
+) -> DataLoader[list[DetectionSample]]:
     """Training batches in the given order."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]

@@ -5,12 +5,12 @@ Two networks, whose tables must not be mixed:
 d8: OpenMMLab's FCN-R50-d8, of LC-loss's tables. The strides of the last two stages become dilation 2 and 4. The head
 has two 3 x 3 convolutions of 512 channels, a third one over their output beside the input, dropout 0.1, and the
 classifier; an auxiliary head on C4 (256 channels) has weight 0.4 in training. A stage's first block keeps the dilation
-of the stage before it (their `contract_dilation`), as in torchvision's `replace_stride_with_dilation`: the maps at every
-eighth place are then those of the network without dilation.
+of the stage before it (their `contract_dilation`), as in torchvision's `replace_stride_with_dilation`: every fourth
+place of C5 is then what it was without dilation.
 
-16s: the FCN of MoCo (He et al., 2020, arXiv:1911.05722, appendix). The last stage has stride 1, and dilation 2 in all of
-its 3 x 3 convolutions, so also in the first block's, where torchvision would have 1. The head has two 3 x 3 convolutions
-of 256 channels with dilation 6, and the classifier.
+16s: the FCN of MoCo (He et al., 2020, arXiv:1911.05722, appendix). The last stage has stride 1, and dilation 2 in all
+of its 3 x 3 convolutions, so also in the first block's, where torchvision would have 1. The head has two 3 x 3
+convolutions of 256 channels with dilation 6, and the classifier.
 
 torchvision's own `FCNHead` has a single convolution and batch norms whatever the trunk has.
 """
@@ -159,7 +159,9 @@ def dilate(stage: nn.Module, first: int, rest: int) -> None:
 class _Concatenated(nn.Module):
     """OpenMMLab's FCN head: two convolutions, a third that sees the input beside their output, the classifier."""
 
-    def __init__(self, inputs: int, width: int, classes: int, convolution: type[nn.Module] | partial[nn.Module]) -> None:
+    def __init__(
+        self, inputs: int, width: int, classes: int, convolution: type[nn.Module] | partial[nn.Module]
+    ) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(convolution(inputs, width, 3), convolution(width, width, 3))
         self.both = convolution(inputs + width, width, 3)

@@ -55,8 +55,7 @@ def _outputs(
             images = [sample.image.to(fabric.device).float() / 255 for sample in samples]
             with torch.inference_mode(), fabric.autocast():
                 outputs = detector(images)
-            for sample, output in zip(samples, outputs, strict=True):
-                yield sample, output
+            yield from zip(samples, outputs, strict=True)
     finally:
         detector.train(training)
 

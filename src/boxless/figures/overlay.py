@@ -24,7 +24,7 @@ def overlay(
     image.
     """
     side = float(np.sqrt(image.shape[0] * image.shape[1]))
-    line, rim, font = max(1, round(side / 300)), max(1, round(side / 600)), _font(max(7, round(side / 45)))
+    line, rim, font = max(1, round(side / 300)), max(1, round(side / 600)), tag_font(max(7, round(side / 45)))
     order = np.argsort(found.scores, kind="stable").tolist()
     hues = [ImageColor.getrgb(colour(int(label)))[:3] for label in found.labels]
     painted = image.copy()
@@ -44,7 +44,7 @@ def overlay(
         _pose(draw, found.keypoints[row], edges, hues[row], line)
     for row in order:  # after all boxes: no line crosses a name
         text = f"{classes[found.labels[row]]} {100 * found.scores[row]:.0f}"
-        _tag(draw, text, found.boxes[row], hues[row], font, picture.size)
+        draw_tag(draw, text, found.boxes[row], hues[row], font, picture.size)
     return picture
 
 
@@ -68,7 +68,7 @@ def _pose(
         draw.circle((x, y), 2 * line, fill=hue, outline="white")
 
 
-def _tag(
+def draw_tag(
     draw: ImageDraw.ImageDraw,
     text: str,
     box: npt.NDArray[np.float32],
@@ -88,6 +88,6 @@ def _tag(
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def tag_font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which ships with matplotlib: the figures' own font, with more scripts than Pillow's."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -87,8 +87,12 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         )
     if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "sparse_rcnn":
         raise UserError(f"run {where}: torchvision has no Sparse R-CNN; export its body with --to torchvision-backbone")
+    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "fcn":
+        raise UserError(
+            f"run {where}: torchvision's FCN has another head; export the body with --to torchvision-backbone"
+        )
     if isinstance(recipe, PretrainRecipe):
-        if recipe.trunk.neck == "fpn_p3":
+        if recipe.trunk.neck in ("fpn_p3", "none"):
             raise UserError(f"run {where}: trained no detector's parts; export its body with --to torchvision-backbone")
         tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
         about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."

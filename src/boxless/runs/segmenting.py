@@ -67,6 +67,15 @@ def measure_labelled(
     return measure_classes(fabric, detector.to(fabric.device), data, recipe, workers_for(recipe, len(data)))
 
 
+def segment_labelled(
+    detector: nn.Module, data: LabelledData, recipe: FinetuneRecipe
+) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
+    """The class map (H, W) of each labelled image, source px; that of its labels is in the sample's target."""
+    fabric = make_fabric(recipe.precision)
+    dataset = SegmentationDataset(data, recipe.min_size, recipe.max_size, None)
+    yield from segment(fabric, detector.to(fabric.device), dataset)
+
+
 def segment_images(
     detector: nn.Module, index: ImageIndex, recipe: FinetuneRecipe
 ) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
