@@ -91,5 +91,10 @@ def test_kinds_that_learn_become_tables(
     assert run("finetune", *paths, "--kinds", "retinanet,detr", *small) == 0
     capsys.readouterr()
     assert run("table") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \w+_?\w* \| [^k]", line)]
-    print(lines)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        re.match(r"\| keypoint_rcnn \| boxes 0\.\d\d, keypoints 0\.\d\d \| .* never \| 2 \| \d+ \|", line)
+        for line in lines
+    )
+    retinanet, detr = (next(line for line in lines if line.startswith(f"| {kind} |")) for kind in ("retinanet", "detr"))
+    assert "backbone ok, FPN ok |" in retinanet and "backbone ok, transformer new |" in detr
