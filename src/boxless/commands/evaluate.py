@@ -52,7 +52,7 @@ class EvaluationResult:
 
 
 def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -> EvaluationResult:
-    """Measure a fine-tuned detector against labels: COCO's AP, by size and by class; FCN's mIoU, by class.
+    """Measure a fine-tuned detector against labels: AP by the metric of its recipe, FCN's mIoU.
 
     Writes evaluation.json (the scores), detections.json (COCO results; not of FCN) and examples.png and .svg (labels
     and detections side by side).
@@ -60,6 +60,7 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     Args:
         run: Folder that boxless finetune wrote.
         data: Labels to measure with: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; :split picks a split.
+            Several sets, with + between them, become one.
         out: Folder for the results; by default evaluation-NAME in the run's folder, NAME as the data is called.
         quiet: Print nothing.
 

@@ -11,8 +11,8 @@ DEFAULT_RECIPE = "faster-rcnn-fpn"
 
 
 def finetune(
-    data: str,
-    val: str,
+    data: str | list[str],
+    val: str | list[str],
     out: str,
     weights: str | None = None,
     recipe: str = DEFAULT_RECIPE,
@@ -23,6 +23,7 @@ def finetune(
 
     Args:
         data: Labels to learn from: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; a suffix :split picks a split.
+            Several sets, with + between them or as a list, become one (VOCdevkit/VOC2007:trainval+VOC2012:trainval).
             With detector.kind=fcn the class maps of a VOC or Cityscapes folder, or else masks.
         val: Labels to measure AP (of FCN mIoU) with, in the same forms.
         out: Folder of the run. Given again, an unfinished run goes on where it was.

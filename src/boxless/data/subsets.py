@@ -80,7 +80,7 @@ def chosen_rows(data: LabelledData, choice: Choice, fraction: float, count: int 
     if not 0 < fraction <= 1:
         raise UserError(f"label_fraction: {fraction}; expected more than 0 and at most 1")
     if choice == "first":
-        rows = [row for row, image in enumerate(data.images) if (~image.crowd).any()]
+        rows = [row for row, image in enumerate(data.images) if image.class_map or (~image.crowd).any()]
         rows.sort(key=lambda row: _as_key(data.images[row].image_id))
     else:
         rows = np.random.default_rng((seed, 2)).permutation(len(data)).tolist()

@@ -88,7 +88,7 @@ def average_precision(
             detection has none; `kind="keypoints"` and labels and detections do not have the same number of them.
     """
     if federated:
-        _check_federated(truth)
+        check_federated(truth)
         detections = [_surest(found, LVIS_DETECTIONS) for found in detections]
     results = coco_results(truth, detections)
     labels = truth.as_coco()
@@ -122,7 +122,12 @@ def average_precision(
     return replace(result, ar100=math.nan, by_frequency=_by_frequency(truth, result)) if federated else result
 
 
-def _check_federated(truth: LabelledData) -> None:
+def check_federated(truth: LabelledData) -> None:
+    """Refuse labels that do not say how frequent their classes are, as LVIS's do.
+
+    Raises:
+        UserError: naming them.
+    """
     shown = {int(label) for image in truth.images for label in image.labels}
     if not truth.frequencies or any(not truth.frequencies[label] for label in shown):
         raise UserError(f"{truth.origin}: metric=lvis needs LVIS's labels (categories with 'frequency' r, c or f)")

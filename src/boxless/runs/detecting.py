@@ -24,6 +24,7 @@ from boxless.detectors.weights import read_tensors
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, Scores, average_precision, visible_keypoints
 from boxless.evaluation.inference import as_list, detect
+from boxless.evaluation.voc_precision import voc_average_precision
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.folder import Run
@@ -114,10 +115,16 @@ def detect_labelled(
 
 
 def scores(data: LabelledData, found: Sequence[Detections], recipe: FinetuneRecipe) -> dict[str, Scores]:
-    """AP of boxes and, where detector and labels have them, of masks or keypoints."""
-    result = {"bbox": average_precision(data, found)}
+    """AP of boxes and, where detector and labels have them, of masks or keypoints; that of the recipe's metric first.
+
+    With metric voc07 VOC 2007's AP stands beside COCO's; with lvis all is LVIS's: COCO's would count as wrong what
+    LVIS's labels say nothing of.
+    """
+    federated = recipe.metric == "lvis"
+    result = {"voc07": voc_average_precision(data, found)} if recipe.metric == "voc07" else {}
+    result["bbox"] = average_precision(data, found, federated=federated)
     if recipe.detector.kind == "mask_rcnn" and data.has_masks:
-        result["segm"] = average_precision(data, found, "segm")
+        result["segm"] = average_precision(data, found, "segm", federated)
     if recipe.detector.kind == "keypoint_rcnn" and data.has_keypoints:
         result["keypoints"] = average_precision(data, found, "keypoints")
     return result

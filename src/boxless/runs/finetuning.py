@@ -249,7 +249,7 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
 
 def evaluate_detector(
     fabric: Fabric, detector: nn.Module, val: LabelledData, recipe: FinetuneRecipe, workers: int
-) -> tuple[dict[str, Scores] | dict[str, SegmentationScores], dict[str, str]]:
+) -> tuple[Mapping[str, Scores | SegmentationScores], dict[str, str]]:
     """AP as `detecting.scores` has it, or FCN's mIoU, and the images that could not be read."""
     if recipe.detector.kind == "fcn":
         return measure_classes(fabric, detector, val, recipe, workers)
