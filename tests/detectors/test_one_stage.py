@@ -184,3 +184,50 @@ def test_each_kind_gets_a_neck_that_fits(kind: str) -> None:
     }
     assert necks == ({"fpn"} if kind == "keypoint_rcnn" else {"fpn_p3"})
     assert fitting(TrunkConfig(neck="fpn_p3"), DetectorConfig()).neck == "fpn"
+
+
+def test_moving_average_of_positives_divides_as_detectron2s_does() -> None:
+    """RetinaNet's losses written out in float64 over two steps of the average; norms use the batch's own statistics."""
+    torch.manual_seed(0)
+    config = DetectorConfig("retinanet", (8, 16, 32, 64, 128), loss_normalizer="moving_average")
+    model = build_detector(Trunk(fitting(TRUNK, config)), 3, config).train()
+    assert float(model.head.positives) == 100 and "head.positives" in model.state_dict()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            if parameter.ndim == 4:
+                nn.init.normal_(parameter, std=0.05)
+    images, targets = images_and_targets()
+    batch, moved = model.transform(images, targets)
+    normalizer = 100.0
+    for step in range(2):
+        losses = model(images, targets)
+        with torch.no_grad():
+            maps = list(model.backbone(batch.tensors).values())
+            outputs, anchors = model.head(maps), model.anchor_generator(batch, maps)
+        positives, focal, distance = 0, 0.0, 0.0
+        for image, places in enumerate(anchors):
+            boxes, labels = moved[image]["boxes"], moved[image]["labels"] - 1
+            probability = outputs["cls_logits"][image].double().sigmoid()
+            wanted = torch.zeros_like(probability)
+            counts = torch.ones(len(places), dtype=torch.bool)
+            if len(boxes):
+                matched = model.proposal_matcher(retinanet.box_ops.box_iou(boxes, places))
+                counts = matched != -2
+                on_object = matched >= 0
+                wanted[on_object, labels[matched[on_object]]] = 1
+                positives += int(on_object.sum())
+                offsets = model.head.regression_head.box_coder.encode_single(
+                    boxes[matched[on_object]], places[on_object]
+                )
+                distance += float((outputs["bbox_regression"][image][on_object] - offsets).abs().double().sum())
+            correct = torch.where(wanted > 0, probability, 1 - probability)[counts]
+            weight = torch.where(wanted > 0, 0.25, 0.75)[counts]
+            focal += float((-weight * (1 - correct) ** 2 * correct.log()).sum())
+        normalizer = 0.9 * normalizer + 0.1 * max(positives, 1)
+        assert positives > 3 and float(model.head.positives) == pytest.approx(normalizer)
+        assert losses["classification"].item() == pytest.approx(focal / normalizer, rel=1e-4), step
+        assert losses["bbox_regression"].item() == pytest.approx(distance / normalizer, rel=1e-4)
+    empty = model(images, [targets[1]] * 2)
+    assert float(model.head.positives) == pytest.approx(0.9 * normalizer + 0.1)
+    assert empty["bbox_regression"].item() == 0 and empty["classification"].isfinite()
+    torch.stack(list(losses.values())).sum().backward()

@@ -1,17 +1,24 @@
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig, two_stage
+from boxless.detectors.two_stage import BetaRoIHeads, DetectorConfig, box_loss, two_stage
+from boxless.errors import UserError
+
+SMALL = {"rpn_samples": 32, "rpn_proposals": 30, "roi_samples": 16, "detections": 20}
 
 
-def detector(kind: str = "faster_rcnn", head: str = "4conv1fc", neck: str = "fpn") -> tuple[Trunk, torch.nn.Module]:
+def detector(
+    kind: str = "faster_rcnn", head: str = "4conv1fc", neck: str = "fpn", **changes: object
+) -> tuple[Trunk, torch.nn.Module]:
     torch.manual_seed(0)
     settings = {"fpn_channels": 16, "box_head": head, "box_head_width": 32, "neck": neck}
     trunk = Trunk(TrunkConfig("resnet18", **settings))  # type: ignore[arg-type]
-    config = DetectorConfig(kind, rpn_samples=32, rpn_proposals=30, roi_samples=16, detections=20)  # type: ignore[arg-type]
-    return trunk, two_stage(trunk, 3, config)
+    return trunk, two_stage(trunk, 3, DetectorConfig(kind, **{**SMALL, **changes}))  # type: ignore[arg-type]
 
 
 def images_and_targets() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -107,3 +114,65 @@ def test_masks_see_the_box_heads_maps_and_leave_its_statistics_alone() -> None:
     assert not torch.equal(heads.box_head(pooled), heads.eval().box_head(pooled))
     torch.testing.assert_close(heads.mask_head(pooled).mean((2, 3)), heads.box_head(pooled))
     assert vectors.shape == (6, 512)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5])
+def test_box_loss_is_smooth_l1_of_the_objects_classes(beta: float) -> None:
+    torch.manual_seed(0)
+    predicted, offsets = torch.randn(9, 16), torch.randn(9, 4)
+    labels = torch.tensor([0, 2, 0, 3, 1, 0, 0, 2, 0])
+    total = 0.0
+    for row, label in enumerate(labels.tolist()):
+        if label:
+            for k in range(4):
+                distance = abs(float(predicted[row, 4 * label + k]) - float(offsets[row, k]))
+                total += distance**2 / (2 * beta) if distance < beta else distance - beta / 2
+    assert float(box_loss(predicted, labels, offsets, beta)) == pytest.approx(total / 9, rel=1e-5)
+    ninth = fastrcnn_loss(torch.zeros(9, 4), predicted, [labels], [offsets])[1]
+    torch.testing.assert_close(box_loss(predicted, labels, offsets, 1 / 9), ninth)
+    assert box_loss(predicted, labels * 0, offsets, beta) == 0
+
+
+@pytest.mark.parametrize(("kind", "neck"), [("faster_rcnn", "fpn"), ("mask_rcnn", "c4")])
+def test_beta_changes_the_box_loss_alone(kind: str, neck: str) -> None:
+    _, plain = detector(kind, neck=neck)
+    _, same = detector(kind, neck=neck, box_beta=1 / 9 + 1e-12)
+    _, line = detector(kind, neck=neck, box_beta=0.0)
+    assert type(plain.roi_heads) is RoIHeads and type(same.roi_heads) is type(line.roi_heads) is BetaRoIHeads
+    found, weights = [], copy.deepcopy(plain.state_dict())
+    for model in (plain, same, line):
+        model.load_state_dict(weights)
+        torch.manual_seed(1)
+        found.append(model.train()(*images_and_targets()))
+    torch.testing.assert_close(found[1], found[0])
+    others = [name for name in found[0] if name != "loss_box_reg"]
+    assert all(torch.equal(found[2][name], found[0][name]) for name in others)
+    assert found[2]["loss_box_reg"] > found[0]["loss_box_reg"] > 0
+    found[2]["loss_box_reg"].backward()
+    assert line.roi_heads.box_predictor.bbox_pred.weight.grad.any()
+    assert not line.roi_heads.box_predictor._forward_hooks and not hasattr(line.roi_heads, "_labels")
+    line.eval()(images_and_targets()[0])
+
+
+def test_detectron2s_pyramid_keeps_fewer_proposals_in_training_alone() -> None:
+    _, model = detector(rpn_proposals=2000, rpn_kept=1500)
+    assert model.rpn._pre_nms_top_n == {"training": 2000, "testing": 1000}
+    assert model.rpn._post_nms_top_n == {"training": 1500, "testing": 1000}
+
+
+def test_mask_head_has_the_trunks_norm_where_asked() -> None:
+    _, plain = detector("mask_rcnn")
+    _, normed = detector("mask_rcnn", mask_norm=True)
+    kinds = [type(part) for block in normed.roi_heads.mask_head for part in block]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 4
+    assert all(block[0].bias is None for block in normed.roi_heads.mask_head)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in plain.roi_heads.mask_head.modules())
+    images, targets = images_and_targets()
+    losses = normed.train()(images, targets)
+    torch.stack(list(losses.values())).sum().backward()
+    assert normed.roi_heads.mask_head[0][1].weight.grad.any()
+    before = normed.roi_heads.mask_head[0][1].running_mean.clone()
+    nothing = normed(images, [targets[1]] * 2)  # a batch without objects has no statistics
+    assert nothing["loss_mask"] == 0 and torch.equal(normed.roi_heads.mask_head[0][1].running_mean, before)
+    with pytest.raises(UserError, match=r"detector\.mask_norm: true; masks on C4"):
+        detector("mask_rcnn", neck="c4", mask_norm=True)

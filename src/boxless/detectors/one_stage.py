@@ -74,7 +74,7 @@ class AveragedHead(RetinaNetHead):  # type: ignore[misc]
     ) -> dict[str, Tensor]:
         """Focal loss and L1 of all images."""
         counts = torch.stack([(matched >= 0).sum() for matched in matched_idxs])
-        self.positives.lerp_(counts.sum().clamp(min=1).float(), 0.1)
+        self.positives = self.positives.lerp(counts.sum().clamp(min=1).float(), 0.1)
         sums: dict[str, Tensor] = {}
         for image, (target, places, matched) in enumerate(zip(targets, anchors, matched_idxs, strict=True)):
             outputs = {name: values[image : image + 1] for name, values in head_outputs.items()}
