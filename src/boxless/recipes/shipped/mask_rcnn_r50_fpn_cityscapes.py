@@ -1,4 +1,4 @@
-r"""Fine-tune Mask R-CNN R50-FPN on Cityscapes' objects, as MoCo and DetCo do: 24000 steps of 8 images at 800 to 1024 px.
+r"""Fine-tune Mask R-CNN R50-FPN on Cityscapes' objects, as MoCo and DetCo do: 24000 steps of 8 images.
 
 boxless finetune --recipe mask-rcnn-r50-fpn-cityscapes --data cityscapes --val cityscapes --weights runs/detco \
     --out runs/detector
