@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_runs import FINETUNE, finetuning, pretraining
 
 from boxless.data.labels import read_labels
@@ -121,6 +122,17 @@ def test_schedule_is_detectron2s_at_any_length() -> None:
     few = Schedule.of(FinetuneRecipe(epochs=3, batch_size=4), 10)
     assert (few.steps, few.warmup) == (8, 0) and few.peak == pytest.approx(0.005)
     assert Schedule.of(FinetuneRecipe(epochs=0.1), 10).steps == 1
+    sparse = Schedule.of(FinetuneRecipe(optim=FinetuneOptim(warmup_start=0.01), iterations=270_000), 118_000)
+    assert [sparse.learning_rate(step) for step in (0, 500, 1000)] == pytest.approx([2e-4, 0.0101, 0.02])
+
+
+def test_schedule_is_mmsegmentations_polynomial_where_asked() -> None:
+    optim = FinetuneOptim(lr=0.01, warmup_iterations=0, schedule="polynomial")
+    full = Schedule.of(FinetuneRecipe(optim=optim, iterations=20_000), 10_582)
+    rates = [full.learning_rate(step) for step in (0, 5_000, 19_999)]
+    assert rates == pytest.approx([1e-4 + 0.0099 * (1 - step / 20_000) ** 0.9 for step in (0, 5_000, 19_999)])
+    half = Schedule.of(FinetuneRecipe(optim=optim, iterations=20_000, batch_size=8), 10_582)
+    assert half.learning_rate(5_000) == pytest.approx(rates[1] / 2)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -157,3 +169,63 @@ def test_group_norm_of_a_pretraining_is_kept(scenes: Path, tmp_path: Path) -> No
     assert with_trunk_of(FinetuneRecipe(), str(pretrained.weights)).trunk.norm == "group"
     assert with_trunk_of(FinetuneRecipe(), None) == FinetuneRecipe()
     assert torch.isfinite(torch.tensor(read_metrics(pretrained.path)["loss"][1])).all()
+
+
+def tensors(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.weights)
+
+
+def test_a_batch_in_parts_takes_the_same_steps(scenes: Path, tmp_path: Path) -> None:
+    settings = {**SHORT, "iterations": 1, "batch_size": 4, "trunk.norm": "frozen"}
+    whole = finetuning(scenes, tmp_path / "whole", **settings)
+    parts = finetuning(scenes, tmp_path / "parts", **settings, accumulate=2)
+    ours, theirs = (read_metrics(run.path) for run in (parts, whole))
+    assert ours.keys() == theirs.keys() and ours["learning_rate"] == theirs["learning_rate"]
+    for name in ("loss_classifier", "loss_objectness"):  # samples of anchors and boxes are drawn image by image
+        assert ours[name][1] == pytest.approx(theirs[name][1], rel=1e-2)
+    assert parts.summary["steps"] == 1
+    with pytest.raises(UserError, match=r"accumulate: 3; expected a divisor of batch_size, 4"):
+        finetuning(scenes, tmp_path / "thirds", **settings, accumulate=3)
+    with pytest.raises(UserError, match=r"accumulate: 0"):
+        finetuning(scenes, tmp_path / "none", **settings, accumulate=0)
+
+
+def test_precise_norms_change_the_saved_statistics_and_no_weight(scenes: Path, tmp_path: Path) -> None:
+    """Here with synchronised norms in one process, two frozen stages, parts and crops."""
+    settings = {**SHORT, "iterations": 2, "trunk.norm": "sync", "freeze": 2, "random_crop": True, "min_size": (64,)}
+    moving, precise, again = (
+        tensors(finetuning(scenes, tmp_path / str(number), accumulate=2, precise_norms=batches, **settings))
+        for number, batches in enumerate((0, 3, 3))
+    )
+    assert moving.keys() == precise.keys() and all(torch.equal(value, again[name]) for name, value in precise.items())
+    changed = {name for name, value in precise.items() if not torch.equal(value, moving[name])}
+    assert changed and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in changed)
+    frozen = ("backbone.body.bn1.", "backbone.body.layer1.")
+    assert not any(name.startswith(frozen) for name in changed)
+    norms = {name.rpartition(".")[0] for name in precise if name.endswith("running_mean")}
+    assert {name.rpartition(".")[0] for name in changed} == {
+        name for name in norms if not f"{name}.".startswith(frozen)
+    }
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neck"),
+    [("resnet18", "fpn"), ("resnet18", "c4"), ("mobilenet_v2", "fpn"), ("timm:regnetx_002", "fpn")],
+)
+def test_a_frozen_body_is_the_same_to_the_bit_afterwards(
+    backbone: str, neck: str, scenes: Path, tmp_path: Path
+) -> None:
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed: pip install 'boxless[timm]'")
+    torch.manual_seed(3)
+    trunk = Trunk(TrunkConfig(backbone, fpn_channels=16, box_head_width=32, neck=neck))  # type: ignore[arg-type]
+    before = {name: value for name, value in trunk.state_dict().items() if "fpn" not in name}
+    for name, value in before.items():
+        if "running" in name:
+            value.uniform_(0.5, 1.5)
+    save_file(trunk.state_dict(), tmp_path / "weights.safetensors")
+    settings = {"iterations": 2, "freeze": 5, "precise_norms": 1, "trunk.backbone": backbone, "trunk.neck": neck}
+    run = finetuning(scenes, tmp_path / "run", str(tmp_path / "weights.safetensors"), **{**SHORT, **settings})
+    after = {name.removeprefix("roi_heads."): value for name, value in tensors(run).items()}
+    body = [name for name in before if name.startswith(("backbone.body.", "box_head.layer4."))]
+    assert len(body) > 100 and all(torch.equal(after[name], before[name]) for name in body)
