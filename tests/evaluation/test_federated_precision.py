@@ -1,6 +1,8 @@
 """LVIS's federated AP against a slow loop written from its definition (arXiv:1908.03195)."""
 
+import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boxless.data.labelled import LabelledData, LabelledImage
+from boxless.data.labels import read_labels
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, average_precision
 
@@ -113,7 +116,7 @@ def scene(draw):
     return (objects, negative, draw(classes)), shown
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(scene(), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_agrees_with_the_definition(scenes, random):
     images = [image for image, _ in scenes]
@@ -122,6 +125,36 @@ def test_agrees_with_the_definition(scenes, random):
     result = average_precision(data_of(images), found_in(detected), federated=True)
     values = [result.ap, result.ap50, *result.by_frequency.values()]
     np.testing.assert_allclose(values, expected(images, detected), atol=1e-6)
+
+
+def test_agrees_on_real_labels_in_lviss_form(shared_data, tmp_path):
+    coco = read_labels(shared_data / "coco256", "val", format="coco")
+    document = coco.subset([row for row, image in enumerate(coco.images) if 1 < len(image.boxes) < 15][:30]).as_coco()
+    random = np.random.default_rng(0)
+    for n, category in enumerate(document["categories"]):
+        category["frequency"] = "rcf"[n % 3]
+    for image in document["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{Path(image.pop('file_name')).name}"
+        image["neg_category_ids"] = random.choice([entry["id"] for entry in document["categories"]], 20, False).tolist()
+        image["not_exhaustive_category_ids"] = random.choice(image["neg_category_ids"], 5, False).tolist()
+    document["annotations"] = [entry for entry in document["annotations"] if not entry.pop("iscrowd")]
+    (tmp_path / "lvis_v1_val.json").write_text(json.dumps(document))
+    os.symlink(shared_data / "coco256" / "images" / "val", tmp_path / "val2017")
+    data = read_labels(tmp_path, "val")
+    images, detected = [], []
+    for image in data.images:
+        objects = list(zip(image.boxes.tolist(), image.labels.tolist(), strict=True))
+        images.append((objects, set(image.negative), set(image.not_exhaustive)))
+        moved = image.boxes + random.normal(0, 3, image.boxes.shape).astype(np.float32)
+        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
+        strange = random.integers(0, len(data.classes), 20)  # what may be known not to be there, or not
+        boxes = np.concatenate([moved, np.tile(np.float32([0, 0, 50, 50]), (20, 1))])
+        labels = np.concatenate([image.labels, strange])
+        detected.append(Detections(boxes, random.random(len(boxes)).astype(np.float32), labels))
+    result = average_precision(data, detected, federated=True)
+    found = [list(zip(d.boxes.tolist(), d.labels.tolist(), d.scores.tolist(), strict=True)) for d in detected]
+    values = [slow_ap(images, found, k, 0.5) for k in range(len(data.classes))]
+    assert result.ap50 == pytest.approx(np.nanmean(values), abs=1e-6) and 0.3 < result.ap50 < 0.99
 
 
 def test_worked_by_hand():
