@@ -3,6 +3,7 @@
 A class map is (H, W) uint8, 0-based numbers of the data set's classes, 255 where a pixel has none (void).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def read_segmentation(where: str | Path, role: Role = "train", classes: Sequence
 
     VOC's splits are those in ImageSets/Segmentation; an image without a map in SegmentationClass has it in
     SegmentationClassAug (`:trainaug`). Cityscapes has 19 classes; others are void. From masks, class 0 is the
-    background, later objects lie over earlier ones, and crowds are void, as are objects with a box alone.
+    background, later objects lie over earlier ones, crowds are void, and so are objects with a box alone, below others.
 
     Args:
         where: VOC root or split file, Cityscapes root, or anything that `read_labels` takes.
@@ -101,14 +102,13 @@ def class_map(image: LabelledImage, classes: int) -> NDArray[np.uint8]:
 def _painted(image: LabelledImage) -> NDArray[np.uint8]:
     painted = np.zeros((image.height, image.width), np.uint8)
     masks = image.masks or (None,) * len(image.boxes)
-    for mask, box, label, crowd in zip(masks, image.boxes, image.labels, image.crowd, strict=True):
+    for mask, (x1, y1, x2, y2) in zip(masks, image.boxes, strict=True):
+        if not mask:  # below all masks, which say for sure what is there
+            painted[int(y1) : math.ceil(y2), int(x1) : math.ceil(x2)] = VOID
+    for mask, label, crowd in zip(masks, image.labels, image.crowd, strict=True):
         if mask:
             inside = coco_mask.decode(coco_mask.segmToRle(mask, image.width, image.height)).astype(bool)
             painted[inside] = VOID if crowd else label
-        else:
-            x1, y1 = np.floor(box[:2]).astype(int)
-            x2, y2 = np.ceil(box[2:]).astype(int)
-            painted[y1:y2, x1:x2] = VOID
     return painted
 
 
