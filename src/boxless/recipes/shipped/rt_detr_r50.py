@@ -3,11 +3,11 @@
 boxless finetune --recipe rt-detr-r50 --data train.json --val val.json --weights runs/soco --out runs/detector
 
 The encoder is pretrained as an FPN is: boxless pretrain --recipe soco-r50-fpn --trunk.neck hybrid (or joint-r50-fpn).
-From other weights it starts anew. The body learns at a tenth of the rate. For ResNet-18, as in the code: --trunk.backbone
-resnet18 --trunk.hybrid.expansion 0.5 --detector.rt_detr.layers 3 --optim.body_lr_scale 1 --epochs 120.
+From other weights it starts anew. The body learns at a tenth of the rate. The code's settings of ResNet-18 are
+--trunk.backbone resnet18 --trunk.hybrid.expansion 0.5 --detector.rt_detr.layers 3 --optim.body_lr_scale 1 --epochs 120.
 
 The code makes images square, of 640 px and in training of 480 to 800; here they keep their shape, with these shorter
-sides where the longer one is at most 800. It keeps the body's norms as loaded; here they learn. For what else differs see
+sides where the longer one is at most 800. It keeps the body's norms as loaded; here they learn. What else differs is in
 `boxless.detectors.rt_detr`.
 
 Code (lyuwenyu/RT-DETR): 53.4 box AP on COCO from a supervised ResNet-50. Not measured by us.
