@@ -11,7 +11,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
 from boxless.data.keypoints import to_coco
-from boxless.data.labels import LabelledData
+from boxless.data.labels import LabelledData, LabelledImage
 from boxless.errors import UserError
 
 MAX_DETECTIONS = 100  # per image and class, as COCO scores them
@@ -89,7 +89,7 @@ def average_precision(
     """
     if federated:
         check_federated(truth)
-        detections = [_surest(found, LVIS_DETECTIONS) for found in detections]
+        detections = [_countable(found, image) for found, image in zip(detections, truth.images, strict=True)]
     results = coco_results(truth, detections)
     labels = truth.as_coco()
     if kind == "segm":
@@ -112,13 +112,10 @@ def average_precision(
             category["frequency"] = category["frequency"] or "f"
         evaluation.params.maxDets = [LVIS_DETECTIONS]
     evaluation.params.imgIds = _image_ids(truth)
-    evaluation.params.catIds = list(truth.category_ids)
-    evaluation.evaluate()
-    evaluation.accumulate()
+    precision, recall = _tables(evaluation, truth.category_ids)
     # The library sorts categories by id; the labels' own order need not be sorted.
     rows = np.argsort(np.argsort(truth.category_ids))
-    areas = evaluation.params.areaRngLbl
-    result = _summary(evaluation.eval["precision"], evaluation.eval["recall"], truth.classes, rows, areas)
+    result = _summary(precision, recall, truth.classes, rows, evaluation.params.areaRngLbl)
     return replace(result, ar100=math.nan, by_frequency=_by_frequency(truth, result)) if federated else result
 
 
@@ -133,10 +130,23 @@ def check_federated(truth: LabelledData) -> None:
         raise UserError(f"{truth.origin}: metric=lvis needs LVIS's labels (categories with 'frequency' r, c or f)")
 
 
-def _surest(found: Detections, count: int) -> Detections:
-    if len(found.scores) <= count:
-        return found
-    rows = np.sort(np.argsort(-found.scores, kind="stable")[:count])
+def _tables(
+    evaluation: COCOeval_faster, category_ids: Sequence[int]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Precision and recall, classes in ascending order of their ids; see `_summary`."""
+    ids, parts = sorted(category_ids), []
+    for first in range(0, len(ids), 128):  # the library keeps every pair of image and class: 30 GB for LVIS at once
+        evaluation.params.catIds = ids[first : first + 128]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        parts.append((evaluation.eval["precision"], evaluation.eval["recall"]))
+    return np.concatenate([part for part, _ in parts], 2), np.concatenate([part for _, part in parts], 1)
+
+
+def _countable(found: Detections, image: LabelledImage) -> Detections:
+    """The surest detections of an image, as many as LVIS takes, that are of a class of which something is known."""
+    rows = np.sort(np.argsort(-found.scores, kind="stable")[:LVIS_DETECTIONS])
+    rows = rows[np.isin(found.labels[rows], [*image.labels, *image.negative])]
     masks = None if found.masks is None else [found.masks[row] for row in rows]
     return replace(found, boxes=found.boxes[rows], scores=found.scores[rows], labels=found.labels[rows], masks=masks)
 
