@@ -1,4 +1,4 @@
-"""What frozen features are worth, for the eye: scores as bars with their intervals, and matches as lines."""
+"""What frozen features are worth, for the eye: scores with their intervals, and matches as arrows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch
+from matplotlib.patheffects import withStroke
 
 from boxless.evaluation.probes import Score
 from boxless.figures.style import INK, MUTED, blank, colour, show_image, styled
 
 RIGHT, WRONG = colour(0), colour(1)
-LINES = 16
+ARROWS = 64
 """Matches drawn at most: more hide the image."""
 
 
@@ -44,7 +44,7 @@ def _bars(axes: Axes, scores: Sequence[Score]) -> None:
         if np.isnan(score.value):
             continue
         hue = MUTED if height == 0 else colour(height - 1)
-        axes.barh(height, 100 * score.value, height=0.6, color=hue, alpha=0.85)
+        axes.barh(height, 100 * score.value, height=0.6, color=hue)
         end = score.value
         if not np.isnan(score.low):
             axes.plot([100 * score.low, 100 * score.high], [height, height], color=INK, linewidth=2)
@@ -94,14 +94,16 @@ def _number(score: Score) -> int:
 
 
 @styled()
-def match_rows(
+def match_panels(
     image: npt.NDArray[np.uint8],
     changed: npt.NDArray[np.uint8],
     matches: Mapping[str, npt.NDArray[np.int64]],
     truth: npt.NDArray[np.int64],
     columns: int,
 ) -> Figure:
-    """A row for each of the weights: an image, its changed copy, and lines from cells to their best matches.
+    """An image, and for each of the weights its changed copy with arrows from where cells are to where they were found.
+
+    In lines from the image to its mirrored copy, all of one row would lie upon each other.
 
     Args:
         image: (H, W, 3) uint8.
@@ -110,17 +112,24 @@ def match_rows(
         truth: the right cell for each.
         columns: w, cells per row.
     """
-    figure = blank(9.6, 0.5 + 4.0 * len(matches))
-    grid = figure.subplots(len(matches), 2, squeeze=False)
-    shown = np.unique(np.linspace(0, len(truth) - 1, min(LINES, len(truth))).round().astype(int))
-    for (left, right), (name, found) in zip(grid, matches.items(), strict=True):
-        show_image(left, image)
-        show_image(right, changed)
-        left.set_title(f"{name}: {100 * np.mean(found == truth):.0f} % of {len(truth)} cells", fontsize=13)
-        for cell in shown.tolist():
-            start, end = (_centre(each, columns, len(truth), image) for each in (cell, int(found[cell])))
-            _line(figure, left, right, start, end, bool(found[cell] == truth[cell]))
-    grid[0, 1].set_title("blue: right, orange: wrong", fontsize=13, color=MUTED)
+    across = min(3, len(matches) + 1)
+    down = -(-(len(matches) + 1) // across)
+    figure = blank(4.4 * across, 0.5 + 4.7 * down)
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels:
+        axes.set_axis_off()
+    show_image(panels[0], image)
+    panels[0].set_title("the image", fontsize=13)
+    shown = np.unique(np.linspace(0, len(truth) - 1, min(ARROWS, len(truth))).round().astype(int)).tolist()
+    for axes, (name, found) in zip(panels[1:], matches.items(), strict=False):
+        show_image(axes, changed)
+        axes.set_title(f"{name}: {100 * np.mean(found == truth):.0f} % found", fontsize=13)
+        for cell in shown:
+            place, match = (_centre(int(each), columns, len(truth), image) for each in (truth[cell], found[cell]))
+            _mark(axes, place, match)
+    figure.supxlabel(
+        "blue: a cell that was found; orange: from where it is to where it was found", fontsize=13, color=MUTED
+    )
     return figure
 
 
@@ -129,17 +138,11 @@ def _centre(cell: int, columns: int, cells: int, image: npt.NDArray[np.uint8]) -
     return (cell % columns + 0.5) * width / columns, (cell // columns + 0.5) * height / (cells // columns)
 
 
-def _line(
-    figure: Figure,
-    left: Axes,
-    right: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    hit: bool,
-) -> None:
-    hue = RIGHT if hit else WRONG
-    figure.add_artist(
-        ConnectionPatch(start, end, "data", "data", axesA=left, axesB=right, color=hue, linewidth=1.6, alpha=0.9)
-    )
-    for axes, point in ((left, start), (right, end)):
-        axes.plot(*point, marker="o", markersize=5, color=hue, markeredgecolor="white")
+def _mark(axes: Axes, place: tuple[float, float], match: tuple[float, float]) -> None:
+    hue = RIGHT if place == match else WRONG
+    if place != match:
+        arrow = {"arrowstyle": "-|>", "color": hue, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 4}
+        arrow["connectionstyle"] = "arc3,rad=0.15"  # arrows along one row do not lie upon each other
+        arrow["path_effects"] = [withStroke(linewidth=3, foreground="white", alpha=0.7)]
+        axes.annotate("", match, place, arrowprops=arrow)
+    axes.plot(*place, marker="o", markersize=8, color=hue, markeredgecolor="white", zorder=3)

@@ -17,7 +17,7 @@ from boxless.errors import UserError
 from boxless.evaluation import probes, svm
 from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
 from boxless.evaluation.probes import Score
-from boxless.figures.probes import match_rows, score_bars, score_curves
+from boxless.figures.probes import match_panels, score_bars, score_curves
 from boxless.figures.style import save
 from boxless.runs.features import Extractor, Features
 from boxless.runs.folder import write_text
@@ -213,4 +213,4 @@ def _draw_matches(
     pixels = [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in (pair.image, pair.changed)]
     first = {name: found[0] for name, found in matches.items()}
     truth = mirrored_cells(len(next(iter(first.values()))) // columns, columns).numpy()
-    save(match_rows(pixels[0], pixels[1], first, truth, columns), out / "figures" / "correspondence-example")
+    save(match_panels(pixels[0], pixels[1], first, truth, columns), out / "figures" / "correspondence-example")
