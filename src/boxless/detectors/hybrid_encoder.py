@@ -89,18 +89,15 @@ def library(channels: int, config: HybridConfig, **sizes: Any) -> tuple[Any, Any
         )
     try:
         from transformers import RTDetrV2Config
-        from transformers.models.rt_detr.configuration_rt_detr_resnet import RTDetrResNetConfig
         from transformers.models.rt_detr_v2 import modeling_rt_detr_v2
     except ImportError:
         raise UserError(
             "trunk.neck: hybrid needs Hugging Face's transformers; install it with pip install 'boxless[detr]'"
         ) from None
     # Without one it would describe a large backbone; what is built from this one is thrown away.
-    smallest = RTDetrResNetConfig(
-        embedding_size=2, hidden_sizes=[2] * 4, depths=[1] * 4, layer_type="basic", out_indices=[2, 3, 4]
-    )
+    smallest = {"embedding_size": 2, "hidden_sizes": [2] * 4, "depths": [1] * 4, "layer_type": "basic"}
     settings = RTDetrV2Config(
-        backbone_config=smallest,
+        backbone_config={"model_type": "rt_detr_resnet", "out_indices": [2, 3, 4], **smallest},
         d_model=channels,
         encoder_hidden_dim=channels,
         encoder_attention_heads=config.heads,

@@ -87,7 +87,8 @@ class RTDetr(nn.Module):
         # An image may have fewer cells than queries are asked for.
         self.rt_detr.config.num_queries = min(self.config.rt_detr.queries, sum(one[0, 0].numel() for one in maps))
         with torch.autocast(maps[0].device.type, enabled=False):  # with 16 bits a box would be off by whole pixels
-            encoded = BaseModelOutput(last_hidden_state=[one.float() for one in maps])
+            levels: Any = [one.float() for one in maps]
+            encoded = BaseModelOutput(last_hidden_state=levels)
             return self.rt_detr(None, inputs_embeds=maps[0], encoder_outputs=encoded, labels=labels)
 
     def _losses(self, outputs: Any, labels: list[dict[str, Tensor]], count: Tensor) -> dict[str, Tensor]:
@@ -165,7 +166,7 @@ def losses(outputs: Any, labels: list[dict[str, Tensor]], settings: Any) -> dict
         given = {"dn_auxiliary_outputs": _layers(noisy_logits, noisy_boxes), "denoising_meta_values": meta}
     *others, last = _layers(logits, boxes)
     chosen = {"logits": outputs.enc_topk_logits, "pred_boxes": outputs.enc_topk_bboxes}
-    criterion = RTDetrLoss(settings)
+    criterion: Any = RTDetrLoss(settings)  # type: ignore[no-untyped-call]
     if not any(len(one["boxes"]) for one in labels):
         criterion.matcher = _match_none  # the library's cannot do without any object
     terms = criterion({**last, "auxiliary_outputs": [*others, chosen], **given}, labels)

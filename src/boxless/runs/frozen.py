@@ -68,7 +68,7 @@ def load_frozen(words: Sequence[str], backbone: str | None, seed: int) -> list[F
 
 def _with_fpn(config: TrunkConfig) -> TrunkConfig:
     """The trunk with the body in one piece: in a C4 trunk, the last stage is a head."""
-    return replace(config, neck="fpn") if config.neck in ("c4", "transformer") else config
+    return replace(config, neck="fpn") if config.neck in ("c4", "transformer", "hybrid") else config
 
 
 def _new(config: TrunkConfig, seed: int) -> Trunk:
