@@ -42,6 +42,6 @@ def runs(digits: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> S
     shared = {**TRUNK, "workers": 0, "quiet": True}
     boxless.pretrain(digits.unlabelled, str(out / "pretrained"), **shared, **PRETRAIN)
     for name, kind in (("boxes", "faster_rcnn"), ("masks", "mask_rcnn")):
-        labels = {"data": digits.train, "val": digits.val, "detector.kind": kind}
+        labels = {"data": digits.train, "val": digits.val, "detector.kind": kind, "detector.mask_norm": True}
         boxless.finetune(out=str(out / name), **labels, **shared, **FINETUNE)
     return SimpleNamespace(**{name: str(out / name) for name in ("pretrained", "boxes", "masks")})

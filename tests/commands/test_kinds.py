@@ -30,6 +30,8 @@ SETTINGS = {
     "detector.detections": 10,
     "detector.rpn_proposals": 30,
     "detector.roi_samples": 16,
+    "detector.loss_normalizer": "moving_average",  # of RetinaNet: its state is the run's, and no export's
+    "detector.box_beta": 0.5,
     "precision": "32-true",
     **{f"trunk.{key}": value for key, value in TRUNK.items()},
 }
