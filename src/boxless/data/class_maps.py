@@ -92,7 +92,7 @@ def class_map(image: LabelledImage, classes: int) -> NDArray[np.uint8]:
     except Exception as error:  # decoders raise anything on broken files
         raise BadImage(image.class_map, "its class map cannot be read") from error
     if image.class_map.name.endswith("_labelIds.png"):
-        return _TRAIN_IDS[values]
+        return np.asarray(_TRAIN_IDS[values])
     wrong = values[(values >= classes) & (values != VOID)]
     if len(wrong):
         raise UserError(f"{image.class_map}: has the value {wrong[0]}; expected 0 to {classes - 1}, or {VOID} for void")

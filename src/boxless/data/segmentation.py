@@ -151,7 +151,7 @@ def distorted(image: Pixels, random: np.random.Generator) -> Pixels:
         image = _linear(image, contrast)
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     if even():
-        hsv[..., 1] = _linear(hsv[..., 1], random.uniform(0.5, 1.5))
+        hsv[..., 1] = _linear(np.asarray(hsv[..., 1], np.uint8), random.uniform(0.5, 1.5))
     if even():
         hsv[..., 0] = (hsv[..., 0].astype(np.int16) + int(random.integers(-18, 19))) % 180  # OpenCV's half degrees
     image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
@@ -159,4 +159,4 @@ def distorted(image: Pixels, random: np.random.Generator) -> Pixels:
 
 
 def _linear(values: Pixels, factor: float, shift: float = 0.0) -> Pixels:
-    return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(values.astype(np.float32) * factor + shift, 0, 255), np.uint8)

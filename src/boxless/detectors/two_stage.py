@@ -24,7 +24,9 @@ from boxless.detectors.segmentation import FCNConfig
 from boxless.detectors.trunk import LastStage, RoIPool, Trunk, norm_layer
 from boxless.errors import UserError
 
-Kind = Literal["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "rt_detr", "fcn"]
+Kind = Literal[
+    "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "rt_detr", "fcn"
+]
 
 
 @dataclass(frozen=True)
