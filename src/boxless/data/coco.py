@@ -89,7 +89,13 @@ class _Reader:
         grouped = self.annotations({image["id"]: n for n, (image, _) in enumerate(rows)}, class_of, rows)
         found = tuple(
             LabelledImage(
-                file, image["id"], image["width"], image["height"], *parts, **self.looked_for(image, class_of)
+                file,
+                image["id"],
+                image["width"],
+                image["height"],
+                *parts,
+                negative=self.looked_for(image, "neg_category_ids", class_of),
+                not_exhaustive=self.looked_for(image, "not_exhaustive_category_ids", class_of),
             )
             for (image, file), parts in zip(rows, grouped, strict=True)
         )
@@ -134,14 +140,11 @@ class _Reader:
         known = {name: value for name, value in group.items() if value in ("r", "c", "f")}
         return tuple(known.get(name, "") for name in classes) if known else ()
 
-    def looked_for(self, image: dict[str, Any], class_of: dict[int, int]) -> dict[str, tuple[int, ...]]:
-        """Return what LVIS says of an image's classes, as `LabelledImage` has it."""
-        found = {}
-        for key, name in (("neg_category_ids", "negative"), ("not_exhaustive_category_ids", "not_exhaustive")):
-            ids = image.get(key)
-            if ids and type(ids) is list:
-                found[name] = tuple(class_of[number] for number in ids if class_of.get(number, -1) >= 0)
-        return found
+    def looked_for(self, image: dict[str, Any], key: str, class_of: dict[int, int]) -> tuple[int, ...]:
+        """Return the classes that LVIS lists under an image's key."""
+        ids = image.get(key)
+        known = ids if type(ids) is list else ()
+        return tuple(class_of[k] for k in known if type(k) is int and class_of.get(k, -1) >= 0)
 
     def images(self, folder: Path | None) -> list[tuple[dict[str, Any], Path]]:
         """Return the usable image entries and their files."""

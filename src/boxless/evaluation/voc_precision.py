@@ -24,8 +24,8 @@ def voc_average_precision(truth: LabelledData, detections: Sequence[Detections])
     threshold and no surer detection has hit it; `crowd` objects (VOC's difficult ones) count neither for nor against. A
     class without other objects has AP nan and stays out of the means. Scores by size, and AR, are nan.
     """
-    boxes, image, label, scores = _stacked([(found.boxes, found.labels, found.scores) for found in detections])
-    scores = scores.astype(np.float64)
+    boxes, image, label, values = _stacked([(found.boxes, found.labels, found.scores) for found in detections])
+    scores = values.astype(np.float64)
     gt_boxes, gt_image, gt_label, crowd = _stacked([(each.boxes, each.labels, each.crowd) for each in truth.images])
     group, gt_group = (i * len(truth.classes) + k for i, k in ((image, label), (gt_image, gt_label)))
     overlap, match = _best_overlaps(boxes, group, gt_boxes, gt_group)
