@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk
@@ -77,6 +78,7 @@ def schedules(recipes: dict[str, PretrainRecipe | FinetuneRecipe]) -> Figure:
         axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=9)
         axes.locator_params(nbins=4)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(True, axis="y")
     for axes in grid[len(recipes) :]:
         axes.set_axis_off()
@@ -91,7 +93,7 @@ def page(recipes: dict[str, PretrainRecipe | FinetuneRecipe]) -> str:
     parts += ["\n## Fine-tuning\n", *_table(recipes, FinetuneRecipe)]
     parts += [
         "\n## Learning rates\n",
-        f"Pretraining (blue) on ImageNet's {IMAGENET:,} images, fine-tuning (red) on COCO's {COCO:,}.\n",
+        f"Pretraining (blue) on ImageNet's {IMAGENET:,} images, fine-tuning (red) on COCO's {COCO:,}; small recipes are left out.\n",
     ]
     parts += ["![The learning rate of each recipe](figures/schedules.png)", "\n## The papers' tables, row by row\n"]
     parts += ["A start that boxless does not pretrain is given in words. `--weights` is what the start left.\n"]
@@ -146,4 +148,5 @@ if __name__ == "__main__":
     shipped = all_recipes()
     (HERE / "recipes.md").write_text(page(shipped), encoding="utf-8")
     with styled():
-        schedules(shipped).savefig(HERE / "figures" / "schedules.png", dpi=100, metadata={"Software": None})
+        papers = {name: recipe for name, recipe in shipped.items() if not name.endswith("-small")}
+        schedules(papers).savefig(HERE / "figures" / "schedules.png", dpi=100, metadata={"Software": None})

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
@@ -106,7 +107,7 @@ def papers() -> tuple[Paper, ...]:
     )
 
 
-def _table(paper: dict[str, str], table: dict[str, str], data: dict[str, str]) -> Table:
+def _table(paper: dict[str, Any], table: dict[str, Any], data: dict[str, str]) -> Table:
     rows = tuple(Row(name, start, tuple(scores)) for name, start, scores in table["rows"])
     return Table(
         paper["paper"],
