@@ -93,8 +93,8 @@ def page(recipes: dict[str, PretrainRecipe | FinetuneRecipe]) -> str:
     parts += ["\n## Fine-tuning\n", *_table(recipes, FinetuneRecipe)]
     parts += [
         "\n## Learning rates\n",
-        f"Pretraining (blue) on ImageNet's {IMAGENET:,} images, fine-tuning (red) on COCO's {COCO:,}; small recipes are left "
-        "out.\n",
+        f"Pretraining (blue) on ImageNet's {IMAGENET:,} images, fine-tuning (red) on COCO's {COCO:,}; small recipes "
+        "are left out.\n",
     ]
     parts += ["![The learning rate of each recipe](figures/schedules.png)", "\n## The papers' tables, row by row\n"]
     parts += ["A start that boxless does not pretrain is given in words. `--weights` is what the start left.\n"]

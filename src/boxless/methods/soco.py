@@ -194,7 +194,9 @@ class SoCo(nn.Module):
         if self.config.pooling == "own_level":
             return at(levels)
         first, last = trunk.roi_pool.first, trunk.roi_pool.last
-        everywhere = torch.stack([at(torch.full_like(levels, level)) for level in range(first, last + 1)])  # (levels, R, D)
+        everywhere = torch.stack(
+            [at(torch.full_like(levels, level)) for level in range(first, last + 1)]
+        )  # (levels, R, D)
         own = levels.clamp(first, last) - first
         return everywhere[own, torch.arange(len(levels), device=levels.device)]
 
