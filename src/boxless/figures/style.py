@@ -1,5 +1,6 @@
 """The one look of every figure, and how a figure is written to disk."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK = "#222222"
 MUTED = "#6B6B6B"
 GRID = "#E2E2E2"
+
+CAPTIONS = "captions.json"
 
 _SETTINGS: Any = {  # matplotlib types the keys as one long Literal
     "font.family": "DejaVu Sans",  # ships with matplotlib, so that text has the same size on every machine
@@ -100,8 +103,11 @@ def draw_box(axes: Axes, box: npt.NDArray[Any], hue: str, tag: str = "", dashed:
     )
 
 
-def save(figure: Figure, path: Path | str) -> tuple[Path, Path]:
-    """Write `<path>.png` and `<path>.svg`, each whole or not at all; returns both paths."""
+def save(figure: Figure, path: Path | str, caption: str = "") -> tuple[Path, Path]:
+    """Write `<path>.png` and `<path>.svg`, each whole or not at all, and the caption beside them; returns both paths.
+
+    `caption`: what the figure shows, in words, for who does not see it; see `boxless.figures`.
+    """
     stem = Path(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
@@ -112,4 +118,22 @@ def save(figure: Figure, path: Path | str) -> tuple[Path, Path]:
             figure.savefig(half, format=suffix[1:], metadata=metadata)
         os.replace(half, target)
         written.append(target)
+    if caption:
+        _write_caption(written[0], caption)
     return written[0], written[1]
+
+
+def read_captions(folder: Path | str) -> dict[str, str]:
+    """The captions of a folder's figures by the names of their PNG files; of files that exist, in order of writing."""
+    try:
+        known: dict[str, str] = json.loads((Path(folder) / CAPTIONS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: text for name, text in known.items() if (Path(folder) / name).is_file()}
+
+
+def _write_caption(picture: Path, caption: str) -> None:
+    captions = {**read_captions(picture.parent), picture.name: caption}
+    half = picture.with_name(f".{CAPTIONS}.{os.getpid()}")
+    half.write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
+    os.replace(half, picture.with_name(CAPTIONS))
