@@ -167,9 +167,9 @@ def _pretrain(
             if output.online is not None and output.target is not None:
                 health.add(step, measure(output.online, output.target))
                 journal.write(step, {f"health/{name}": value for name, value in vars(health.values[-1]).items()})
+                journal.status = health.verdict
             if hasattr(method, "momentum"):  # of a target that follows
                 journal.write(step, {"momentum": method.momentum(step, plan.steps)})
-                journal.status = health.verdict
             if recipe.stop_on_collapse and health.collapsed_at is not None:
                 raise Collapse
 
