@@ -7,6 +7,7 @@ import pytest
 from boxless.commands.compare import compare
 from boxless.data.digits import make_scenes
 from boxless.errors import UserError
+from boxless.runs.folder import Run
 
 TINY = {
     "pretrain.trunk.fpn_channels": 16,
@@ -22,6 +23,15 @@ TINY = {
     "finetune.max_size": 48,
     "finetune.workers": 0,
 }
+C4 = """\
+recipe: faster-rcnn-r50-c4-voc
+detector: {roi_samples: 4, rpn_proposals: 4, detections: 4}
+iterations: 2
+batch_size: 2
+min_size: [48]
+max_size: 48
+workers: 0
+"""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -30,13 +40,13 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     annotations = tmp_path / "scenes" / "annotations"
     out = tmp_path / "out"
 
-    def run(jobs, **settings):
+    def run(jobs, label_fraction="0.2,0.5", **settings):
         return compare(
             data=str(tmp_path / "scenes" / "images" / "unlabelled"),
             labels=str(annotations / "train.json"),
             val=str(annotations / "val.json"),
             out=str(out),
-            label_fraction="0.2,0.5",
+            label_fraction=label_fraction,
             seeds=1,
             jobs=jobs,
             quiet=True,
@@ -57,9 +67,18 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
         assert (out / name).stat().st_size > 100
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
     assert len(trained) == 2 + 6
-    (out / "finetune" / "soco" / "labels-0.5" / "seed-0" / "summary.json").unlink()
+    (out / "finetune" / "faster_rcnn" / "soco" / "labels-0.5" / "seed-0" / "summary.json").unlink()
     assert str(run(jobs=1)) == str(first)
     changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]
     assert [path.parent.parent.parent.name for path in changed] == ["soco"]
+    (c4 := tmp_path / "c4.yaml").write_text(C4)
+    several = run(jobs=1, label_fraction="0.5", methods="none,soco", detectors=f"retinanet,{c4}")
+    assert [(cell.detector, cell.method) for cell in several.cells] == [
+        (detector, method) for detector in ("retinanet", "c4") for method in ("none", "soco")
+    ]
+    for detector in ("retinanet", "c4"):
+        assert (out / "figures" / f"label-efficiency-{detector}.png").exists()
+        assert "backbone ok" in Run(out / "finetune" / detector / "soco" / "labels-0.5" / "seed-0").summary["weights"]
+    assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
     with pytest.raises(UserError, match=r"byol: holds a run with other settings \(init was None, is .*soco.weights"):
         run(jobs=1, init=str(out / "pretrain" / "soco"))

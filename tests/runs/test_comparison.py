@@ -8,12 +8,15 @@ from boxless.errors import UserError
 from boxless.recipes.catalogue import load
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import CompareRecipe, PretrainRecipe
-from boxless.runs.comparison import Cell, resolve_starts, summarize, table
+from boxless.runs.comparison import resolve_detectors, resolve_starts
+from boxless.runs.comparison_table import Cell, summarize, table
 
 
 def cells(method, values, fraction=0.1):
     names = ("AP", "AP50", "AP75")
-    return [Cell(method, fraction, 10, seed, dict.fromkeys(names, ap), 1.0) for seed, ap in enumerate(values)]
+    return [
+        Cell("faster_rcnn", method, fraction, 10, seed, dict.fromkeys(names, ap), 1.0) for seed, ap in enumerate(values)
+    ]
 
 
 def test_gain_is_paired_and_its_interval_is_students():
@@ -87,9 +90,33 @@ def test_starts_by_name_recipe_and_file(tmp_path):
 def test_scores_that_no_image_has_do_not_stop_the_comparison():
     """Without large objects, AP of large ones is not a number in every seed."""
     some = [
-        Cell("none", 0.1, 10, seed, {"AP": ap, "AP50": ap, "AP75": ap, "APl": math.nan}, 1.0)
+        Cell("faster_rcnn", "none", 0.1, 10, seed, {"AP": ap, "AP50": ap, "AP75": ap, "APl": math.nan}, 1.0)
         for seed, ap in enumerate([0.1, 0.2, 0.3])
     ]
     row = summarize(some)[0]
     assert math.isnan(row.mean["APl"]) and math.isnan(row.spread["APl"])
     assert row.spread["AP"] == pytest.approx(0.1)
+
+
+def test_detectors_by_kind_and_file_share_the_pretrained_trunk(tmp_path):
+    recipe = load("compare-small", CompareRecipe)
+    (file := tmp_path / "c4.yaml").write_text("recipe: faster-rcnn-r50-c4-voc\niterations: 7\n")
+    usual, retinanet, c4 = resolve_detectors(["faster_rcnn", "retinanet", str(file)], recipe)
+    assert [resolve_detectors([], recipe)[0], usual.name, c4.name] == [usual, "faster_rcnn", "c4"]
+    assert [each.recipe.trunk.neck for each in (usual, retinanet, c4)] == ["fpn", "fpn_p3", "c4"]
+    assert {each.recipe.trunk.backbone for each in (usual, retinanet, c4)} == {recipe.pretrain.trunk.backbone}
+    assert [each.recipe.iterations for each in (usual, retinanet, c4)] == [recipe.finetune.iterations] * 2 + [7]
+    with pytest.raises(UserError, match=r"'retinane' is no detector.*retinanet"):
+        resolve_detectors(["retinane"], recipe)
+    with pytest.raises(UserError, match="FCN"):
+        resolve_detectors(["fcn-r50-voc"], recipe)
+    with pytest.raises(UserError, match="same name"):
+        resolve_detectors(["fcos", "fcos"], recipe)
+
+
+def test_each_detector_is_measured_over_its_own_start_from_scratch():
+    names = ("AP", "AP50", "AP75")
+    values = {("fcos", "none"): 0.1, ("fcos", "soco"): 0.3, ("retinanet", "none"): 0.4, ("retinanet", "soco"): 0.35}
+    rows = summarize([Cell(*key, 0.1, 10, 0, dict.fromkeys(names, ap), 1.0) for key, ap in values.items()])
+    assert [row.gain for row in rows] == [None, pytest.approx(0.2), None, pytest.approx(-0.05)]
+    assert table(rows).splitlines()[3].startswith("| fcos | soco | 10 (10%) | 30.0")

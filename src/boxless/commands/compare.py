@@ -17,6 +17,7 @@ def compare(
     val: str,
     out: str,
     methods: str = "none,byol,soco",
+    detectors: str | None = None,
     label_fraction: str = "0.1",
     seeds: int = 3,
     recipe: str = DEFAULT_RECIPE,
@@ -27,8 +28,8 @@ def compare(
 ) -> "Comparison":
     """Find out whether pretraining helps: the same fine-tuning from several starts, with its spread.
 
-    Every method is pretrained once on the images without labels; every cell (start, share of labels, seed) is
-    fine-tuned with one schedule. Given again, the command goes on where it was, cell by cell.
+    Every method is pretrained once on the images without labels; every cell (detector, start, share of labels, seed)
+    is fine-tuned, with one schedule per detector. Given again, the command goes on where it was, cell by cell.
 
     Args:
         data: Images without labels, as `boxless pretrain` takes them.
@@ -36,6 +37,8 @@ def compare(
         val: Labels to measure AP with.
         out: Folder of the comparison; comparison.csv, comparison.md and figures/ are written there.
         methods: Starts, with commas between: none (from scratch), a method, a recipe, a run's folder or a weights file.
+        detectors: Detectors that every start is put into, with commas between: a kind such as retinanet, with the
+            recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
         label_fraction: Shares of the labels to learn from, with commas between.
         seeds: Fine-tunings per start and share; each chooses its own labels, the same for all starts.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
@@ -55,16 +58,16 @@ def compare(
     from boxless.data.index import index_images
     from boxless.errors import UserError
     from boxless.recipes.overrides import override
-    from boxless.runs.comparison import NOTE, resolve_starts, run_comparison
+    from boxless.runs.comparison import resolve_detectors, resolve_starts, run_comparison
+    from boxless.runs.comparison_table import NOTE
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.pretraining import with_trunk_of
 
     common = recipe_of({"recipe": recipe})
     common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
     settings: CompareRecipe = override(common, overrides)
-    if settings.finetune.detector.kind == "fcn":
-        raise UserError("finetune.detector.kind: fcn; compare measures AP: take finetune and evaluate for each method")
     starts = resolve_starts([word.strip() for word in methods.split(",") if word.strip()], settings, init)
+    choices = resolve_detectors([word.strip() for word in (detectors or "").split(",") if word.strip()], settings)
     try:
         fractions = sorted({float(word) for word in str(label_fraction).split(",")})
     except ValueError:
@@ -75,9 +78,9 @@ def compare(
     val_data = validation_labels(val, train_data.classes, quiet)
     images = index_images(data) if any(start.recipe for start in starts) else None
     comparison = run_comparison(
-        images, train_data, val_data, starts, fractions, seeds, settings, Path(out), jobs, quiet
+        images, train_data, val_data, starts, choices, fractions, seeds, settings, Path(out), jobs, quiet
     )
-    print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/label-efficiency.png")
+    print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     return comparison
 
 

@@ -46,7 +46,7 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
         jobs=min(4, os.cpu_count() or 1),
         **overrides,
     )
-    detector = folder / "comparison" / "finetune" / "joint" / "labels-0.2" / "seed-0"
+    detector = folder / "comparison" / "finetune" / "faster_rcnn" / "joint" / "labels-0.2" / "seed-0"
     drawn = evaluate(str(detector), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
     print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
     return comparison

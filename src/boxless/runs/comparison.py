@@ -1,88 +1,34 @@
 """Will pretraining help? The same fine-tuning from several starts, on shares of the labels, with several seeds."""
 
-import csv
-import io
 import math
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-import numpy as np
 from joblib import Parallel, delayed, parallel_config
-from scipy.stats import t as student_t
 
 from boxless.data.index import ImageIndex
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Boxes
+from boxless.detectors.detector import fitting
+from boxless.detectors.two_stage import Kind
 from boxless.errors import UserError
-from boxless.figures.label_efficiency import label_efficiency
-from boxless.figures.style import save
 from boxless.recipes.catalogue import describe, load, names
 from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import METHODS, CompareRecipe, FinetuneRecipe, PretrainRecipe
-from boxless.runs.finetuning import run_finetuning, with_fitting_neck, with_trunk_of
-from boxless.runs.folder import Run, write_text
+from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize, table, write_table
+from boxless.runs.finetuning import run_finetuning, with_trunk_of
+from boxless.runs.folder import Run
 from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import prepare_boxes, run_pretraining
 from boxless.runs.pretraining import with_trunk_of as with_trunk_of_start
 from boxless.runs.weights import weights_file
 
 T = TypeVar("T")
-REFERENCE = "none"
-"""The start from scratch, which gains are measured over."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One fine-tuning: a start, a share of the labels, a seed, and what came out."""
-
-    method: str
-    fraction: float
-    images: int
-    seed: int
-    scores: dict[str, float]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """The cells of one start and one share of the labels, over the seeds.
-
-    Attributes:
-        method: the start.
-        fraction: of the labels, 0..1.
-        images: labelled images.
-        n: seeds.
-        mean: score name -> mean.
-        spread: score name -> standard deviation over the seeds (nan for one seed).
-        gain: in AP over the reference with the same seeds' labels; None for the reference itself.
-        interval: half width of the gain's 95 % interval (paired t; nan for one seed).
-    """
-
-    method: str
-    fraction: float
-    images: int
-    n: int
-    mean: dict[str, float]
-    spread: dict[str, float]
-    gain: float | None
-    interval: float
-
-    @property
-    def verdict(self) -> str:
-        """What the gain is, in words."""
-        if self.gain is None:
-            return "reference" if self.method == REFERENCE else ""
-        if math.isnan(self.interval):
-            return "one seed: cannot tell"
-        if abs(self.gain) <= self.interval:
-            return "within noise"
-        return "better" if self.gain > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -162,11 +108,57 @@ def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
     return replace(recipe, trunk=replace(recipe.trunk, neck=usual if usual in necks else necks[0]))
 
 
+@dataclass(frozen=True)
+class Finetuning:
+    """What every start is put into: a detector with its schedule; `base` is the recipe that it is of."""
+
+    name: str
+    recipe: FinetuneRecipe
+    base: str = "faster-rcnn-fpn"
+
+
+def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finetuning]:
+    """The fine-tunings that a user's words name: kinds with the comparison's settings, or recipes with their own.
+
+    Each has the trunk that is pretrained, with the neck that the detector needs; without words it is the recipe's.
+
+    Raises:
+        UserError: where a word names nothing, or a detector without AP.
+    """
+    known = [kind for kind in get_args(Kind) if kind != "fcn"]
+    choices = []
+    for word in words or [recipe.finetune.detector.kind]:
+        if word in known:
+            settings = replace(recipe.finetune, detector=replace(recipe.finetune.detector, kind=word))
+            choice = Finetuning(word, replace(settings, trunk=recipe.pretrain.trunk))
+        elif word in names() or Path(word).suffix in (".yaml", ".yml"):
+            settings = load(word, FinetuneRecipe)
+            trunk = replace(recipe.pretrain.trunk, neck=settings.trunk.neck)
+            choice = Finetuning(Path(word).stem, replace(settings, trunk=trunk), word)
+        else:
+            raise UserError(
+                f"detectors: {word!r} is no detector or recipe of fine-tuning{did_you_mean(word, known)}; "
+                f"detectors are {', '.join(known)}"
+            )
+        if choice.recipe.detector.kind == "fcn":
+            raise UserError(f"detectors: {word} is FCN; compare measures AP: take finetune and evaluate for each start")
+        choices.append(replace(choice, recipe=_alike(choice.recipe)))
+    if len({choice.name for choice in choices}) < len(choices):
+        raise UserError("detectors: two of them have the same name; leave one out or rename a file")
+    return choices
+
+
+def _alike(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """The recipe with the neck that its detector needs, measured at its end alone."""
+    return replace(recipe, trunk=fitting(recipe.trunk, recipe.detector), evaluate_every=10**9)
+
+
 def run_comparison(
     images: ImageIndex | None,
     train: LabelledData,
     val: LabelledData,
     starts: Sequence[Start],
+    detectors: Sequence[Finetuning],
     fractions: Sequence[float],
     seeds: int,
     recipe: CompareRecipe,
@@ -191,28 +183,27 @@ def run_comparison(
             prepare_boxes(images, start.recipe, _folder(out, start), quiet)
     list(_at_once(_pretrain, [(start, images, _folder(out, start), quiet) for start in new], jobs))
     weights = {start.name: _weights(start, out) for start in starts}
-    finetune_base = replace(recipe.finetune, trunk=recipe.pretrain.trunk)
-    grid = [(start, fraction, seed) for fraction in fractions for seed in range(seeds) for start in starts]
     work = []
-    for start, fraction, seed in grid:
-        settings = replace(finetune_base, label_fraction=fraction, label_seed=seed, seed=seed)
-        settings = with_trunk_of(settings, weights[start.name])
-        settings = replace(settings, trunk=replace(settings.trunk, neck=finetune_base.trunk.neck))  # alike for all
-        settings = replace(with_fitting_neck(settings), evaluate_every=10**9)
-        work.append((start, settings, train, val, weights[start.name], out))
-    _say(f"fine-tuning: {len(grid)} cells, {min(jobs, len(grid))} at a time", quiet)
+    for detector in detectors:
+        for fraction in fractions:
+            for seed in range(seeds):
+                settings = replace(detector.recipe, label_fraction=fraction, label_seed=seed, seed=seed)
+                choice = replace(detector, recipe=settings)
+                work += [(start, choice, train, val, weights[start.name], out) for start in starts]
+    _say(f"fine-tuning: {len(work)} cells, {min(jobs, len(work))} at a time", quiet)
     cells: list[Cell] = []
     began = time.monotonic()
     for cell in _at_once(_cell, work, jobs):
         cells.append(cell)
-        left = (time.monotonic() - began) / len(cells) * (len(grid) - len(cells)) / 60
+        left = (time.monotonic() - began) / len(cells) * (len(work) - len(cells)) / 60
         _say(
-            f"  {len(cells)} of {len(grid)}: {cell.method}, {cell.fraction:.0%} of the labels, seed {cell.seed}: "
-            f"AP {100 * cell.scores['AP']:.1f}, AP50 {100 * cell.scores['AP50']:.1f}, about {left:.0f} min left",
+            f"  {len(cells)} of {len(work)}: {cell.detector}, {cell.method}, {cell.fraction:.0%} of the labels, "
+            f"seed {cell.seed}: AP {100 * cell.scores['AP']:.1f}, AP50 {100 * cell.scores['AP50']:.1f}, "
+            f"about {left:.0f} min left",
             quiet,
         )
     rows = summarize(cells)
-    _write(out, cells, rows)
+    write_table(out, cells, rows)
     return Comparison(out, tuple(cells), tuple(rows))
 
 
@@ -224,61 +215,6 @@ def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], j
         return
     with parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
         yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*each) for each in arguments)
-
-
-def summarize(cells: Sequence[Cell]) -> list[Row]:
-    """Cells as rows: mean and spread over the seeds, gain over the reference with the same labels."""
-    rows = []
-    reference = {(cell.fraction, cell.seed): cell.scores["AP"] for cell in cells if cell.method == REFERENCE}
-    for fraction in sorted({cell.fraction for cell in cells}):
-        for method in dict.fromkeys(cell.method for cell in cells):
-            group = [cell for cell in cells if cell.method == method and cell.fraction == fraction]
-            pairs = [
-                (c.scores["AP"], reference[c.fraction, c.seed]) for c in group if (c.fraction, c.seed) in reference
-            ]
-            gains = [own - other for own, other in pairs]
-            compared = bool(gains) and method != REFERENCE
-            n = len(group)
-            scores = {name: [cell.scores[name] for cell in group] for name in group[0].scores}
-            interval = math.nan
-            if compared and len(gains) > 1:
-                interval = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
-            rows.append(
-                Row(
-                    method,
-                    fraction,
-                    group[0].images,
-                    n,
-                    {name: statistics.fmean(values) for name, values in scores.items()},
-                    {name: float(np.std(values, ddof=1)) if n > 1 else math.nan for name, values in scores.items()},
-                    statistics.fmean(gains) if compared else None,
-                    interval,
-                )
-            )
-    return rows
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, in percent."""
-    lines = [
-        "| start | labelled images | AP | AP50 | AP75 | gain in AP (95 %) | seeds | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        values = [f"{100 * row.mean[name]:.1f} ± {100 * row.spread[name]:.1f}" for name in ("AP", "AP50", "AP75")]
-        gain = "" if row.gain is None else f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}"
-        name = "from scratch" if row.method == REFERENCE else row.method
-        lines.append(
-            f"| {name} | {row.images} ({row.fraction:.0%}) | {' | '.join(values)} | {gain} | {row.n} | {row.verdict} |"
-        )
-    return "\n".join(lines).replace("± nan", "")
-
-
-NOTE = (
-    "± is the standard deviation over seeds; a seed sets the choice of labelled images, the new layers and the order "
-    "of images. The gain is paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, "
-    "so the spread does not hold the chance of pretraining itself."
-)
 
 
 def _folder(out: Path, start: Start) -> Path:
@@ -304,38 +240,19 @@ def _weights(start: Start, out: Path) -> str | None:
 
 
 def _cell(
-    start: Start, settings: FinetuneRecipe, train: LabelledData, val: LabelledData, weights: str | None, out: Path
+    start: Start, detector: Finetuning, train: LabelledData, val: LabelledData, weights: str | None, out: Path
 ) -> Cell:
-    folder = out / "finetune" / start.name / f"labels-{settings.label_fraction:g}" / f"seed-{settings.seed}"
-    text = describe(settings, "faster-rcnn-fpn")
+    settings = with_trunk_of(detector.recipe, weights)
+    settings = replace(settings, trunk=replace(settings.trunk, neck=detector.recipe.trunk.neck))  # alike for all
+    labels = f"labels-{settings.label_fraction:g}"
+    folder = out / "finetune" / detector.name / start.name / labels / f"seed-{settings.seed}"
     file = weights_file(weights) if weights else None
-    run = run_finetuning(train, val, settings, text, folder, file, quiet=True)
+    run = run_finetuning(train, val, settings, describe(settings, detector.base), folder, file, quiet=True)
     images = len(choose_labels(train, settings))
     scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}
-    return Cell(start.name, settings.label_fraction, images, settings.seed, scores, run.summary["seconds"])
-
-
-def _write(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    score_names = list(cells[0].scores)
-    writer.writerow(["method", "fraction", "images", "seed", *score_names, "seconds"])
-    for c in cells:
-        writer.writerow([c.method, c.fraction, c.images, c.seed, *(c.scores[name] for name in score_names), c.seconds])
-    write_text(out / "comparison.csv", text.getvalue())
-    write_text(out / "comparison.md", f"{table(rows)}\n\n{NOTE}\n")
-    entries = [
-        {
-            "method": "from scratch" if c.method == REFERENCE else c.method,
-            "fraction": c.fraction,
-            "seed": c.seed,
-            "AP": c.scores["AP"],
-            "images": c.images,
-        }
-        for c in cells
-    ]
-    (out / "figures").mkdir(exist_ok=True)
-    save(label_efficiency(entries), out / "figures" / "label-efficiency")
+    return Cell(
+        detector.name, start.name, settings.label_fraction, images, settings.seed, scores, run.summary["seconds"]
+    )
 
 
 def _say(text: str, quiet: bool) -> None:
