@@ -56,6 +56,7 @@ def _bars(axes: Axes, scores: Sequence[Score]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=12,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # the line of guessing may lie behind
         )
 
 
