@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK = "#222222"
 MUTED = "#6B6B6B"
 GRID = "#E2E2E2"
+
+HEAT = "viridis"  # grows in lightness alone, so that it also reads in grey
+DIVERGING = "RdBu_r"
 
 CAPTIONS = "captions.json"
 
@@ -68,6 +71,25 @@ def blank(width: float, height: float) -> Figure:
 def colour(index: int) -> str:
     """Colour of the index-th thing; colours repeat after the palette's seven."""
     return PALETTE[index % len(PALETTE)]
+
+
+def note(figure: Figure, text: str) -> None:
+    """How to read the figure, below it and quieter than the data."""
+    figure.supxlabel(text, fontsize=13, color=MUTED)
+
+
+def columns_of(images: Sequence[npt.NDArray[np.uint8]], columns: int, width: float = 3.4) -> tuple[Figure, Any]:
+    """A figure with a row for each image, as high as the image is, and its axes (images, columns), switched off.
+
+    `width`: of a column, inches; narrower where rows are many, so that the whole fits on a slide or a page.
+    """
+    shapes = [min(1.5, image.shape[0] / image.shape[1]) for image in images]
+    width = min(width, 16 / columns, 15 / sum(shapes))
+    figure = blank(max(6.0, width * columns), 0.9 + (width + 0.1) * sum(shapes))
+    grid = figure.subplots(len(images), columns, squeeze=False, height_ratios=shapes)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure, grid
 
 
 def show_image(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
