@@ -233,12 +233,13 @@ def emd_loss(
     """
     similarity = _cells(x) @ _cells(y.detach()).mT  # (N, n, m)
     with torch.no_grad():
-        rows, columns = _cell_weights(x, y_vector), _cell_weights(y, x_vector)
+        rows, columns = cell_weights(x, y_vector), cell_weights(y, x_vector)
         plan = sinkhorn(1 - similarity, rows, columns, regularization, iterations)
     return (2 - 2 * (plan * similarity).sum((1, 2))).mean()
 
 
-def _cell_weights(feature_map: Tensor, other_vector: Tensor) -> Tensor:
+def cell_weights(feature_map: Tensor, other_vector: Tensor) -> Tensor:
+    """What each cell of a map (N, C, h, w) or (N, C, cells) weighs: (N, cells), positive, of sum 1 (see `emd_loss`)."""
     agreement = _cells(feature_map) @ F.normalize(other_vector, dim=-1)[:, :, None]  # (N, cells, 1)
     weights = F.relu(agreement.squeeze(-1)) + 1e-3
     return weights / weights.sum(-1, keepdim=True)

@@ -225,18 +225,29 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
 
     It lies beside the run's folder, named after its settings, so that other runs on the same data find it.
     """
-    options = recipe.proposals
+    if recipe.proposals.file is not None:
+        return ProposalTable.open(recipe.proposals.file).aligned_to(index)
+    method = proposal_method(recipe)
+    workers = None if recipe.workers is None else max(1, recipe.workers)  # 0 trains without workers; 1 proposes so
+    return ensure_proposals(index, proposal_file(index, recipe, out), method, workers, quiet).aligned_to(index)
+
+
+def proposal_method(recipe: PretrainRecipe) -> ProposalMethod:
+    """What draws the boxes."""
     methods: dict[str, ProposalMethod] = {
-        "selective_search": PRESETS[options.preset],
+        "selective_search": PRESETS[recipe.proposals.preset],
         "grid": Grid(),
         "random": RandomBoxes(),
     }
-    if options.file is not None:
-        return ProposalTable.open(options.file).aligned_to(index)
-    method = methods[options.method]
-    name = f"proposals-{settings_hash(settings_of(method))[:8]}-{index.fingerprint[:8]}.parquet"
-    workers = None if recipe.workers is None else max(1, recipe.workers)  # 0 trains without workers; 1 proposes so
-    return ensure_proposals(index, out.parent / name, method, workers, quiet).aligned_to(index)
+    return methods[recipe.proposals.method]
+
+
+def proposal_file(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
+    """Where the boxes of these images lie: the given table, or one beside the run's folder."""
+    if recipe.proposals.file is not None:
+        return Path(recipe.proposals.file)
+    settings = settings_hash(settings_of(proposal_method(recipe)))
+    return out.parent / f"proposals-{settings[:8]}-{index.fingerprint[:8]}.parquet"
 
 
 class Objective:
