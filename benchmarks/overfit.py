@@ -3,15 +3,15 @@
     python benchmarks/overfit.py learn --data coco256/annotations/instances_train.json
     python benchmarks/overfit.py finetune --data coco256/annotations/instances_train.json \\
         --val coco256/annotations/instances_val.json --weights runs/soco --out runs/finetuned
-    python benchmarks/overfit.py table
+    python benchmarks/overfit.py table --out docs/results.md
 
 `learn` over-fits each kind to eight real images, from scratch, through `boxless finetune`, and measures it on these
 images: a sound detector reaches an AP50 of 0.8. They are the first eight of the file that hold one to four objects,
 none of them small or a crowd: small objects need more pixels and steps, which would say nothing more.
 `finetune` starts each kind from a pretrained run, takes a few steps on all labelled images, and evaluates what came out
-on others with `boxless evaluate`. Both write down each figure as soon as it is there; `--kinds a,b` chooses kinds, and
-any key of the recipe may follow (`--optim.lr 0.001`). `learn` ends with 1 where a kind has less than 0.8. FCN, which
-has no AP, is measured by its mIoU.
+on others with `boxless evaluate`; further calls start kinds from further runs. Both write down each figure as soon as
+it is there; `--kinds a,b` chooses kinds, and any key of the recipe may follow (`--optim.lr 0.001`). `learn` ends with 1
+where a kind has less than 0.8. FCN, which has no AP, is measured by its mIoU. `table` puts both tables into a page.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 from environment import RESULTS, facts, write
+from overfit_table import WANTED, put, section
 
 import boxless
 from boxless.data.labels import read_labels
 from boxless.training.journal import read_metrics
 
-WANTED = 0.8
 MEASURES = "AP50", "mIoU"
 IMAGES, OBJECTS, SHARE = 8, 4, 0.2
 """How many images, the most objects in each, and the least share of the image's shorter side that theirs have."""
@@ -109,7 +109,7 @@ SLOW: dict[str, dict[str, Any]] = {
     "sparse_rcnn": {"iterations": 300, "evaluate_every": 50},
     "detr": {"iterations": 150, "evaluate_every": 50},
     "rt_detr": {"iterations": 150, "evaluate_every": 50},
-    "fcn": {"iterations": 100, "min_size": (144,), "max_size": 192},
+    "fcn": {"iterations": 200, "min_size": (144,), "max_size": 192, "evaluate_every": 50},
 }
 """What more a kind needs to learn the eight images."""
 
@@ -205,6 +205,8 @@ def finetune(kind: str, arguments: argparse.Namespace, changes: dict[str, Any]) 
         scores = boxless.evaluate(str(run.path), val).scores
         losses = read_metrics(run.path)["loss"][1]
         return {
+            "kind": kind,
+            "from": Path(arguments.weights).name,
             "weights": run.summary["weights"],
             "loss": [round(losses[place], 2) for place in (0, -1)],
             "AP50": {name: round(main_score(result.as_dict()), 4) for name, result in scores.items()},
@@ -222,7 +224,8 @@ def measure(arguments: argparse.Namespace, changes: dict[str, Any]) -> int:
         row = arguments.command(kind, arguments, changes)
         row |= {"changes": changes, "threads": torch.get_num_threads(), **facts("torch", "torchvision")}
         content = json.loads(file.read_text()) if file.is_file() else {}
-        content.setdefault(arguments.command.__name__, {})[kind] = row
+        name = f"{kind} from {row['from']}" if "from" in row else kind
+        content.setdefault(arguments.command.__name__, {})[name] = row
         write(file, content)
         print(f"{kind}: {row}", flush=True)
         enough &= all(value >= WANTED for value in row.get("reached", {}).values())
@@ -230,27 +233,9 @@ def measure(arguments: argparse.Namespace, changes: dict[str, Any]) -> int:
 
 
 def table(arguments: argparse.Namespace) -> int:
-    """Both tables, in Markdown."""
-    content = json.loads((arguments.results / "overfit.json").read_text())
-    names = {"bbox": "boxes", "segm": "masks", "segments": "mIoU"}
-
-    def spelled(values: dict[str, float], form: str) -> str:
-        return ", ".join(f"{names.get(name, name)} {value:{form}}" for name, value in values.items())
-
-    print("| kind | AP50 | AP | 0.8 seen at step | steps | CPU seconds |", "|---|---|---|---|---|---|", sep="\n")
-    for kind, row in content["learn"].items():
-        curve = {
-            **{int(step): value for step, value in row["curve"].items()},
-            row["steps"]: min(row["reached"].values()),
-        }
-        first = next((step for step, value in curve.items() if value >= WANTED), "never")
-        cells = spelled(row["reached"], ".2f"), spelled(row["AP"], ".2f"), first, row["steps"], row["cpu_seconds"]
-        print(f"| {kind} |", " | ".join(map(str, cells)), "|")
-    print("\n| kind | weights | loss, first to last | AP50 (%) | CPU seconds |", "|---|---|---|---|---|", sep="\n")
-    for kind, row in content["finetune"].items():
-        percent = {name: 100 * value for name, value in row["AP50"].items()}
-        loss, weights = " to ".join(map(str, row["loss"])), row["weights"].split(" (from")[0]
-        print(f"| {kind} | {weights} | {loss} | {spelled(percent, '.2f')} | {row['cpu_seconds']} |")
+    """Both tables, put into a page."""
+    put(arguments.out, section(json.loads((arguments.results / "overfit.json").read_text())))
+    print(arguments.out)
     return 0
 
 
@@ -267,7 +252,9 @@ def main(words: list[str] | None = None) -> int:
         if command is finetune:
             own.add_argument("--val", required=True, type=Path, help="COCO instances to evaluate on")
             own.add_argument("--weights", required=True, help="a run of boxless pretrain")
-    commands.add_parser("table").set_defaults(command=table)
+    own = commands.add_parser("table")
+    own.add_argument("--out", type=Path, default=Path("docs/results.md"), help="page with the marks of this table")
+    own.set_defaults(command=table)
     arguments, rest = parser.parse_known_args(words)
     if arguments.command is table:
         return table(arguments)

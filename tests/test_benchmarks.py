@@ -56,9 +56,7 @@ def test_costs_and_health_become_a_table(
     assert "Self-EMD.**" in page and "the authors' repository calls DetCo" in page
 
 
-def test_kinds_that_learn_become_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kinds_that_learn_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     benchmark = importlib.import_module("overfit")
     drawing = np.random.default_rng(0)
@@ -89,12 +87,17 @@ def test_kinds_that_learn_become_tables(
     boxless.pretrain(str(images), str(tmp_path / "soco"), "soco-small", quiet=True, batch_size=9, epochs=1)
     paths = ("--data", labels, "--val", labels, "--weights", tmp_path / "soco", "--out", tmp_path / "runs")
     assert run("finetune", *paths, "--kinds", "retinanet,detr", *small) == 0
-    capsys.readouterr()
-    assert run("table") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert any(
-        re.match(r"\| keypoint_rcnn \| boxes 0\.\d\d, keypoints 0\.\d\d \| .* never \| 2 \| \d+ \|", line)
-        for line in lines
-    )
-    retinanet, detr = (next(line for line in lines if line.startswith(f"| {kind} |")) for kind in ("retinanet", "detr"))
-    assert "backbone ok, FPN ok |" in retinanet and "backbone ok, transformer new |" in detr
+    page = tmp_path / "results.md"
+    page.write_text("# Results\n")
+    with pytest.raises(SystemExit, match="expected the lines '<!-- written by"):
+        run("table", "--out", page)
+    page.write_text("# Results\n\n<!-- written by benchmarks/overfit.py table -->\nold\n")
+    with page.open("a") as file:
+        file.write("<!-- end of benchmarks/overfit.py table -->\n\n## Next\n")
+    assert run("table", "--out", page) == run("table", "--out", page) == 0
+    text = page.read_text()
+    assert text.startswith("# Results\n") and text.endswith("\n\n## Next\n") and "old" not in text
+    assert re.search(r"\| Keypoint R-CNN.* \| boxes 0\.\d\d, keypoints 0\.\d\d \| .* never \| 2 \| \d+ \|\n", text)
+    assert "| Mask R-CNN, FPN | not measured |" in text
+    assert re.search(r"\| RetinaNet \| soco \| .*; backbone ok, FPN ok \|", text)
+    assert re.search(r"\| DETR \| soco \| .*; backbone ok, transformer new \|", text)
