@@ -22,6 +22,7 @@ from boxless.commands.export import export
 from boxless.commands.finetune import finetune
 from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain
+from boxless.commands.pack import pack
 from boxless.commands.probe import probe
 from boxless.commands.propose import propose
 from boxless.commands.recipes import recipes
@@ -38,6 +39,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "pack",
     "propose",
     "recipes",
     "statistics",

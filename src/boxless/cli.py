@@ -25,6 +25,7 @@ COMMANDS = (
     "demo",
     "statistics",
     "propose",
+    "pack",
     "pretrain",
     "finetune",
     "evaluate",

@@ -3,3 +3,30 @@
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that names the file or key, what was expected and the fix."""
+
+    def __init__(self, message: str) -> None:
+        # PyTorch raises what a data worker raised anew, with the worker's traceback as its message.
+        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].strip())
+
+
+class Unfinished(BaseException):
+    """A signal asked a command to end before its work was done; what was done is kept.
+
+    Not an `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and nobody there should mend it.
+
+    Args:
+        message: one line.
+        signal: that asked for it.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, else 75: a temporary failure (EX_TEMPFAIL), try again."""
+        return 130 if self.signal == 2 else 75

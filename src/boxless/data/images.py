@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
+
+from boxless.data.packed import Packed
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -96,11 +99,12 @@ def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 @contextlib.contextmanager
 def _open(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
     """Open an image and its orientation; whatever goes wrong inside the block becomes `BadImage`."""
+    file = BytesIO(path.image()) if isinstance(path, Packed) else path
     try:
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
             orientation = _orientation(image)
         with image:
             yield image, orientation
@@ -171,7 +175,8 @@ def _reason(path: str | Path, error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"too large: more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        return "empty file" if os.path.getsize(path) == 0 else "not an image in a known format"
+        size = len(path.image()) if isinstance(path, Packed) else os.path.getsize(path)
+        return "empty file" if size == 0 else "not an image in a known format"
     if "truncated" in str(error).lower():
         return "truncated"
     return f"cannot be decoded ({' '.join(str(error).split())[:80] or type(error).__name__})"

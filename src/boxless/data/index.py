@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from boxless.data.images import EXTENSIONS
 from boxless.data.labels import is_voc_split, read_labels
+from boxless.data.shard_files import is_packed
 from boxless.errors import UserError
 
 LIST_EXTENSIONS = (".txt", ".csv", ".lst")
@@ -78,12 +79,19 @@ def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = 
 
     A folder is searched to any depth; hidden files are skipped and no folder is entered twice. A list (.txt, .csv,
     .lst) has one path per line, relative to its own folder, # starts a comment. All else is what `read_labels` accepts:
-    `neu-det:train`, a COCO .json, a YOLO .yaml. `cache`: folder of the cached indexes (~/.cache/boxless/index).
+    `neu-det:train`, a COCO .json, a YOLO .yaml. Shards are given alone, by their manifest or folder, a path or a URL.
+    `cache`: folder of the cached indexes (~/.cache/boxless/index).
 
     Raises:
         UserError: a path does not exist, holds no image, or lies inside another one.
     """
     places = [where] if isinstance(where, str | Path) else list(dict.fromkeys(where))
+    if packed := [place for place in places if is_packed(place)]:
+        from boxless.data.shards import open_shards  # whose index is one of these
+
+        if len(places) > 1:
+            raise UserError(f"{packed[0]}: shards are given alone; pack all the images into one set")
+        return open_shards(packed[0])
     if not places:
         raise UserError("no images given: expected a folder, a list file or a labelled data set")
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "boxless" / "index"
@@ -101,10 +109,19 @@ def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = 
     return ImageIndex(roots, _sorted_keys(pa.concat_arrays(keys)))
 
 
+def is_labelled(where: str | Path) -> bool:
+    """Whether a place can only be labelled images: it is neither a folder nor a list."""
+    return not Path(where).is_dir() and not _is_list(Path(where))
+
+
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() in LIST_EXTENSIONS and path.is_file() and not is_voc_split(path)
+
+
 def _index_one(where: str | Path, cache: Path) -> ImageIndex:
     path = Path(where)
-    is_list = path.suffix.lower() in LIST_EXTENSIONS and path.is_file() and not is_voc_split(path)
-    if not is_list and not path.is_dir():
+    is_list = _is_list(path)
+    if is_labelled(where):
         if not path.exists() and ":" not in path.name:
             raise UserError(f"no such file or folder: {where}")
         return _index_labelled(where)

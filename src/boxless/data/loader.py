@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from boxless.data.crops import cut, draw_window, least_scale, on_grid
 from boxless.data.images import BadImage, decode_reduced, image_size
 from boxless.data.repeat_factor import repeated_rows
+from boxless.data.shard_order import mixed_rows
 from boxless.data.specs import ViewSpec
 from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize
@@ -174,6 +175,7 @@ class Order(Sampler[list[tuple[int, int]]]):
         total: steps of the whole run.
         seed: of the run.
         rank: of this process.
+        shards: (rows,) the shard of each row and how many shards to mix, see `mixed_rows`; None for any order.
         world: number of processes; each takes its own share of every batch.
         repeats: (rows,) how often each row comes in an epoch on average, as `repeat_factors` has it; None for once.
             Another time counts as an epoch of its own, so that flips and sizes are drawn anew.
@@ -186,12 +188,13 @@ class Order(Sampler[list[tuple[int, int]]]):
         start: int,
         total: int,
         seed: int,
+        shards: tuple[NDArray[np.integer], int] | None = None,
         rank: int = 0,
         world: int = 1,
         repeats: NDArray[np.float64] | None = None,
     ) -> None:
         self.rows, self.batch, self.start, self.total = rows, batch, start, total
-        self.seed, self.rank, self.world, self.repeats = seed, rank, world, repeats
+        self.seed, self.rank, self.world, self.repeats, self.shards = seed, rank, world, repeats, shards
 
     def __len__(self) -> int:
         return self.total - self.start
@@ -212,6 +215,9 @@ class Order(Sampler[list[tuple[int, int]]]):
             places = [place % len(rows) for place in range(first, first + self.batch)]
             yield [(int(epochs[place]), int(rows[place])) for place in places]
 
+        if self.shards is not None:
+            rows = mixed_rows(*self.shards, self.batch, self.world, random)
+            return rows, np.broadcast_to(epoch, len(rows))
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of an epoch in their order, and for each the epoch that its random draws are of."""
         random = np.random.default_rng((self.seed, epoch))
@@ -232,7 +238,9 @@ class ViewCollate:
         return collate(samples, self.specs)
 
 
-def view_batches(dataset: ViewDataset, order: Order, workers: int, pinned: bool) -> DataLoader[Batch]:
+def view_batches(
+    dataset: ViewDataset, order: Sampler[list[tuple[int, int]]], workers: int, pinned: bool
+) -> DataLoader[Batch]:
     """Batches in the given order; workers live as long as the run."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]

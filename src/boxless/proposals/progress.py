@@ -9,7 +9,7 @@ INTERVAL = 10.0  # seconds between plain lines
 
 
 @contextmanager
-def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(total: int, quiet: bool = False, what: str = "proposals") -> Iterator[Callable[[int], None]]:
     """Yield a function that is told how many more of `total` images are done."""
     if quiet:
         yield lambda images: None
@@ -18,9 +18,9 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        with Progress(TextColumn("proposals"), *columns, console=Console(stderr=True)) as bar:
+        with Progress(TextColumn(what), *columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=total, rate="")
-            report = _Rate(total)
+            report = _Rate(total, what)
 
             def advance(images: int) -> None:
                 report.done += images
@@ -28,12 +28,12 @@ def progress(total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]
 
             yield advance
     else:
-        yield _Rate(total).print_line
+        yield _Rate(total, what).print_line
 
 
 class _Rate:
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.done, self.what = total, 0, what
         self.start = self.last = time.monotonic()
 
     def per_second(self) -> float:
@@ -46,7 +46,7 @@ class _Rate:
             self.last = now
             left = _duration((self.total - self.done) / max(self.per_second(), 1e-9))
             rate = f"{self.per_second():.1f} images/s"
-            print(f"proposals: {self.done} of {self.total} images, {rate}, {left} left", file=sys.stderr, flush=True)
+            print(f"{self.what}: {self.done} of {self.total} images, {rate}, {left} left", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -127,6 +127,8 @@ class PretrainRecipe:
     """Images per step over all processes; a smaller data set makes it smaller."""
     workers: int | None = None
     """Processes that decode and crop; by default the number of cores, at most 16."""
+    shard_buffer: int | None = None
+    """Shards to draw images from at a time, of packed data; by default 8 where they are fetched, else all."""
     precision: Precision = "auto"
     """auto: bf16 where the processor or GPU computes with it, else float32."""
     seed: int = 0

@@ -13,9 +13,11 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from boxless.data.fetching import image_order
 from boxless.data.index import ImageIndex
 from boxless.data.loader import Batch, Boxes, Order, ViewDataset, fill_resized, view_batches
 from boxless.data.photometric import augment
+from boxless.data.shards import ShardIndex
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.errors import UserError
@@ -138,7 +140,7 @@ def _pretrain(
     placed, optimizer = fabric.setup(module, optimizer)
     dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
     dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
-    order = Order(len(index), plan.batch, progress.step, plan.steps, recipe.seed)
+    order = image_order(index, plan.batch, progress.step, plan.steps, recipe.seed, recipe.shard_buffer)
     workers = worker_count(recipe.workers, 16)
     journal = Journal(out, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet)
     if len(index) < recipe.batch_size:
@@ -221,9 +223,9 @@ def _pretrain(
 
 
 def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Boxes:
-    """The proposals of the images: the given table, or one beside the run, made now where it is missing.
+    """The proposals of the images: the given table, those in shards, or a table beside the run, made now if need be.
 
-    It lies beside the run's folder, named after its settings, so that other runs on the same data find it.
+    The last lies beside the run's folder, named after its settings, so that other runs on the same data find it.
     """
     if recipe.proposals.file is not None:
         return ProposalTable.open(recipe.proposals.file).aligned_to(index)
@@ -234,6 +236,10 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
 
 def proposal_method(recipe: PretrainRecipe) -> ProposalMethod:
     """What draws the boxes."""
+    if isinstance(index, ShardIndex) and index.proposals is not None:
+        if index.proposals != settings_of(method):
+            _say(f"proposals: those in the shards ({index.proposals.get('method')}), not as the recipe has them", quiet)
+        return index
     methods: dict[str, ProposalMethod] = {
         "selective_search": PRESETS[recipe.proposals.preset],
         "grid": Grid(),

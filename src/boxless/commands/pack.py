@@ -1,0 +1,140 @@
+"""`boxless pack`: images with all that is known of them, as a few large tar files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boxless.data.index import ImageIndex
+    from boxless.data.packing import Extras
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What is in the folder that `pack` wrote.
+
+    Attributes:
+        manifest: the file to give as data.
+        shards: tar files.
+        images: images in them.
+        bytes: of all tar files.
+        written: shards that this run wrote.
+        left_out: (key, reason) of the images that could not be read.
+    """
+
+    manifest: Path
+    shards: int
+    images: int
+    bytes: int
+    written: int
+    left_out: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        kept = self.shards - self.written
+        lines = [f"{self.manifest}: {self.images} images in {self.shards} shards, {self.bytes / 1e9:.3g} GB"]
+        if kept:
+            lines.append(f"{kept} shards were there already, their checksums are right; {self.written} written")
+        if self.left_out:
+            lines.append(f"{len(self.left_out)} images could not be read and were left out:")
+            lines += [f"  {key}: {reason}" for key, reason in self.left_out[:20]]
+        if len(self.left_out) > 20:
+            lines.append(f'  and {len(self.left_out) - 20} more, under "left_out" in {self.manifest}')
+        return "\n".join(lines)
+
+
+def pack(
+    data: str | list[str],
+    out: str,
+    proposals: str | None = None,
+    shard_mb: int = 500,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> PackResult:
+    """Pack images, with their labels and proposals, into tar files that are fast to read, copy and fetch.
+
+    The files follow WebDataset's convention; images keep their bytes. A run that is stopped goes on when the same
+    command is given again; once all is packed, it checks every file and writes those that are broken again.
+
+    Args:
+        data: Images: a folder, a list file, a labelled data set (labels are packed too), or several of these.
+        out: Folder of the tar files and their manifest, out/manifest.json, which is given as --data of other commands.
+        proposals: Table made by boxless propose for these images, to pack too.
+        shard_mb: Largest size of a tar file, in millions of bytes.
+        workers: Threads; default one per core.
+        quiet: Print nothing.
+
+    Raises:
+        UserError: for data, proposals or a folder that cannot be used.
+    """
+    from boxless.data.index import index_images
+    from boxless.data.packing import pack_images, plan_shards
+    from boxless.data.shard_files import MANIFEST
+    from boxless.data.shards import ShardIndex
+    from boxless.errors import UserError
+    from boxless.proposals.production import available_cores
+    from boxless.proposals.progress import progress
+
+    if shard_mb < 1 or (workers is not None and workers < 1):
+        raise UserError(f"shard_mb={shard_mb}, workers={workers}: expected 1 or more")
+    index = index_images(data)
+    if isinstance(index, ShardIndex):
+        raise UserError(f"{data}: is packed already")
+    extras, facts = _beside(index, data, proposals)
+    plan = plan_shards(index, extras, shard_mb * 1_000_000)
+    with progress(len(index), quiet, "pack") as advance:
+        packed = pack_images(plan, facts, Path(out), workers or available_cores(), advance)
+    result = PackResult(Path(out) / MANIFEST, **vars(packed))
+    if not quiet:
+        print(result)
+    return result
+
+
+def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -> "tuple[Extras, dict[str, Any]]":
+    """What goes beside each image, and what the manifest says of it."""
+    import json
+    from io import BytesIO
+
+    import numpy as np
+
+    from boxless.data.packed import FACTS, PROPOSALS
+    from boxless.proposals.table import ProposalTable
+
+    table = ProposalTable.open(proposals) if proposals else None
+    boxes = table.aligned_to(index) if table else None
+    labels, categories = _labels(index, data)
+
+    def extras(row: int) -> dict[str, bytes]:
+        parts = {}
+        if boxes is not None:
+            file = BytesIO()
+            np.save(file, boxes.boxes(row))
+            parts[PROPOSALS] = file.getvalue()
+        parts[FACTS] = json.dumps({"key": index.key(row), **labels.get(row, {})}).encode()
+        return parts
+
+    return extras, {"proposals": table.settings if table else None, "categories": categories}
+
+
+def _labels(index: "ImageIndex", data: str | list[str]) -> tuple[dict[int, dict[str, Any]], Any]:
+    """COCO's facts and annotations of each row that has any, and COCO's categories; of labelled data sets only."""
+    from os.path import abspath
+
+    from boxless.data.index import is_labelled
+    from boxless.data.labels import read_labels
+
+    places = [data] if isinstance(data, str) else data
+    if not all(is_labelled(place) for place in places):
+        return {}, None
+    labelled = read_labels(places)
+    coco = labelled.as_coco()
+    rows = {abspath(index.path(row)): row for row in range(len(index))}
+    by_number: dict[int, dict[str, Any]] = {}
+    by_row: dict[int, dict[str, Any]] = {}
+    for image, entry in zip(labelled.images, coco["images"], strict=True):
+        own = {name: value for name, value in entry.items() if name not in ("id", "file_name")}
+        row = rows[abspath(image.path)]
+        by_row[row] = by_number[entry["id"]] = {"image_id": image.image_id, **own, "annotations": []}
+    for annotation in coco["annotations"]:
+        own = {name: value for name, value in annotation.items() if name not in ("id", "image_id")}
+        by_number[annotation["image_id"]]["annotations"].append(own)
+    return by_row, coco["categories"]

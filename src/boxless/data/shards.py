@@ -1,0 +1,130 @@
+"""Packed data sets as input: shards, their manifest and the index of what lies where.
+
+A folder (or a prefix behind a URL) holds `shard-000000.tar` ..., `index.arrow` and `manifest.json`. The index has a row
+per image, sorted by key: key string, shard int32, offset int64 and size int64 (of the sample, bytes) and crc32 uint32.
+Since any image of a shard on this machine can be read at once, shards are but another `ImageIndex`: what is drawn, in
+which order, is the same as from the folder that was packed.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from boxless.data.index import ImageIndex
+from boxless.data.packed import Packed, PackedSample
+from boxless.data.shard_files import MANIFEST, ShardFile, cache_folder, cache_limit, is_remote, read_whole
+from boxless.errors import UserError
+
+INDEX = "index.arrow"
+FORMAT = "boxless shards 1"
+
+_SHARD = re.compile(r"shard-\d{6,}\.tar")
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex(ImageIndex):
+    """Images inside shards, in the order of their keys.
+
+    Attributes:
+        place: of the manifest, a path or a URL.
+        files: the shards.
+        columns: shard, offset, size and crc32 of each image, (N,).
+        proposals: settings of the proposals inside, if any.
+        categories: COCO's categories of the labels inside, if any.
+    """
+
+    place: str
+    files: tuple[ShardFile, ...]
+    columns: dict[str, NDArray[Any]]
+    proposals: dict[str, Any] | None
+    categories: list[dict[str, Any]] | None
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards have to be fetched."""
+        return is_remote(self.place)
+
+    def sample(self, i: int) -> PackedSample:
+        """Return where image `i` and what belongs to it lie."""
+        shard, offset, size, crc32 = (int(column[i]) for column in self.columns.values())
+        return PackedSample(self.files[shard], offset, size, crc32)
+
+    def path(self, i: int) -> str:
+        """Return the path of image `i`, which `decode` can read."""
+        sample = self.sample(i)
+        return Packed(f"{sample.shard.place}/{self.key(i)}", sample)
+
+    def boxes(self, i: int) -> NDArray[np.float32]:
+        """Return the proposals of image `i`, (N, 4), source px xyxy."""
+        return self.sample(i).proposals()
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> "ShardIndex":
+        """Return the index of the images at `rows`, in their order."""
+        chosen = np.asarray(rows, np.int64)
+        columns = {name: column[chosen] for name, column in self.columns.items()}
+        keys = self.keys_array.take(pa.array(chosen))
+        return ShardIndex(self.roots, keys, self.place, self.files, columns, self.proposals, self.categories)
+
+    def require_room(self, shards: int) -> None:
+        """Raise `UserError` where fewer than `shards` shards that were fetched can be kept at a time."""
+        size = shards * max(file.bytes for file in self.files)
+        if self.remote and cache_limit() < min(size, sum(file.bytes for file in self.files)):
+            raise UserError(
+                f"{cache_folder()}: {shards} shards at a time take {size / 1e9:.1f} GB: set BOXLESS_CACHE_GB to that, "
+                "or shard_buffer lower"
+            )
+
+
+def open_shards(where: str | Path) -> ShardIndex:
+    """Open a packed data set by its manifest or the folder of it, a path or a URL; shards are looked for, not read.
+
+    Raises:
+        UserError: the manifest or a shard is missing, cut short or something else.
+    """
+    place = str(where) if PurePosixPath(str(where)).name == MANIFEST else f"{str(where).rstrip('/')}/{MANIFEST}"
+    manifest = read_manifest(place)
+    around = place[: -len(MANIFEST)]
+    try:
+        entries = manifest["shards"]
+        strange = [entry["file"] for entry in entries if not _SHARD.fullmatch(entry["file"])]
+        if strange or not entries:
+            raise ValueError(f"a shard is called {strange[0]!r:.60}" if strange else "it names no shard")
+        files = tuple(ShardFile(around + entry["file"], entry["bytes"], entry["sha256"]) for entry in entries)
+        rows = ShardFile(around + INDEX, manifest["index"]["bytes"], manifest["index"]["sha256"])
+        fingerprint, proposals, categories = (manifest[key] for key in ("fingerprint", "proposals", "categories"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{place}: broken ({error}); copy it anew, or pack again") from error
+    for file in (rows, *files):
+        file.check()
+    table = _read_index(rows)
+    columns = {name: table[name].to_numpy() for name in ("shard", "offset", "size", "crc32")}
+    keys = table["key"].combine_chunks()
+    index = ShardIndex({"": around}, keys, place, files, columns, proposals, categories)
+    index.__dict__["fingerprint"] = fingerprint
+    return index
+
+
+def read_manifest(place: str) -> dict[str, Any]:
+    """Return the content of a manifest; raises `UserError` where there is none."""
+    try:
+        manifest: dict[str, Any] = json.loads(read_whole(place))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']!r:.40}, not {FORMAT!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{place}: not the manifest of shards ({error}); make them with `boxless pack`") from error
+    return manifest
+
+
+def _read_index(file: ShardFile) -> pa.Table:
+    path = file.local()
+    if not file.remote and not file.intact():
+        raise UserError(f"{file.place}: altered since it was packed: wrong checksum; copy it anew, or pack again")
+    with pa.memory_map(str(path)) as source:  # shared by all processes, and read as needed
+        return pa.ipc.open_file(source).read_all()
