@@ -11,6 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "boxless"
 
 ROOMS = {
+    "launch": set(),
     "geometry": set(),
     "losses": set(),
     "training": set(),
@@ -22,6 +23,7 @@ ROOMS = {
     "figures": {"geometry", "data", "evaluation"},
     "recipes": {"methods", "detectors", "data", "training"},
     "runs": {
+        "launch",
         "geometry",
         "losses",
         "training",
@@ -38,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     **ROOMS,
     "errors": set(),
     "commands": {*ROOMS, "boxless"},
-    "cli": {"commands", "recipes", "boxless"},
+    "cli": {"commands", "recipes", "boxless", "launch"},
     "boxless": {"commands", "recipes", "cli"},
 }
 

@@ -1,5 +1,6 @@
 """What losses over a whole batch need when the batch is spread over processes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor, distributed, nn
 def world_size() -> int:
     """Processes that train together; 1 without torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them; 0 without torch.distributed."""
+    return distributed.get_rank() if world_size() > 1 else 0
 
 
 def gather(values: Tensor) -> Tensor:
@@ -30,6 +36,28 @@ def gather(values: Tensor) -> Tensor:
 def own(gathered: Tensor) -> Tensor:
     """This process's rows (N, ...) of what `gather` gave."""
     return gathered if world_size() == 1 else gathered.chunk(world_size())[distributed.get_rank()]
+
+
+@torch.no_grad()
+def gather_rows(values: Tensor) -> Tensor:
+    """The rows of all processes, (R, ...), of which each may have another number, without gradient."""
+    if world_size() == 1:
+        return values
+    counts = gather(torch.tensor([len(values)], device=values.device)).tolist()
+    padded = values.new_zeros(max(counts), *values.shape[1:])
+    padded[: len(values)] = values
+    parts = gather(padded).chunk(world_size()) if max(counts) else [values] * len(counts)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+@torch.no_grad()
+def averaged(scalars: Mapping[str, Tensor], device: torch.device) -> Mapping[str, Tensor]:
+    """Scalars as their means over all processes, which all have the same names."""
+    if world_size() == 1:
+        return scalars
+    together = torch.stack([value.to(device, torch.float32, non_blocking=True) for value in scalars.values()])
+    distributed.all_reduce(together)
+    return dict(zip(scalars, (together / world_size()).unbind(), strict=True))
 
 
 def agreed(values: Tensor) -> Tensor:
