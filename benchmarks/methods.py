@@ -29,7 +29,7 @@ from boxless.data.index import ImageIndex, index_images
 from boxless.detectors.detector import build_detector
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import DetectorConfig
-from boxless.detectors.weights import load_trunk
+from boxless.interop.weights import load_trunk
 from boxless.recipes.catalogue import load, names
 from boxless.recipes.schema import METHODS, FinetuneRecipe, PretrainOptim, PretrainRecipe
 from boxless.runs.finetuning import with_trunk_of

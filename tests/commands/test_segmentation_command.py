@@ -14,8 +14,8 @@ from boxless.cli import main
 from boxless.data.class_maps import CITYSCAPES_CLASSES, VOC_CLASSES, class_map, read_segmentation
 from boxless.data.images import decode
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.weights import save_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import save_trunk
 
 TRUNK = {"backbone": "resnet18", "fpn_channels": 32, "box_head_width": 32}
 SETTINGS = {

@@ -12,8 +12,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from boxless.detectors.bodies import TimmBody, build_body
 from boxless.detectors.norms import Norm, convert_norms
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
-from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.detco import DetCoConfig
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneOptim, PretrainRecipe

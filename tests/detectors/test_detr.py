@@ -10,7 +10,7 @@ from boxless.detectors.detr import Detr
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
-from boxless.detectors.weights import load_trunk
+from boxless.interop.weights import load_trunk
 
 SMALL = TrunkConfig(
     "resnet18", neck="transformer", transformer=TransformerConfig(32, 4, 2, 2, 64, dropout=0.0, queries=9)

@@ -13,8 +13,8 @@ from boxless.detectors.detector import build_detector, fitting, keep_above
 from boxless.detectors.one_stage import BoxlessFCOS, BoxlessRetinaNet
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
-from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk, save_trunk
 
 KINDS = ("retinanet", "fcos")
 TRUNK = TrunkConfig("resnet18", fpn_channels=64, box_head_width=32)

@@ -13,8 +13,8 @@ from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.segmentation import FCN, VOID, FCNConfig, starts
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
-from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk, save_trunk
 
 
 def make(head: str, backbone: str = "resnet18", **options: object) -> FCN:

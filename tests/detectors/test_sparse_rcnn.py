@@ -19,8 +19,8 @@ from boxless.detectors.set_loss import Objects, focal_set_loss, match
 from boxless.detectors.sparse_rcnn import CODER, DynamicInteraction, SparseRCNN
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
-from boxless.detectors.weights import load_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.detecting import load_detector

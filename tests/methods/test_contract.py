@@ -17,7 +17,7 @@ from boxless.data.photometric import augment
 from boxless.data.specs import Photometric
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.weights import load_trunk, save_trunk
+from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.byol import BYOLConfig
 from boxless.methods.contract import MethodConfig
 from boxless.methods.dino import DINOConfig

@@ -13,8 +13,8 @@ from torchvision.models import mobilenet_v2, resnet18
 
 from boxless.data.loader import Batch
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.weights import load_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs import pretraining as module

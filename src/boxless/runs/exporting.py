@@ -8,8 +8,8 @@ from torch import Tensor
 from boxless.detectors.bodies import RESNETS
 from boxless.detectors.one_stage import retinanet_sizes
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.weights import read_tensors
 from boxless.errors import UserError
+from boxless.interop.weights import read_tensors
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.detecting import load_detector, open_run, skeleton_of
 

@@ -20,11 +20,11 @@ from boxless.data.repeat_factor import repeat_factors
 from boxless.data.subsets import fingerprint
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
-from boxless.detectors.weights import WeightsReport, load_trunk
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Scores, check_federated
 from boxless.evaluation.inference import as_list, detect
 from boxless.evaluation.mean_iou import SegmentationScores
+from boxless.interop.weights import WeightsReport, load_trunk
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.detecting import check_keypoints
 from boxless.runs.detecting import scores as scores_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.weights import load_trunk
+from boxless.interop.weights import load_trunk
 from boxless.runs.detecting import open_run
 from boxless.runs.weights import weights_file
 

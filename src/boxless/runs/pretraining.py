@@ -19,8 +19,8 @@ from boxless.data.loader import Batch, Boxes, Order, ViewDataset, fill_resized, 
 from boxless.data.photometric import augment
 from boxless.data.shards import ShardIndex
 from boxless.detectors.trunk import Trunk
-from boxless.detectors.weights import load_trunk, save_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.contract import MethodOutput, as_module
 from boxless.proposals.grid import Grid
 from boxless.proposals.production import Method as ProposalMethod

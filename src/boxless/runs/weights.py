@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.weights import parts_in
 from boxless.errors import UserError
+from boxless.interop.weights import parts_in
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.folder import Run

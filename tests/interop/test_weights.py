@@ -12,8 +12,8 @@ from torchvision.models.detection import FasterRCNN
 
 from boxless.detectors.trunk import Norm, Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig, two_stage
-from boxless.detectors.weights import load_trunk, read_tensors, save_trunk
 from boxless.errors import UserError
+from boxless.interop.weights import load_trunk, read_tensors, save_trunk
 
 Tensors = dict[str, Tensor]
 
