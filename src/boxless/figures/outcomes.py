@@ -23,10 +23,21 @@ CLASSES = 15
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """An image (H, W, 3) uint8 with its labels, its detections and what became of them."""
+    """An image with its labels, its detections and what became of them.
+
+    Attributes:
+        image: (H, W, 3) uint8, perhaps smaller than its source.
+        objects: (M, 4), its labelled boxes, px of this image.
+        truth: the labels.
+        boxes: (N, 4), the detected ones, px of this image.
+        found: the detections.
+        matches: what became of both.
+    """
 
     image: npt.NDArray[np.uint8]
+    objects: npt.NDArray[Any]
     truth: LabelledImage
+    boxes: npt.NDArray[Any]
     found: Detections
     matches: Matches
 
@@ -75,7 +86,7 @@ def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -
 
 def _draw_truth(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
     missing = set(judged.matches.missing.tolist())
-    parts = judged.truth.boxes, judged.truth.labels, judged.truth.crowd
+    parts = judged.objects, judged.truth.labels, judged.truth.crowd
     for row, (box, label, crowd) in enumerate(zip(*parts, strict=True)):
         hue = HUES[MISSING] if row in missing else MUTED if crowd else HUES[CORRECT]
         draw_box(axes, box, hue, _tag(judged, box, classes[label]), dashed=bool(crowd))
@@ -84,7 +95,7 @@ def _draw_truth(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
 def _draw_found(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
     kept = judged.matches.kept
     for row, outcome in reversed(list(zip(kept, judged.matches.outcomes, strict=True))):  # the surest on top
-        box, score = judged.found.boxes[row], 100 * judged.found.scores[row]
+        box, score = judged.boxes[row], 100 * judged.found.scores[row]
         draw_box(axes, box, HUES[outcome], _tag(judged, box, f"{classes[judged.found.labels[row]]} {score:.0f}"))
 
 

@@ -43,7 +43,7 @@ def precision_recall_curves(curves: PrecisionRecall, classes: Sequence[str]) -> 
 
 @styled()
 def confusion_matrix(counts: npt.NDArray[np.int64], classes: Sequence[str], score: float) -> Figure:
-    """Labelled objects (rows) found as (columns), (C + 1, C + 1); the last row counts extra, the last column missed ones.
+    """Labelled objects (rows) found as (columns), (C + 1, C + 1): the last row has extra ones, the last column missed.
 
     Colours are shares of a row. With many classes those are drawn that are mixed up most, or else most frequent.
     """
@@ -80,7 +80,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], classes: Sequence[str], scor
 
 @styled()
 def class_gains(gains: Mapping[str, Sequence[float]], name: str, reference: str) -> Figure:
-    """A bar for each class: how much AP it gained over the reference, best first; dots are seeds, where there are several.
+    """A bar for each class: how much AP it gained over the reference, best first; a dot for each of several seeds.
 
     `gains`: class -> gain of each seed, -1..1. With many classes, those that gained and lost most.
     """

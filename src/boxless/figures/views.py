@@ -61,8 +61,11 @@ def _draw_points(axes: Axes, places: npt.NDArray[Any]) -> None:
 def _draw_windows(axes: Axes, windows: npt.NDArray[Any]) -> None:
     """White outlines with black rims, named V1, V2 ... at another corner each, so that names do not meet."""
     corners = [(0, 1, "left", "top"), (2, 3, "right", "bottom"), (2, 1, "right", "top"), (0, 3, "left", "bottom")]
+    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
     for number, window in enumerate(windows):
         x1, y1, x2, y2 = (float(side) for side in window)
+        if (x2 - x1) * (y2 - y1) > 0.99 * right * bottom:
+            continue  # the whole image: nothing to outline
         outline = [x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1]
         axes.plot(*outline, color="black", linewidth=3.5)
         axes.plot(*outline, color="white", linewidth=1.5, linestyle=("-", "--", ":", "-.")[number % 4])

@@ -1,0 +1,68 @@
+"""`boxless figures`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FiguresResult:
+    """What was drawn.
+
+    Attributes:
+        path: folder of the figures.
+        written: PNG file -> what it shows; an SVG file lies beside each.
+        left_out: why other kinds were not drawn, a line each.
+    """
+
+    path: Path
+    written: dict[str, str]
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.written)} figures, as PNG and SVG, in {self.path}:"]
+        lines += [f"  {Path(file).name}: {caption}" for file, caption in self.written.items()]
+        if self.left_out:
+            lines += ["not drawn:", *(f"  {reason}" for reason in self.left_out)]
+        return "\n".join(lines)
+
+
+def figures(
+    run: str | list[str],
+    data: str | list[str] | None = None,
+    kinds: str | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> FiguresResult:
+    """Draw what a run did and found, as the papers draw it: PNG and SVG files in the run's folder figures/.
+
+    Of any run: curves (loss, rates, health). Of a pretraining: views (as the network sees them), proposals, maps (of
+    each pyramid level), pca (features as colours), attention, correspondence (of two views, and under flip and colour),
+    correlation (of two views' embeddings), emd (Self-EMD's plan). Of a detector: maps, pca, attention, detections (by
+    what became of them), precision-recall, confusion, gain (by class, over a reference). Of a comparison:
+    label-efficiency, gain. captions.json says in words what each shows.
+
+    Args:
+        run: Folder of a pretraining, a fine-tuning or a comparison. Further folders stand beside the first one in pca,
+            attention and correspondence (without them random weights do), and as the reference in gain.
+        data: Images, or labels for what compares with labels (COCO JSON, a Pascal VOC folder, a YOLO data.yaml; :split
+            picks a split). Labels show the recall of proposals too.
+        kinds: What to draw, with commas between; by default all that run and data allow.
+        seed: Another number, other images.
+        quiet: Print nothing.
+
+    Returns:
+        The files, and what each shows.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.runs.pictures import Sitting, draw_pictures
+
+    runs = (run,) if isinstance(run, str) else tuple(run)
+    sitting = Sitting(runs, data, seed, quiet)
+    names = [word.strip() for word in (kinds or "").split(",") if word.strip()]
+    written, left_out = draw_pictures(names, sitting)
+    result = FiguresResult(sitting.folder / "figures", written, tuple(left_out))
+    if not quiet:
+        print(result)
+    return result
