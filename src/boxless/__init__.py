@@ -12,17 +12,19 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# The command `recipes` and the package `boxless.recipes` share a name. Loading the package first leaves the name to the
-# command for good; `from boxless.recipes.catalogue import load` works all the same.
+# The command `recipes` and the package `boxless.recipes` share a name, and so do the two `figures`. Loading the packages
+# first leaves the names to the commands for good; `from boxless.recipes.catalogue import load` works all the same.
+import boxless.figures
 import boxless.recipes  # noqa: F401
 from boxless.commands.compare import compare
 from boxless.commands.demo import demo
 from boxless.commands.evaluate import evaluate
 from boxless.commands.export import export
+from boxless.commands.figures import figures
 from boxless.commands.finetune import finetune
+from boxless.commands.pack import pack
 from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain
-from boxless.commands.pack import pack
 from boxless.commands.probe import probe
 from boxless.commands.propose import propose
 from boxless.commands.recipes import recipes
@@ -35,11 +37,12 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "figures",
     "finetune",
+    "pack",
     "predict",
     "pretrain",
     "probe",
-    "pack",
     "propose",
     "recipes",
     "statistics",

@@ -32,6 +32,7 @@ COMMANDS = (
     "probe",
     "compare",
     "predict",
+    "figures",
     "export",
     "recipes",
 )
