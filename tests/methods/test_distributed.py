@@ -27,6 +27,7 @@ SIZES = {
     "hidden": 16,
     "output": 8,
     "queue_length": 48,
+    "norm_groups": WORLD,
     "prototypes": 12,
 }
 """Small values of hyper-parameters, by field; patches fill their cells, so that no place is drawn."""
@@ -40,14 +41,14 @@ OWN_NORMS = {"moco", "densecl", "detco"}
 each_method = pytest.mark.parametrize("name", GATHERING)
 
 
-def config_of(name: str, world: int) -> MethodConfig:
-    return sized(name, SIZES | {"norm_groups": WORLD // world}, **CHANGES.get(name, {}))
+def config_of(name: str) -> MethodConfig:
+    return sized(name, SIZES, **CHANGES.get(name, {}))
 
 
 def train(name: str, rank: int, world: int) -> dict[str, Any]:
     """Two steps of SGD on this process's share of the batches: losses, the mean of all gradients, the state after."""
     torch.manual_seed(0)
-    config = config_of(name, world)
+    config = config_of(name)
     method = config.build(Trunk(TRUNK))
     assert isinstance(method, nn.Module)
     with torch.no_grad():

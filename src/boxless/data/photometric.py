@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from boxless.data.specs import Photometric
+from boxless.geometry.draws import own_rows
 from boxless.geometry.view import View
 
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -35,10 +36,10 @@ def augment(view: View, settings: Photometric, generator: torch.Generator) -> Vi
     count, device = len(view.image), view.image.device
 
     def chance(probability: float) -> Tensor:
-        return torch.rand(count, generator=generator) < probability
+        return own_rows(count, lambda rows: torch.rand(rows, generator=generator)) < probability
 
     def strength(amount: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * amount
+        return (own_rows(count, lambda rows: torch.rand(rows, generator=generator)) * 2 - 1) * amount
 
     view = view.mirrored(chance(settings.flip).to(device))
     jittered = chance(settings.jitter)
@@ -52,7 +53,7 @@ def augment(view: View, settings: Photometric, generator: torch.Generator) -> Vi
     order = [names[number] for number in torch.randperm(4, generator=generator).tolist()]
     changes: list[tuple[Tensor, Change, Tensor]] = [(jittered, _jitter_in(name), factors[name]) for name in order]
     changes.append((chance(settings.gray), lambda part, _: _gray(part).expand_as(part), ones))
-    sigma = torch.empty(count).uniform_(*settings.blur_sigma, generator=generator)
+    sigma = own_rows(count, lambda rows: torch.empty(rows).uniform_(*settings.blur_sigma, generator=generator))
     changes.append((chance(settings.blur), blur, sigma))
     changes.append((chance(settings.solarize), lambda part, _: torch.where(part >= 128 / 255, 1 - part, part), ones))
 

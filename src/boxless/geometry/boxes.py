@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from boxless.geometry.affine import transform_points
+from boxless.geometry.draws import own_rows
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -36,9 +37,11 @@ def jitter(boxes: Tensor, amount: float, probability: float, generator: torch.Ge
         probability: that a box is changed at all.
         generator: on the CPU, so that every device draws the same.
     """
-    shape = boxes.shape[:-1]
-    draws = ((torch.rand(*shape, 4, generator=generator) * 2 - 1) * amount).to(boxes.device)
-    chosen = (torch.rand(*shape, 1, generator=generator) < probability).to(boxes.device)
+    rows, *each = boxes.shape[:-1]
+    draws = own_rows(rows, lambda rows: torch.rand(rows, *each, 4, generator=generator))
+    draws = ((draws * 2 - 1) * amount).to(boxes.device)
+    chosen = own_rows(rows, lambda rows: torch.rand(rows, *each, 1, generator=generator))
+    chosen = (chosen < probability).to(boxes.device)
     size = boxes[..., 2:] - boxes[..., :2]
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2 + draws[..., :2] * size
     half = size * (1 + draws[..., 2:]) / 2
@@ -75,7 +78,8 @@ def choose(valid: Tensor, count: int, generator: torch.Generator | None = None) 
     Returns:
         indices (B, K) into N, and (B, K) whether each place holds a chosen box (false where an image has too few).
     """
-    score = torch.rand(valid.shape, generator=generator).to(valid.device).masked_fill(~valid, -1.0)
+    score = own_rows(len(valid), lambda rows: torch.rand(rows, valid.shape[1], generator=generator))
+    score = score.to(valid.device).masked_fill(~valid, -1.0)
     if valid.shape[1] < count:
         score = torch.nn.functional.pad(score, (0, count - valid.shape[1]), value=-1.0)
     best, indices = score.topk(count, dim=1)

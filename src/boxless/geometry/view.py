@@ -7,6 +7,7 @@ from torch import Tensor
 
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
+from boxless.geometry.draws import own_rows
 
 
 class View(NamedTuple):
@@ -92,7 +93,8 @@ class View(NamedTuple):
         count, (height, width), device = len(self.image), self.size, self.image.device
         corner = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)) * torch.tensor([height, width]) // grid
         room = torch.tensor([height // grid - size + 1, width // grid - size + 1])
-        offset = (torch.rand(count, grid**2, 2, generator=generator) * room).long().clamp(max=room - 1)
+        offset = own_rows(count, lambda rows: torch.rand(rows, grid**2, 2, generator=generator))
+        offset = (offset * room).long().clamp(max=room - 1)
         corner = (corner + offset).flatten(0, 1).to(device)  # (B * grid^2, 2), top and left
         image_of = torch.arange(count, device=device).repeat_interleave(grid**2)
         y, x = (corner[:, axis, None] + torch.arange(size, device=device) for axis in (0, 1))

@@ -29,10 +29,11 @@ from boxless.geometry.view import View
 from boxless.losses import byol_loss, object_contrastive_loss
 from boxless.methods.contract import MethodOutput
 from boxless.methods.lc import LocalConfig, LocalTerm
-from boxless.methods.parts import mlp, move_targets, nothing, target_copy
+from boxless.methods.parts import mlp, move_targets, nothing, target_copy, with_all
 from boxless.methods.soco import listed, placed, shared_boxes
 from boxless.methods.two_crops import UnequalCrops
 from boxless.training.optim import ema_momentum
+from boxless.training.turns import total
 
 Maps = dict[str, Tensor]
 """C2..C5 and P2..P5 (or P3..P5) by these names, (B, C, h, w) each."""
@@ -183,7 +184,7 @@ class Joint(nn.Module):
     ) -> MethodOutput:
         """SoCo's loss of boxes that both views show."""
         source, present = shared_boxes(views, boxes, valid, self.config.boxes, generator)  # (B, K, 4), (B, K)
-        if present.sum() < 2:  # one vector has no batch statistics
+        if total(int(present.sum())) < 2:  # one vector has no batch statistics
             return MethodOutput(nothing(self), {})
         jittered = jitter(source, self.config.jitter, self.config.jitter_probability, generator)
         rois = [views[0].boxes(jittered)[0], views[1].boxes(source)[0]]
@@ -235,7 +236,7 @@ class _Describe(nn.Module):
         levels = {key: maps[level] for level, key in _levels(self.roi_pool).items()}
         pooled = self.roi_pool.pool(levels, rois, assign_level(rois[:, 1:]), frame)  # (R, C, 7, 7)
         described: Tensor = self.box_head(pooled)
-        return described
+        return with_all(described, levels)
 
 
 def _levels(roi_pool: RoIPool) -> dict[str, str]:

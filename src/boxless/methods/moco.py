@@ -46,7 +46,7 @@ class MomentumContrast(EqualCrops):
     momentum: float = 0.999
     """Of the key encoder, constant."""
     norm_groups: int = 8
-    """Parts of each process's batch with batch statistics of their own; 1 where 8 or more processes train."""
+    """Parts of the batch, over all processes, with batch statistics of their own: the authors' 8 GPUs."""
 
     needs_boxes: ClassVar[bool] = False
 

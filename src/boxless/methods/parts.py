@@ -1,7 +1,7 @@
 """Pieces that several methods share: MLP heads, targets that follow, queues of negatives."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TypeVar
 
@@ -94,8 +94,14 @@ class Shuffle:
 
 
 def in_groups(encode: Callable[[Tensor], Tensor], images: Tensor, groups: int) -> Tensor:
-    """Encode images (B, ...) in parts of at least two, so that each part has its own batch statistics."""
-    parts = images.tensor_split(max(1, min(groups, len(images) // 2)))
+    """Encode images (B, ...) in parts of at least two, so that each part has its own batch statistics.
+
+    Args:
+        encode: what has the batch norms.
+        images: of this process.
+        groups: parts of the batch of all processes.
+    """
+    parts = images.tensor_split(max(1, min(groups // world_size(), len(images) // 2)))
     return torch.cat([encode(part) for part in parts])
 
 
@@ -155,6 +161,16 @@ def nothing(module: nn.Module) -> Tensor:
 def held(weight: Tensor, hold: bool) -> Tensor:
     """The weight, or the same values whose gradient is zero: with none at all, distributed training would wait."""
     return weight.detach() + 0 * weight if hold else weight
+
+
+def with_all(vectors: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """The same vectors, but made from all maps, at zero gradient, where several processes train together.
+
+    Norms over all processes wait for all of them in the backward pass, though some may have no box on a map.
+    """
+    if world_size() == 1 or not torch.is_grad_enabled():
+        return vectors
+    return vectors + 0 * torch.stack([each.sum(dtype=torch.float32) for each in maps.values()]).sum()
 
 
 class Number(nn.Module):

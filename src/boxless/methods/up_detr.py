@@ -31,6 +31,7 @@ from boxless.data.specs import Photometric, ViewSpec
 from boxless.detectors.set_loss import Objects, match, set_loss
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.errors import UserError
+from boxless.geometry.draws import own_rows
 from boxless.geometry.view import View
 from boxless.losses import byol_loss
 from boxless.methods.contract import MethodOutput
@@ -156,7 +157,8 @@ class UPDETR(nn.Module):
             embeddings = embeddings[torch.randperm(len(embeddings), generator=generator).to(embeddings.device)]
         added = patches[:, self.group]
         if self.training:
-            kept = torch.rand(added.shape[:2], generator=generator) >= self.config.mask
+            rows, queries = added.shape[:2]
+            kept = own_rows(rows, lambda rows: torch.rand(rows, queries, generator=generator)) >= self.config.mask
             added = added * kept.to(added.device)[..., None]
         return embeddings + added
 
