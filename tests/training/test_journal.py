@@ -1,9 +1,15 @@
+import csv
+import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from boxless.errors import UserError
 from boxless.training.journal import Journal, read_metrics
 
 
@@ -82,3 +88,76 @@ def test_line_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     kept.close()
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("train: step 10/10, loss 3.0000, ") and last.endswith(" left, healthy")
+
+
+def test_newest_report_is_kept_as_json_with_the_verdict(tmp_path: Path) -> None:
+    kept = journal(tmp_path)
+    write(kept, range(10))
+    kept.status = "healthy"
+    kept.close()
+    report = json.loads((tmp_path / "progress.json").read_text())
+    assert (report["step"], report["total"], report["loss"], report["status"]) == (10, 10, 3.0, "healthy")
+
+
+def test_time_spent_on_waiting_for_batches_is_told(tmp_path: Path) -> None:
+    def batches(wait: float) -> Iterator[int]:
+        for step in range(4):
+            time.sleep(1.0 if step == 0 else wait)  # workers start
+            yield step
+
+    for wait, least, most in ((0.2, 0.5, 1.0), (0.0, 0.0, 0.2)):
+        kept = journal(tmp_path, total=4, every=100)
+        for step in kept.waited_for(batches(wait)):
+            time.sleep(0.05)
+            list(kept.record(step, {"loss": 1.0}))
+        kept.close()
+        report = json.loads((tmp_path / "progress.json").read_text())
+        assert least < report["data_wait"] + 1e-9 <= most and report["images_per_second"] < 2 / 0.05
+
+
+def test_lines_of_json_for_machines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOXLESS_PROGRESS", "json")
+    kept = journal(tmp_path, quiet=False)
+    write(kept, range(10))
+    kept.close()
+    reports = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert reports[-1] == json.loads((tmp_path / "progress.json").read_text())
+    assert reports[-1]["seconds_left"] == 0
+
+
+def test_bar_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOXLESS_PROGRESS", "bar")
+    monkeypatch.setenv("COLUMNS", "160")
+    kept = journal(tmp_path, quiet=False)
+    kept.status = "val [AP] 12 %"  # brackets are markup to rich
+    write(kept, range(10))
+    kept.close()
+    shown = capsys.readouterr().err
+    assert "train" in shown and "10/10" in shown and "images/s" in shown and "val [AP] 12 %" in shown
+
+
+def test_progress_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOXLESS_PROGRESS", "none")
+    kept = journal(tmp_path, quiet=False)
+    write(kept, range(10))
+    kept.close()
+    assert not capsys.readouterr().err
+    monkeypatch.setenv("BOXLESS_PROGRESS", "pretty")
+    with pytest.raises(UserError, match="BOXLESS_PROGRESS=pretty: expected auto, none, bar, plain, json"):
+        journal(tmp_path, quiet=False)
+
+
+def test_other_loggers_get_the_same_scalars(tmp_path: Path) -> None:
+    own = CSVLogger(tmp_path / "csv")
+    tmp_path.joinpath("run").mkdir()
+    kept = Journal(tmp_path / "run", 0, 10, seed=0, images_per_step=2, every=5, quiet=True, loggers=[own])
+    write(kept, range(10), checkpoint=100)
+    kept.close()
+    rows = csv.DictReader((Path(own.log_dir) / "metrics.csv").read_text().splitlines())
+    losses = [(int(row["step"]), float(row["loss"])) for row in rows if row["loss"]]
+    ours = zip(*read_metrics(tmp_path / "run")["loss"], strict=True)
+    assert losses == [(step, pytest.approx(value)) for step, value in ours]

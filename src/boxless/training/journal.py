@@ -1,21 +1,33 @@
-"""What a run writes down while it trains: metrics.csv, TensorBoard events and lines for people."""
+"""What a run writes down while it trains: metrics.csv, TensorBoard events, progress.json and what people see."""
 
 import csv
 import io
-import sys
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from boxless.training.display import Display, Report
+
+if TYPE_CHECKING:
+    from lightning.fabric.loggers.logger import Logger
+
+T = TypeVar("T")
+SECONDS_BETWEEN = 2.0
+"""Reports come no faster."""
 
 
 class Journal:
     """Collects scalars per step and writes their means every few steps.
 
     `metrics.csv` has the columns step, name, value. A journal that is opened again at step s drops what was written
-    of later steps, so that a resumed run leaves the same file as an undisturbed one.
+    of later steps, so that a resumed run leaves the same file as an undisturbed one. What depends on the machine's
+    speed is therefore not in it, but in `progress.json`, the newest `Report`, and in TensorBoard's events.
 
     Args:
         folder: of the run.
@@ -26,6 +38,7 @@ class Journal:
         every: steps between two reports.
         title: what the lines for people begin with.
         quiet: print nothing.
+        loggers: that take the same scalars, such as Weights & Biases.
     """
 
     def __init__(
@@ -38,16 +51,33 @@ class Journal:
         every: int = 10,
         title: str = "train",
         quiet: bool = False,
+        loggers: "Sequence[Logger]" = (),
     ) -> None:
-        self.seed, self.total, self.every, self.quiet = seed, total, every, quiet
+        self.seed, self.total, self.every = seed, total, every
         self.images_per_step, self.title = images_per_step, title
         self.status = ""
+        self._display, self._loggers, self._folder = Display(quiet), loggers, folder
         self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self._file = _continued(folder / "metrics.csv", start)
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._board = SummaryWriter(str(folder), purge_step=start)
-        self._since, self._counted, self._shown = time.monotonic(), 0, 0.0
-        self.speed = 0.0
+        self._since, self._waited, self._counted = time.monotonic(), 0.0, 0
+        self._report: Report | None = None
+
+    def waited_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; the time until each is there counts as waiting, but for the first: workers start then."""
+        iterator, began = iter(batches), None
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            if began is None:
+                self._since = time.monotonic()
+            else:
+                self._waited += time.monotonic() - began
+            yield batch
+            began = time.monotonic()
 
     def record(
         self, step: int, values: Mapping[str, Tensor | float], now: bool = False
@@ -73,35 +103,46 @@ class Journal:
         self.write(step, {name: sum(items[name] for _, items in fetched) / len(fetched) for name in names})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars of a step and, at most every two seconds, a line for people."""
+        """Write scalars of a step and, from time to time, a report."""
         for name, value in values.items():
             self._rows.writerow([step, name, repr(float(value))])
             self._board.add_scalar(name, value, step)
         self._file.flush()
-        now = time.monotonic()
-        if "loss" in values and (now - self._shown > 2 or step + 1 == self.total):
-            self.speed = self._counted * self.images_per_step / max(now - self._since, 1e-9)
-            self._show(step, values["loss"])
-            self._since, self._counted, self._shown = now, 0, now
+        for logger in self._loggers:
+            logger.log_metrics(dict(values), step)
+        last = step + 1 == self.total
+        if "loss" in values and (last or self._report is None or time.monotonic() - self._since > SECONDS_BETWEEN):
+            self._tell(step, values["loss"], last)
 
     def close(self) -> None:
-        """Finish the files."""
+        """Finish the files; progress.json gets the last word on the run."""
+        if self._report is not None:
+            self._keep(self._report)
+        self._display.close()
+        for logger in self._loggers:
+            logger.finalize("success")
         self._file.close()
         self._board.close()
 
-    def _show(self, step: int, loss: float) -> None:
-        if self.quiet:
-            return
-        left = (self.total - step - 1) * self.images_per_step / max(self.speed, 1e-9)
-        line = (
-            f"{self.title}: step {step + 1}/{self.total}, loss {loss:.4f}, {self.speed:.1f} images/s, "
-            f"{_duration(left)} left{', ' + self.status if self.status else ''}"
-        )
-        if sys.stderr.isatty():
-            end = "\n" if step + 1 == self.total else ""
-            print(f"\r\x1b[K{line}", end=end, file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+    def _tell(self, step: int, loss: float, last: bool) -> None:
+        now = time.monotonic()
+        passed = max(now - self._since, 1e-9)
+        speed = self._counted * self.images_per_step / passed
+        left = (self.total - step - 1) * self.images_per_step / max(speed, 1e-9)
+        report = Report(self.title, step + 1, self.total, loss, speed, self._waited / passed, left, self.status)
+        self._board.add_scalar("speed/images_per_second", speed, step)
+        self._board.add_scalar("speed/data_wait", report.data_wait, step)
+        if last or self._display.due:
+            self._display.show(report)
+        self._keep(report)
+        self._since, self._waited, self._counted = now, 0.0, 0
+
+    def _keep(self, report: Report) -> None:
+        """Write progress.json, whole or not at all."""
+        self._report = replace(report, status=self.status)
+        partial = self._folder / "progress.json.partial"
+        partial.write_text(json.dumps(asdict(self._report), indent=2) + "\n")
+        partial.replace(self._folder / "progress.json")
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -125,8 +166,3 @@ def _continued(path: Path, start: int) -> io.TextIOWrapper:
     partial.write_text("".join(kept))
     partial.replace(path)
     return path.open("a", newline="")
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

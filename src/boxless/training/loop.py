@@ -62,7 +62,7 @@ def train(
         NonFiniteLoss: naming the step and the terms.
     """
     module.train()
-    for batch in batches:
+    for batch in journal.waited_for(batches):
         step = progress.step
         rate = learning_rate(step)
         for group in optimizer.param_groups:
@@ -83,6 +83,7 @@ def train(
             broken = {name: value for name, value in values.items() if not math.isfinite(value)}
             if broken:
                 named = ", ".join(f"{name} = {value}" for name, value in broken.items())
+                journal.status = f"stopped at step {past}: {named}"
                 raise NonFiniteLoss(f"step {past}: {named}")
         if saving:
             save()
