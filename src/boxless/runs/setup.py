@@ -1,21 +1,70 @@
 """What every training run sets up: device, precision, processes."""
 
+import logging
 import os
 from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy
 
+from boxless.errors import UserError
+from boxless.launch import Processes
 from boxless.recipes.schema import Precision
 from boxless.training.memory import keep_freed_memory
+from boxless.training.turns import hosts
 
 
 def make_fabric(precision: Precision) -> Fabric:
     """Fabric on the GPU where there is one, in the asked precision."""
+    _set_up()
+    return Fabric(accelerator="auto", devices=1, precision=resolve_precision(precision))
+
+
+def training_fabric(precision: Precision) -> Fabric:
+    """Fabric over all processes that torchrun or srun started, which wait here for each other; else `make_fabric`'s.
+
+    Parameters without gradient are allowed: of a pyramid's level on which no box falls, or of a part that a step leaves
+    out. Buffers are not handed out before each step: norms that shall agree are synchronised, others keep to their own
+    images, and the first process's are what is saved.
+
+    Raises:
+        UserError: where there are more processes than GPUs.
+    """
+    processes = Processes.of(os.environ)
+    if processes.world == 1:
+        return make_fabric(precision)
+    _set_up()
+    _check_gpus(processes)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    fabric = Fabric(
+        accelerator="auto",
+        strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False),
+        devices=processes.local_world,
+        num_nodes=processes.machines,
+        precision=resolve_precision(precision),
+        plugins=[TorchElasticEnvironment() if processes.launcher == "torchrun" else SLURMEnvironment()],
+    )
+    fabric.launch()
+    hosts()
+    return fabric
+
+
+def _set_up() -> None:
     torch.set_float32_matmul_precision("high")
     if not torch.cuda.is_available():
         keep_freed_memory()
-    return Fabric(accelerator="auto", devices=1, precision=resolve_precision(precision))
+
+
+def _check_gpus(processes: Processes) -> None:
+    gpus = torch.cuda.device_count()
+    if gpus and gpus < processes.local_world:
+        own = " each" if processes.launcher == "srun" else ""
+        raise UserError(
+            f"{processes.local_world} processes on this machine see {gpus} GPU(s){own}: start one process per GPU, and "
+            "with srun give them all GPUs of the machine (--gpus-per-node, without --gpus-per-task and --gpu-bind)"
+        )
 
 
 def resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
@@ -38,6 +87,11 @@ def has_fast_bf16() -> bool:
 
 
 def worker_count(asked: int | None, most: int) -> int:
-    """Data workers: as asked, else one a core."""
+    """Data workers of this process: as asked, else one for each core that is its share."""
+    if asked is not None:
+        return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked if asked is not None else min(cores, most)
+    processes = Processes.of(os.environ)
+    if processes.launcher == "srun" and "SLURM_CPUS_PER_TASK" in os.environ:  # which srun may bind a task to, or not
+        return min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]), most)
+    return max(1, min(cores // processes.local_world, most))

@@ -30,7 +30,7 @@ class Journal:
     speed is therefore not in it, but in `progress.json`, the newest `Report`, and in TensorBoard's events.
 
     Args:
-        folder: of the run.
+        folder: of the run; None where another process writes and shows it all.
         start: first step that this process will do.
         total: steps of the run.
         seed: of the run.
@@ -43,7 +43,7 @@ class Journal:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         start: int,
         total: int,
         seed: int,
@@ -56,11 +56,13 @@ class Journal:
         self.seed, self.total, self.every = seed, total, every
         self.images_per_step, self.title = images_per_step, title
         self.status = ""
-        self._display, self._loggers, self._folder = Display(quiet), loggers, folder
         self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
-        self._file = _continued(folder / "metrics.csv", start)
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._board = SummaryWriter(str(folder), purge_step=start)
+        self._folder = folder
+        if folder is not None:
+            self._display, self._loggers = Display(quiet), loggers
+            self._file = _continued(folder / "metrics.csv", start)
+            self._rows = csv.writer(self._file, lineterminator="\n")
+            self._board = SummaryWriter(str(folder), purge_step=start)
         self._since, self._waited, self._counted = time.monotonic(), 0.0, 0
         self._report: Report | None = None
 
@@ -104,6 +106,8 @@ class Journal:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars of a step and, from time to time, a report."""
+        if self._folder is None:
+            return
         for name, value in values.items():
             self._rows.writerow([step, name, repr(float(value))])
             self._board.add_scalar(name, value, step)
@@ -112,19 +116,21 @@ class Journal:
             logger.log_metrics(dict(values), step)
         last = step + 1 == self.total
         if "loss" in values and (last or self._report is None or time.monotonic() - self._since > SECONDS_BETWEEN):
-            self._tell(step, values["loss"], last)
+            self._tell(self._folder, step, values["loss"], last)
 
     def close(self) -> None:
         """Finish the files; progress.json gets the last word on the run."""
+        if self._folder is None:
+            return
         if self._report is not None:
-            self._keep(self._report)
+            self._keep(self._report, self._folder)
         self._display.close()
         for logger in self._loggers:
             logger.finalize("success")
         self._file.close()
         self._board.close()
 
-    def _tell(self, step: int, loss: float, last: bool) -> None:
+    def _tell(self, folder: Path, step: int, loss: float, last: bool) -> None:
         now = time.monotonic()
         passed = max(now - self._since, 1e-9)
         speed = self._counted * self.images_per_step / passed
@@ -134,15 +140,15 @@ class Journal:
         self._board.add_scalar("speed/data_wait", report.data_wait, step)
         if last or self._display.due:
             self._display.show(report)
-        self._keep(report)
+        self._keep(report, folder)
         self._since, self._waited, self._counted = now, 0.0, 0
 
-    def _keep(self, report: Report) -> None:
+    def _keep(self, report: Report, folder: Path) -> None:
         """Write progress.json, whole or not at all."""
         self._report = replace(report, status=self.status)
-        partial = self._folder / "progress.json.partial"
+        partial = folder / "progress.json.partial"
         partial.write_text(json.dumps(asdict(self._report), indent=2) + "\n")
-        partial.replace(self._folder / "progress.json")
+        partial.replace(folder / "progress.json")
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:

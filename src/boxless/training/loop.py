@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from boxless.training.distributed import averaged, rank
 from boxless.training.journal import Journal
 
 
@@ -39,8 +40,9 @@ def train(
     save_every: int = 1000,
     clip_norm: float | None = None,
     parts: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train until `progress.total` steps are done.
+    """Train until `progress.total` steps are done, or until `stop`.
 
     Args:
         fabric: device, precision and processes.
@@ -57,6 +59,7 @@ def train(
         clip_norm: largest norm of all gradients together.
         parts: a batch in equal parts, which `losses` takes one after the other where memory is short; losses and
             gradients are averaged over them.
+        stop: asked after each step but the last, by all processes alike; true ends the loop after a checkpoint.
 
     Raises:
         NonFiniteLoss: naming the step and the terms.
@@ -67,16 +70,17 @@ def train(
         rate = learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        # Random draws inside modules depend on the step alone, so that a resumed run repeats them.
-        torch.manual_seed(journal.seed * 1_000_003 + step)
-        terms = _backward(fabric, module, parts(batch), losses, step)
+        # Random draws inside modules depend on step and process alone, so that a resumed run repeats them.
+        torch.manual_seed(journal.seed * 1_000_003 + step + rank() * 2_654_435_761)
+        terms = averaged(_backward(fabric, module, parts(batch), losses, step), fabric.device)
         if clip_norm is not None:
             fabric.clip_gradients(module, optimizer, max_norm=clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after_step(step)
         progress.step += 1
-        saving = progress.step % save_every == 0 and progress.step < progress.total
+        stopping = progress.step < progress.total and stop()
+        saving = stopping or (progress.step % save_every == 0 and progress.step < progress.total)
         # Scalars are fetched a few steps late, so that the device never waits for the log; but none is left for after
         # a checkpoint: a resumed run would miss it, and a checkpoint after a broken loss is worth nothing.
         for past, values in journal.record(step, {**terms, "learning_rate": rate}, now=saving):
@@ -87,6 +91,8 @@ def train(
                 raise NonFiniteLoss(f"step {past}: {named}")
         if saving:
             save()
+        if stopping:
+            return
 
 
 def _backward(

@@ -1,0 +1,96 @@
+"""How long a run is and how fast it learns, from a recipe and a number of images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from boxless.errors import UserError
+from boxless.recipes.schema import FinetuneRecipe, PretrainOptim, PretrainRecipe
+from boxless.training.optim import warmup_multistep, warmup_polynomial
+
+
+@dataclass
+class Plan:
+    """A pretraining's length: from epochs and images to steps; `batch` is that of all processes."""
+
+    batch: int
+    steps: int
+    steps_per_epoch: int
+    warmup_steps: int
+    peak: float
+
+    @staticmethod
+    def of(recipe: PretrainRecipe, images: int, processes: int = 1) -> "Plan":
+        """The plan for a number of images."""
+        check_divides(recipe.batch_size, processes)
+        batch = min(recipe.batch_size, images // processes * processes)
+        if batch < 2:
+            raise UserError(f"batch_size: {batch} image(s) in a batch; batch norms need 2 at least, give more images")
+        per_epoch = images // batch
+        steps = max(1, round(recipe.epochs * per_epoch))
+        warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
+        return Plan(batch, steps, per_epoch, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+
+    def learning_rates(self, optim: PretrainOptim) -> dict[str, Any]:
+        """What `warmup_cosine` wants beside the step."""
+        final = min(self.peak, optim.final_lr * self.batch / optim.reference_batch)
+        start = self.peak * optim.warmup_start
+        return dict(total_steps=self.steps, warmup_steps=self.warmup_steps, peak=self.peak, start=start, final=final)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A fine-tuning's length and learning rates, in steps; `final` is where a polynomial ends, None with drops."""
+
+    batch: int
+    steps: int
+    warmup: int
+    warmup_start: float
+    milestones: tuple[int, ...]
+    peak: float
+    drop_factor: float
+    final: float | None
+
+    @staticmethod
+    def of(recipe: FinetuneRecipe, images: int) -> "Schedule":
+        """The schedule for a number of labelled images; a data set smaller than a batch is gone through repeatedly."""
+        steps = recipe.iterations or max(1, round(recipe.epochs * images / recipe.batch_size))
+        optim, scale = recipe.optim, recipe.batch_size / recipe.optim.reference_batch
+        return Schedule(
+            recipe.batch_size,
+            steps,
+            min(optim.warmup_iterations, steps // 10),
+            optim.warmup_start,
+            tuple(round(share * steps) for share in optim.drops),
+            optim.lr * scale,
+            optim.drop_factor,
+            optim.final_lr * scale if optim.schedule == "polynomial" else None,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        warmup, start, peak = self.warmup, self.warmup_start, self.peak
+        if self.final is not None:
+            return warmup_polynomial(step, self.steps, warmup, start, peak=peak, final=self.final)
+        return warmup_multistep(step, self.milestones, warmup, start, self.drop_factor, peak)
+
+
+def check_divides(batch: int, processes: int, parts: int = 1) -> None:
+    """See to it that a batch can be dealt out to processes, and each one's share to equal parts.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if parts < 1 or batch % parts:
+        raise UserError(f"accumulate: {parts}; expected a divisor of batch_size, {batch}")
+    if batch % (processes * parts):
+        split = f"{processes} processes" + (f" x {parts} parts (accumulate)" if parts > 1 else "")
+        raise UserError(f"batch_size: {batch} images cannot be dealt out to {split} alike; give a multiple of them")
+
+
+def rates_in_words(batch: int, lr: float, reference: int, processes: int) -> str:
+    """How the batch is dealt out and what learning rate follows from its size.
+
+    `2 processes x 8 images = batch 16; peak rate 0.0625 = 1.0 x 16 / 256`.
+    """
+    dealt = f"{processes} processes x {batch // processes} images = " if processes > 1 else ""
+    return f"{dealt}batch {batch}; peak rate {lr * batch / reference:g} = {lr} x {batch} / {reference}"
