@@ -67,6 +67,7 @@ METHODS: dict[str, type[AnyMethodConfig]] = {
 """Methods by the names that `compare` takes."""
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Loggers = tuple[Literal["wandb", "mlflow"], ...]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,9 @@ class PretrainRecipe:
     """Steps between measures of the embeddings."""
     stop_on_collapse: bool = True
     """Whether a collapse ends the run."""
+    loggers: Loggers = ()
+    """Beside metrics.csv and TensorBoard: wandb, mlflow. They write into the run's folder and send nothing, unless
+    WANDB_MODE=online or MLFLOW_TRACKING_URI is set."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +241,8 @@ class FinetuneRecipe:
     """Of every random draw but the choice of labels."""
     checkpoint_every: int = 500
     """Iterations between checkpoints."""
+    loggers: Loggers = ()
+    """Beside metrics.csv and TensorBoard; see pretraining's."""
 
 
 @dataclass(frozen=True)

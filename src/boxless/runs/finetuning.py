@@ -34,6 +34,7 @@ from boxless.runs.segmenting import check_sizes, measure_classes, training_set
 from boxless.runs.setup import make_fabric, worker_count
 from boxless.runs.weights import adopt, trunk_of
 from boxless.training.journal import Journal
+from boxless.training.loggers import make_loggers
 from boxless.training.loop import NonFiniteLoss, Progress, train
 from boxless.training.optim import parameter_groups, warmup_multistep, warmup_polynomial
 from boxless.training.precise_norms import estimate_norms
@@ -158,7 +159,10 @@ def _finetune(
         else DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
     )
     order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed, repeats=repeats)
-    journal = Journal(out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet)
+    loggers = make_loggers(recipe.loggers, out, asdict(recipe))
+    journal = Journal(
+        out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet, loggers=loggers
+    )
     objective = Objective(fabric, placed, recipe)
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
     began = time.monotonic()

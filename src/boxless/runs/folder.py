@@ -29,7 +29,7 @@ from boxless.errors import UserError
 FORMAT = 1
 """Version of the layout."""
 
-FREE = ("workers", "stop_on_collapse")
+FREE = ("workers", "stop_on_collapse", "loggers")
 """Keys of a recipe that may change when a run goes on: no number depends on them."""
 
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from boxless.runs.setup import make_fabric, worker_count
 from boxless.runs.weights import adopt
 from boxless.training.health import HealthRecord, measure
 from boxless.training.journal import Journal
+from boxless.training.loggers import make_loggers
 from boxless.training.loop import NonFiniteLoss, Progress, train
 from boxless.training.optim import Lars, parameter_groups, warmup_cosine
 from boxless.training.state import load_checkpoint, save_checkpoint
@@ -142,7 +143,10 @@ def _pretrain(
     dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
     order = image_order(index, plan.batch, progress.step, plan.steps, recipe.seed, recipe.shard_buffer)
     workers = worker_count(recipe.workers, 16)
-    journal = Journal(out, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet)
+    loggers = make_loggers(recipe.loggers, out, asdict(recipe))
+    journal = Journal(
+        out, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet, loggers=loggers
+    )
     if len(index) < recipe.batch_size:
         _say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
     objective = Objective(fabric, placed, recipe, skipped)
