@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from boxless.data.index import ImageIndex
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.folder import Run
 
@@ -15,6 +16,7 @@ def pretrain(
     out: str,
     recipe: str = DEFAULT_RECIPE,
     init: str | None = None,
+    preview: bool = False,
     quiet: bool = False,
     **overrides: Any,
 ) -> "Run":
@@ -27,6 +29,7 @@ def pretrain(
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         init: Weights to start from: a run, whose trunk is then taken too, or a file in torchvision's or timm's names
             (of a classifier, a detector, MoCo, DINO ...); by default none, from random weights.
+        preview: Draw what the network would see, figures/views.png in the run's folder, and stop before training.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as optim.base_lr.
 
@@ -46,10 +49,25 @@ def pretrain(
     start = weights_file(init) if init else None
     index = index_images(data)
     folder = Path(out)
-    if settings.method.needs_boxes and not (folder / "checkpoints").is_dir():
+    if preview or (settings.method.needs_boxes and not (folder / "checkpoints").is_dir()):
         check_start(settings, start)
+    if preview:
+        return _preview(index, settings, folder, quiet)
     boxes = prepare_boxes(index, settings, folder, quiet) if settings.method.needs_boxes else None
     return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet)
+
+
+def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quiet: bool) -> "Run":
+    from boxless.errors import UserError
+    from boxless.runs.folder import Run
+    from boxless.runs.pictures import preview
+
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file; name a folder for the run")
+    picture = preview(index, settings, folder)
+    if not quiet:
+        print(f"what the network would see: {picture}; leave out --preview to train")
+    return Run(folder)
 
 
 def recipe_of(arguments: dict[str, Any]) -> "PretrainRecipe":

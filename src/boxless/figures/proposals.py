@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from boxless.figures.style import INK, MUTED, blank, colour, draw_box, note, show_image, styled
+from boxless.figures.style import INK, MUTED, blank, colour, draw_box, show_image, styled
 
 SHOWN = 12
 """Boxes drawn on an image: more hide it."""
@@ -38,17 +38,16 @@ def proposals_on_images(
 @styled()
 def proposal_statistics(counts: npt.NDArray[Any], sides: npt.NDArray[Any]) -> Figure:
     """Histograms of the number of boxes per image (N,) and of their sizes (T,), the roots of their areas in px."""
-    figure = blank(11, 4.6)
+    figure = blank(11, 4.4)
     left, right = figure.subplots(1, 2)
     _histogram(left, counts, "boxes per image", "images")
     _histogram(right, sides, "size of a box, square root of its area (px)", "boxes")
-    note(figure, "dashed: median")
     return figure
 
 
 def _histogram(axes: Any, values: npt.NDArray[Any], name: str, counted: str) -> None:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    bins = np.linspace(low, max(high, low + 1), 31)
+    bins = np.linspace(low, max(high, low + 1), 1 + int(np.clip(np.sqrt(len(values)), 5, 30)))
     axes.hist(values, bins, color=colour(0))
     axes.set_xlabel(name)
     axes.set_ylabel(counted)
@@ -57,7 +56,7 @@ def _histogram(axes: Any, values: npt.NDArray[Any], name: str, counted: str) -> 
     if len(values):
         middle = float(np.median(values))
         axes.axvline(middle, color=INK, linestyle="--", linewidth=1.5)
-        axes.set_title(f"{middle:,.0f} of {low:,.0f} to {high:,.0f}; n = {len(values):,}", fontsize=12, color=MUTED)
+        axes.set_title(f"median {middle:,.0f}, from {low:,.0f} to {high:,.0f}; n = {len(values):,}", fontsize=12, color=MUTED)
 
 
 @styled()
