@@ -7,6 +7,7 @@ import argparse
 import inspect
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -14,7 +15,8 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import boxless
-from boxless.errors import UserError
+from boxless.errors import Unfinished, UserError
+from boxless.launch import Processes
 
 if TYPE_CHECKING:
     from boxless.recipes.overrides import Key
@@ -37,6 +39,9 @@ COMMANDS = (
     "recipes",
 )
 
+TOGETHER = ("pretrain", "finetune")
+"""Those that `torchrun` or `srun` may start as several processes, to train together."""
+
 OVERVIEW = """\
 Pretrain object detectors on images without labels, fine-tune them on few, and see what that bought.
 
@@ -50,15 +55,22 @@ usage: boxless COMMAND [--flag value ...]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0 done, 1 a fault in boxless, 2 a mistake of the user, 130 interrupted, 141 the reader of the output went away.
+    0 done, 1 a fault in boxless, 2 a mistake of the user, 75 stopped by a signal with what was done kept, 130
+    interrupted, 141 the reader of the output went away.
     """
     try:
         _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return 0
     except UserError as error:
+        if int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) > 0:
+            time.sleep(2)  # the launcher ends this process as soon as another has said the same
         print("boxless: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except Unfinished as stop:
+        if Processes.of(os.environ).rank == 0:
+            print("boxless:", stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("boxless: interrupted", file=sys.stderr)
         return 130
@@ -82,6 +94,11 @@ def _run(argv: Sequence[str]) -> None:
 
         near = did_you_mean(name, COMMANDS) or ":"
         raise UserError(f"unknown command {name!r}{near} the commands are {', '.join(COMMANDS)}")
+    elif (processes := Processes.of(os.environ)).world > 1 and name not in TOGETHER:
+        raise UserError(
+            f"{processes.launcher} started {processes.world} processes of boxless {name}, which works as one: only "
+            f"{' and '.join(TOGETHER)} are started so"
+        )
     else:
         _call(name, arguments)
 

@@ -43,18 +43,29 @@ def pretrain(
     from boxless.recipes.catalogue import describe
     from boxless.recipes.overrides import override
     from boxless.runs.pretraining import check_start, prepare_boxes, run_pretraining, with_trunk_of
+    from boxless.runs.folder import Run
+    from boxless.runs.setup import training_fabric
+    from boxless.runs.stopping import stoppable
     from boxless.runs.weights import weights_file
+    from boxless.training.turns import alone, in_turn
 
     settings: PretrainRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), init), overrides)
     start = weights_file(init) if init else None
-    index = index_images(data)
     folder = Path(out)
-    if preview or (settings.method.needs_boxes and not (folder / "checkpoints").is_dir()):
-        check_start(settings, start)
-    if preview:
-        return _preview(index, settings, folder, quiet)
-    boxes = prepare_boxes(index, settings, folder, quiet) if settings.method.needs_boxes else None
-    return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet)
+    needs_boxes = settings.method.needs_boxes
+
+    def check() -> None:
+        if preview or (needs_boxes and not (folder / "checkpoints").is_dir()):
+            check_start(settings, start)
+
+    with stoppable():
+        training_fabric(settings.precision)  # where several processes train, they meet here
+        index = in_turn(lambda: index_images(data))
+        alone(check)
+        if preview:
+            return alone(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
+        boxes = in_turn(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
+        return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet)
 
 
 def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quiet: bool) -> "Run":

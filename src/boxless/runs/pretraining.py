@@ -1,9 +1,11 @@
 """A pretraining run, from images to weights."""
 
+import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.optim import SGD, AdamW, Optimizer
 
 from boxless.data.fetching import image_order
@@ -22,6 +25,7 @@ from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.contract import MethodOutput, as_module
+from boxless.methods.moco import MomentumContrast
 from boxless.proposals.grid import Grid
 from boxless.proposals.production import Method as ProposalMethod
 from boxless.proposals.production import ensure_proposals, settings_of
@@ -30,14 +34,18 @@ from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.folder import Run, start_run, write_json
-from boxless.runs.setup import make_fabric, worker_count
+from boxless.runs.schedule import Plan, rates_in_words
+from boxless.runs.setup import training_fabric, worker_count
 from boxless.runs.weights import adopt
+from boxless.training.distributed import gather_rows, rank, synchronize_norms, world_size
 from boxless.training.health import HealthRecord, measure
+from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
 from boxless.training.loop import NonFiniteLoss, Progress, train
 from boxless.training.optim import Lars, parameter_groups, warmup_cosine
 from boxless.training.state import load_checkpoint, save_checkpoint
+from boxless.training.turns import alone, check_same, largest, shared, united
 
 LEAST_LOADED = 0.99
 """Share of the backbone, and of each part that the start's weights hold, that must be loaded."""
@@ -45,34 +53,6 @@ LEAST_LOADED = 0.99
 
 class Collapse(Exception):
     """The embeddings of all images have become the same."""
-
-
-@dataclass
-class Plan:
-    """A pretraining's length: from epochs and images to steps."""
-
-    batch: int
-    steps: int
-    steps_per_epoch: int
-    warmup_steps: int
-    peak: float
-
-    @staticmethod
-    def of(recipe: PretrainRecipe, images: int) -> "Plan":
-        """The plan for a number of images."""
-        batch = min(recipe.batch_size, images)
-        if batch < 2:
-            raise UserError(f"batch_size: {batch} image(s) in a batch; batch norms need 2 at least, give more images")
-        per_epoch = images // batch
-        steps = max(1, round(recipe.epochs * per_epoch))
-        warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
-        return Plan(batch, steps, per_epoch, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
-
-    def learning_rates(self, optim: PretrainOptim) -> dict[str, Any]:
-        """What `warmup_cosine` wants beside the step."""
-        final = min(self.peak, optim.final_lr * self.batch / optim.reference_batch)
-        start = self.peak * optim.warmup_start
-        return dict(total_steps=self.steps, warmup_steps=self.warmup_steps, peak=self.peak, start=start, final=final)
 
 
 def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
@@ -103,30 +83,41 @@ def run_pretraining(
 ) -> Run:
     """Pretrain in a folder, continuing what is there; see `boxless.pretrain`."""
     run = Run(out)
+    fabric = training_fabric(recipe.precision)
+    quiet = quiet or rank() > 0
     inputs = {"images": len(index), "data": index.fingerprint, "init": str(init) if init else None}
-    with start_run(out, recipe_text, inputs):
-        if run.finished:
+    check_same("data", f"{len(index)} images ({index.fingerprint})")
+    with alone(lambda: start_run(out, recipe_text, inputs)) or nullcontext():
+        if shared(run.finished):
             _say(f"{out}: this run is finished already", quiet)
         else:
-            _pretrain(run, index, boxes, recipe, init, quiet)
+            _pretrain(fabric, run, index, boxes, recipe, init, quiet)
     return run
 
 
 def _pretrain(
-    run: Run, index: ImageIndex, boxes: Boxes | None, recipe: PretrainRecipe, init: Path | None, quiet: bool
+    fabric: Fabric,
+    run: Run,
+    index: ImageIndex,
+    boxes: Boxes | None,
+    recipe: PretrainRecipe,
+    init: Path | None,
+    quiet: bool,
 ) -> None:
     out = run.path
-    plan = Plan.of(recipe, len(index))
-    fabric = make_fabric(recipe.precision)
+    plan = Plan.of(recipe, len(index), world_size())
+    _say(rates_in_words(plan.batch, recipe.optim.base_lr, recipe.optim.reference_batch, world_size()), quiet)
     torch.manual_seed(recipe.seed)
     trunk = Trunk(recipe.trunk)
-    state = load_checkpoint(out / "checkpoints")
+    state = shared(alone(lambda: load_checkpoint(out / "checkpoints")))
     start: str | None = state.get("init") if state else None
     if init is not None and state is None:  # a run that goes on has its weights, whatever the file now holds
         start = str(load_trunk(trunk, init, LEAST_LOADED))
         _say(start, quiet)
     method = recipe.method.build(trunk)  # targets are copied here, so they start from the same weights
-    module = as_module(method).to(memory_format=torch.channels_last)
+    module = as_module(method).to(fabric.device, memory_format=torch.channels_last)
+    if not isinstance(recipe.method, MomentumContrast):  # whose norms keep to parts of the batch
+        module = synchronize_norms(module)
     optimizer = make_optimizer(module, recipe.optim)
     health, skipped, spent = HealthRecord(), {}, 0.0
     progress = Progress(0, plan.steps)
@@ -141,11 +132,14 @@ def _pretrain(
     placed, optimizer = fabric.setup(module, optimizer)
     dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
     dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
-    order = image_order(index, plan.batch, progress.step, plan.steps, recipe.seed, recipe.shard_buffer)
+    own = plan.batch // world_size()
+    places = progress.step, plan.steps, recipe.seed, recipe.shard_buffer, rank(), world_size()
+    order = image_order(index, own, *places)
     workers = worker_count(recipe.workers, 16)
+    written = out if rank() == 0 else None
     loggers = make_loggers(recipe.loggers, out, asdict(recipe))
     journal = Journal(
-        out, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet, loggers=loggers
+        written, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet, loggers=loggers
     )
     if len(index) < recipe.batch_size:
         _say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
@@ -153,25 +147,23 @@ def _pretrain(
     began = time.monotonic()
 
     def save() -> None:
-        save_checkpoint(
-            out / "checkpoints",
-            progress.step,
-            {
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "health": [(s, list(vars(v).values())) for s, v in zip(health.steps, health.values, strict=True)],
-                "skipped": skipped,
-                "init": start,
-                "seconds": spent + time.monotonic() - began,
-            },
-        )
+        skipped.update(united(skipped))
+        content = {
+            "module": module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "health": [(s, list(vars(v).values())) for s, v in zip(health.steps, health.values, strict=True)],
+            "skipped": skipped,
+            "init": start,
+            "seconds": spent + time.monotonic() - began,
+        }
+        alone(lambda: save_checkpoint(out / "checkpoints", progress.step, content))
 
     def after_step(step: int) -> None:
         method.after_step(step, plan.steps)
         if step % recipe.health_every == 0 or step + 1 == plan.steps:
             output = objective.output
             if output.online is not None and output.target is not None:
-                health.add(step, measure(output.online, output.target))
+                health.add(step, shared(measure(gather_rows(output.online), gather_rows(output.target))))
                 journal.write(step, {f"health/{name}": value for name, value in vars(health.values[-1]).items()})
                 journal.status = health.verdict
             if hasattr(method, "momentum"):  # of a target that follows
@@ -179,21 +171,27 @@ def _pretrain(
             if recipe.stop_on_collapse and health.collapsed_at is not None:
                 raise Collapse
 
+    batches: Iterable[Batch] = view_batches(dataset, order, workers, fabric.device.type == "cuda")
+    if recipe.method.needs_boxes and world_size() > 1:
+        batches = equally_wide(batches)
+    stop = Interruption()
     try:
-        train(
-            fabric,
-            placed,
-            optimizer,
-            fabric_batches(fabric, view_batches(dataset, order, workers, fabric.device.type == "cuda")),
-            objective,
-            partial(warmup_cosine, **plan.learning_rates(recipe.optim)),
-            progress,
-            journal,
-            after_step,
-            save,
-            recipe.checkpoint_every,
-            recipe.optim.clip_norm,
-        )
+        with stop:
+            train(
+                fabric,
+                placed,
+                optimizer,
+                fabric_batches(fabric, batches),
+                objective,
+                partial(warmup_cosine, **plan.learning_rates(recipe.optim)),
+                progress,
+                journal,
+                after_step,
+                save,
+                recipe.checkpoint_every,
+                recipe.optim.clip_norm,
+                stop=stop,
+            )
     except Collapse:
         raise UserError(
             f"{out}: stopped at step {progress.step}, {health.verdict}; the last checkpoint is kept. "
@@ -203,10 +201,12 @@ def _pretrain(
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr") from None
     finally:
         journal.close()
+    if progress.step < plan.steps:
+        raise stop.unfinished(out, progress.step, plan.steps)
     # A backbone that was frozen belongs to what was trained on it.
     parts = tuple(part for part in trunk.parts if part in ("backbone", *method.trains))
-    save_trunk(run.weights, trunk, parts)
     seconds = spent + time.monotonic() - began
+    skipped.update(united(skipped))
     summary = {
         "method": recipe.method.name,
         "init": start or "random weights",
@@ -219,7 +219,13 @@ def _pretrain(
         "health_report": health.report(),
         "skipped": skipped,
     }
-    write_json(out / "summary.json", summary)
+
+
+    def finish() -> None:
+        save_trunk(run.weights, trunk, parts)
+        write_json(out / "summary.json", summary)
+
+    alone(finish)
     _say(health.report(), quiet)
     if skipped:
         _say(skipped_report(skipped), quiet)
@@ -235,7 +241,26 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
         return ProposalTable.open(recipe.proposals.file).aligned_to(index)
     method = proposal_method(recipe)
     workers = None if recipe.workers is None else max(1, recipe.workers)  # 0 trains without workers; 1 proposes so
-    return ensure_proposals(index, proposal_file(index, recipe, out), method, workers, quiet).aligned_to(index)
+    file = proposal_file(index, recipe, out)
+    if rank() > 0:  # the first process has made it
+        return ProposalTable.open(seen(file)).aligned_to(index)
+    return ensure_proposals(index, file, method, workers, quiet).aligned_to(index)
+
+
+def seen(file: Path) -> Path:
+    """The file that another process has written, once this machine sees it.
+
+    Raises:
+        UserError: where it does not.
+    """
+    for _ in range(60):  # network file systems tell of new files late
+        if file.exists():
+            return file
+        time.sleep(1)
+    raise UserError(
+        f"{file}: the first process wrote it, but machine {socket.gethostname()} does not see it; choose an --out that "
+        "all machines see, or give the boxes by proposals.file"
+    )
 
 
 def proposal_method(recipe: PretrainRecipe) -> ProposalMethod:
@@ -299,6 +324,14 @@ def fabric_batches(fabric: Fabric, batches: Any) -> Any:
     """Batches on the device."""
     for batch in batches:
         yield batch.to(fabric.device)
+
+
+def equally_wide(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, with room for as many boxes per image as any process has, so that all draw alike among them."""
+    for batch in batches:
+        more = largest(batch.boxes.shape[1]) - batch.boxes.shape[1]
+        boxes, valid = pad(batch.boxes, (0, 0, 0, more)), pad(batch.valid, (0, more))
+        yield replace(batch, boxes=boxes, valid=valid)
 
 
 def skipped_report(skipped: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -64,6 +65,15 @@ class Interruption:
             yield
         finally:
             self._at_once = False
+
+    def unfinished(self, out: Path, step: int, total: int) -> Unfinished:
+        """What a run in the folder `out` says that ends after a step of its total."""
+        assert self.signal is not None
+        name = signal.Signals(self.signal).name
+        return Unfinished(
+            f"{out}: stopped by {name}; {step} of {total} steps are kept, give the same command again to go on",
+            self.signal,
+        )
 
     def _heed(self, number: int, _: object) -> None:
         again = self.signal is not None
