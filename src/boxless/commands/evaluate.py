@@ -54,8 +54,8 @@ class EvaluationResult:
 def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -> EvaluationResult:
     """Measure a fine-tuned detector against labels: AP by the metric of its recipe, FCN's mIoU.
 
-    Writes evaluation.json (the scores), detections.json (COCO results; not of FCN) and examples.png and .svg (labels
-    and detections side by side).
+    Writes evaluation.json (the scores), detections.json (COCO results; not of FCN), examples.png and .svg (labels and
+    detections side by side), and gallery.json, which boxless report shows.
 
     Args:
         run: Folder that boxless finetune wrote.
@@ -73,6 +73,7 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     from boxless.evaluation.average_precision import coco_results
     from boxless.runs.detecting import check_keypoints, detect_labelled, load_detector, scores, skeleton_of
     from boxless.runs.folder import write_json, write_text
+    from boxless.runs.gallery import write_gallery
 
     detector, classes, recipe = load_detector(run)
     if recipe.detector.kind == "fcn":
@@ -93,6 +94,7 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     )
     write_text(folder / "detections.json", _lines(coco_results(labels, found)))
     _draw_examples(folder / "examples", labels, found, skipped)
+    write_gallery(folder, labels, found, skipped)
     write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
     if not quiet:
         print(result)

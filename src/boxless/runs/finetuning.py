@@ -29,6 +29,7 @@ from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.detecting import check_keypoints
 from boxless.runs.detecting import scores as scores_of
 from boxless.runs.folder import Run, start_run, write_json
+from boxless.runs.gallery import write_gallery
 from boxless.runs.labels import choose_labels
 from boxless.runs.segmenting import check_sizes, measure_classes, training_set
 from boxless.runs.setup import make_fabric, worker_count
@@ -207,7 +208,7 @@ def _finetune(
         parts = (part for batch in detection_batches(dataset, further, workers) for part in objective.parts(batch))
         estimate_norms(detector, parts, lambda part: objective(part, after))
     save_detector(run.weights, detector)
-    scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers)
+    scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
     seconds = spent + time.monotonic() - began
     write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds))
     _say(score_table(scores), quiet)
@@ -252,13 +253,23 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
 
 
 def evaluate_detector(
-    fabric: Fabric, detector: nn.Module, val: LabelledData, recipe: FinetuneRecipe, workers: int
+    fabric: Fabric,
+    detector: nn.Module,
+    val: LabelledData,
+    recipe: FinetuneRecipe,
+    workers: int,
+    gallery: Path | None = None,
 ) -> tuple[Mapping[str, Scores | SegmentationScores], dict[str, str]]:
-    """AP as `detecting.scores` has it, or FCN's mIoU, and the images that could not be read."""
+    """AP as `detecting.scores` has it, or FCN's mIoU, and the images that could not be read.
+
+    `gallery`: a folder to leave what was found in, for a page; FCN's is left out.
+    """
     if recipe.detector.kind == "fcn":
         return measure_classes(fabric, detector, val, recipe, workers)
     dataset = DetectionDataset(val, recipe.min_size, recipe.max_size, training=False, masks=False)
     found, skipped = as_list(detect(fabric, detector, dataset, workers=workers))
+    if gallery is not None:
+        write_gallery(gallery, val, found, skipped)
     return scores_of(val, found, recipe), skipped
 
 
