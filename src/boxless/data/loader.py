@@ -75,14 +75,11 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, for copies that do not wait."""
-        views = tuple(v and View(v.image.pin_memory(), v.from_source.pin_memory()) for v in self.views)
-        return replace(self, views=views, boxes=self.boxes.pin_memory(), valid=self.valid.pin_memory())
+        return replace(self, views=tuple(v and v.with_image(v.image.pin_memory()) for v in self.views))
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        views = tuple(v and v.to(device, non_blocking=True) for v in self.views)
-        boxes, valid = (t.to(device, non_blocking=True) for t in (self.boxes, self.valid))
-        return replace(self, views=views, boxes=boxes, valid=valid)
+        """The same batch with its images on a device; places stay on the CPU (see `View`)."""
+        return replace(self, views=tuple(v and v.to(device) for v in self.views))
 
 
 class ViewDataset(Dataset[Sample]):
@@ -175,10 +172,10 @@ class Order(Sampler[list[tuple[int, int]]]):
         total: steps of the whole run.
         seed: of the run.
         rank: of this process.
-        shards: (rows,) the shard of each row and how many shards to mix, see `mixed_rows`; None for any order.
         world: number of processes; each takes its own share of every batch.
         repeats: (rows,) how often each row comes in an epoch on average, as `repeat_factors` has it; None for once.
             Another time counts as an epoch of its own, so that flips and sizes are drawn anew.
+        shards: (rows,) the shard of each row and how many shards to mix, see `mixed_rows`; None for any order.
     """
 
     def __init__(
@@ -188,10 +185,10 @@ class Order(Sampler[list[tuple[int, int]]]):
         start: int,
         total: int,
         seed: int,
-        shards: tuple[NDArray[np.integer], int] | None = None,
         rank: int = 0,
         world: int = 1,
         repeats: NDArray[np.float64] | None = None,
+        shards: tuple[NDArray[np.integer], int] | None = None,
     ) -> None:
         self.rows, self.batch, self.start, self.total = rows, batch, start, total
         self.seed, self.rank, self.world, self.repeats, self.shards = seed, rank, world, repeats, shards
@@ -215,12 +212,12 @@ class Order(Sampler[list[tuple[int, int]]]):
             places = [place % len(rows) for place in range(first, first + self.batch)]
             yield [(int(epochs[place]), int(rows[place])) for place in places]
 
-        if self.shards is not None:
-            rows = mixed_rows(*self.shards, self.batch, self.world, random)
-            return rows, np.broadcast_to(epoch, len(rows))
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of an epoch in their order, and for each the epoch that its random draws are of."""
         random = np.random.default_rng((self.seed, epoch))
+        if self.shards is not None:
+            rows = mixed_rows(*self.shards, self.batch, self.world, random)
+            return rows, np.broadcast_to(epoch, len(rows))
         if self.repeats is None:
             return random.permutation(self.rows), np.broadcast_to(epoch, self.rows)
         rows, times = repeated_rows(self.repeats, random)

@@ -6,6 +6,7 @@ batch and view; every sample still meets each order equally often.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import cv2
 import torch
@@ -22,13 +23,14 @@ Change = Callable[[Tensor, Tensor], Tensor]
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def augment(view: View, settings: Photometric, generator: torch.Generator) -> View:
+def augment(view: View, settings: Photometric, generator: torch.Generator, compiled: bool = False) -> View:
     """Flip, jitter, grey, blur and solarise views of uint8 pixels, in this order (BYOL, appendix B).
 
     Args:
         view: image (B, 3, H, W) uint8 on any device.
         settings: probabilities and strengths.
         generator: on the CPU.
+        compiled: whether the jitter is compiled, which saves a GPU two thirds of its passes over the images.
 
     Returns:
         Views with float images in 0..1 whose maps know of the flips.
@@ -41,7 +43,7 @@ def augment(view: View, settings: Photometric, generator: torch.Generator) -> Vi
     def strength(amount: float) -> Tensor:
         return (own_rows(count, lambda rows: torch.rand(rows, generator=generator)) * 2 - 1) * amount
 
-    view = view.mirrored(chance(settings.flip).to(device))
+    view = view.mirrored(chance(settings.flip))
     jittered = chance(settings.jitter)
     factors = {
         "brightness": 1 + strength(settings.brightness),
@@ -51,7 +53,10 @@ def augment(view: View, settings: Photometric, generator: torch.Generator) -> Vi
     }
     names, ones = list(factors), torch.ones(count)
     order = [names[number] for number in torch.randperm(4, generator=generator).tolist()]
-    changes: list[tuple[Tensor, Change, Tensor]] = [(jittered, _jitter_in(name), factors[name]) for name in order]
+    jitter = _compiled_jitter() if compiled else _jitter
+    changes: list[tuple[Tensor, Change, Tensor]] = [
+        (jittered, _jitter_in(name, jitter), factors[name]) for name in order
+    ]
     changes.append((chance(settings.gray), lambda part, _: _gray(part).expand_as(part), ones))
     sigma = own_rows(count, lambda rows: torch.empty(rows).uniform_(*settings.blur_sigma, generator=generator))
     changes.append((chance(settings.blur), blur, sigma))
@@ -113,13 +118,18 @@ def _apply(image: Tensor, chosen: Tensor, change: Change, amount: Tensor) -> Non
         image.index_copy_(0, places, change(image[places], amount[at]))
 
 
-def _jitter_in(name: str) -> Change:
-    return lambda image, factor: _jitter(image, name, factor)
+def _jitter_in(name: str, jitter: Callable[[Tensor, str, Tensor], Tensor]) -> Change:
+    return lambda image, factor: jitter(image, name, factor.to(image.device, non_blocking=True))
+
+
+@cache
+def _compiled_jitter() -> Callable[[Tensor, str, Tensor], Tensor]:
+    return torch.compile(_jitter, dynamic=True)  # other images are chosen in every step
 
 
 def _jitter(image: Tensor, name: str, factor: Tensor) -> Tensor:
     """One operation of torchvision's ColorJitter on images (B, 3, H, W) with factors (B,), in place."""
-    factor = factor.to(image.device, non_blocking=True)[:, None, None, None]
+    factor = factor[:, None, None, None]
     if name == "brightness":
         return image.mul_(factor).clamp_(0, 1)
     if name == "contrast":
@@ -152,7 +162,7 @@ def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:
     hue = torch.where(value == red, green - blue, torch.where(value == green, of_green, of_blue))
     hue.div_(chroma.clamp(min=1e-8)).add_(turn[:, 0], alpha=6)
     hue.sub_((hue / 6).floor_(), alpha=6)
-    torch.addcmul(lowest, chroma, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=red)
-    torch.addcmul(value, chroma, (hue - 2).abs_().sub_(1).clamp_(0, 1), value=-1, out=green)
-    torch.addcmul(value, chroma, (hue - 4).abs_().sub_(1).clamp_(0, 1), value=-1, out=blue)
+    red.copy_(torch.addcmul(lowest, chroma, (hue - 3).abs_().sub_(1).clamp_(0, 1)))
+    green.copy_(torch.addcmul(value, chroma, (hue - 2).abs_().sub_(1).clamp_(0, 1), value=-1))
+    blue.copy_(torch.addcmul(value, chroma, (hue - 4).abs_().sub_(1).clamp_(0, 1), value=-1))
     return image

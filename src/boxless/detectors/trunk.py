@@ -94,15 +94,15 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
 
         Args:
             features: by torchvision's names, (B, C, h, w) each.
-            rois: (R, 5), image index and xyxy in the frame.
-            levels: (R,); where there is no map of a level, the nearest one is taken.
+            rois: (R, 5), image index and xyxy in the frame; where they are on the CPU, nothing waits for the device.
+            levels: (R,), beside them; where there is no map of a level, the nearest one is taken.
             frame: height and width of the images that the boxes live in, px. Boxes are scaled by each level's own size
                 and not by 1 / stride: P5 of a 112 px view has 4 cells, not 3.5.
 
         Returns:
             (R, C, S, S) float32.
         """
-        size = self.output_size
+        size, device = self.output_size, features["0"].device
         levels = levels.clamp(self.first, self.last)
         pooled = features["0"].new_zeros((len(rois), features["0"].shape[1], *size), dtype=torch.float32)
         for number, name in enumerate(self.featmap_names, start=self.first):
@@ -111,8 +111,9 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
                 continue
             feature = features[name].float()  # half precision rounds the sampling weights
             y, x = feature.shape[-2] / frame[0], feature.shape[-1] / frame[1]
-            scaled = rois[chosen] * rois.new_tensor([1, x, y, x, y])
-            pooled[chosen] = roi_align(feature, scaled, size, sampling_ratio=self.sampling_ratio, aligned=True)
+            scaled = (rois[chosen] * rois.new_tensor([1, x, y, x, y])).to(device, non_blocking=True)
+            aligned = roi_align(feature, scaled, size, sampling_ratio=self.sampling_ratio, aligned=True)
+            pooled[chosen.to(device, non_blocking=True)] = aligned
         return pooled
 
 

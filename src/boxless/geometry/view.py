@@ -1,6 +1,6 @@
 """A view of a source image that remembers where each of its pixels came from."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ class View(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W), uint8 as cropped or float as the network sees it.
-        from_source: (B, 2, 3), source pixels -> view pixels.
+        from_source: (B, 2, 3), source pixels -> view pixels; on the CPU wherever the image is. Places are few numbers,
+            and what is decided by them (which boxes a view shows) would otherwise wait for the device.
     """
 
     image: Tensor
@@ -26,13 +27,14 @@ class View(NamedTuple):
         """Height and width, px."""
         return self.image.shape[-2], self.image.shape[-1]
 
-    def to(self, *arguments: Any, **options: Any) -> "View":
-        """The same views on another device (`torch.Tensor.to`)."""
-        return View(self.image.to(*arguments, **options), self.from_source.to(*arguments, **options))
+    def to(self, device: torch.device | str) -> "View":
+        """The same views with their images on another device."""
+        return self.with_image(self.image.to(device, non_blocking=True))
 
     def mirrored(self, chosen: Tensor) -> "View":
-        """The same views, flipped left and right where `chosen` (B,) is true."""
-        image = torch.where(chosen[:, None, None, None], self.image.flip(-1), self.image)
+        """The same views, flipped left and right where `chosen` (B,), on the CPU, is true."""
+        there = chosen.to(self.image.device, non_blocking=True)[:, None, None, None]
+        image = torch.where(there, self.image.flip(-1), self.image)
         return View(image, compose(mirror(self.size[1], chosen), self.from_source))
 
     def resized(self, size: int) -> "View":
@@ -73,9 +75,8 @@ class View(NamedTuple):
     def cell_centres(self, rows: int, columns: int) -> Tensor:
         """Centres of the cells of a rows x columns feature map, (B, rows, columns, 2) in source px, xy."""
         height, width = self.size
-        device = self.from_source.device
-        y = (torch.arange(rows, device=device) + 0.5) * (height / rows)
-        x = (torch.arange(columns, device=device) + 0.5) * (width / columns)
+        y = (torch.arange(rows) + 0.5) * (height / rows)
+        x = (torch.arange(columns) + 0.5) * (width / columns)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(len(self.from_source), -1, -1, -1)
         return transform_points(invert(self.from_source), grid)
 
@@ -95,10 +96,11 @@ class View(NamedTuple):
         room = torch.tensor([height // grid - size + 1, width // grid - size + 1])
         offset = own_rows(count, lambda rows: torch.rand(rows, grid**2, 2, generator=generator))
         offset = (offset * room).long().clamp(max=room - 1)
-        corner = (corner + offset).flatten(0, 1).to(device)  # (B * grid^2, 2), top and left
-        image_of = torch.arange(count, device=device).repeat_interleave(grid**2)
-        y, x = (corner[:, axis, None] + torch.arange(size, device=device) for axis in (0, 1))
-        pixels = self.image.permute(0, 2, 3, 1)[image_of[:, None, None], y[:, :, None], x[:, None, :]]
+        corner = (corner + offset).flatten(0, 1)  # (B * grid^2, 2), top and left
+        image_of = torch.arange(count).repeat_interleave(grid**2)
+        y, x = (corner[:, axis, None] + torch.arange(size) for axis in (0, 1))
+        place = image_of[:, None, None], y[:, :, None], x[:, None, :]
+        pixels = self.image.permute(0, 2, 3, 1)[tuple(at.to(device, non_blocking=True) for at in place)]
         window = torch.cat([corner, corner + size], 1)[:, [1, 0, 3, 2]].to(self.from_source.dtype)
         cut = compose(crop_and_resize(window, size, size), self.from_source[image_of])
         return View(pixels.permute(0, 3, 1, 2), cut)

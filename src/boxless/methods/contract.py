@@ -61,8 +61,8 @@ class Method(Protocol):
 
         Args:
             views: in the order of `MethodConfig.views`, images normalised.
-            boxes: (B, N, 4), proposals in source px, padded.
-            valid: (B, N), which of them are not padding.
+            boxes: (B, N, 4), proposals in source px, padded; on the CPU, as all places are (see `View`).
+            valid: (B, N), which of them are not padding; on the CPU.
             generator: on the CPU, seeded by the step, for everything random in the method.
         """
 

@@ -195,7 +195,7 @@ class Joint(nn.Module):
 
         v1, v2 = embed(self.boxes.predict, maps)
         t1, t2 = embed(self.boxes.target, target_maps)
-        match = torch.diag_embed(present)  # box k of one view is box k of the other
+        match = torch.diag_embed(present).to(v1.device, non_blocking=True)  # box k of one view is box k of the other
         pairs = [(placed(v, present), placed(t, present)) for v, t in ((v1, t2), (v2, t1))]
         loss = torch.stack([object_contrastive_loss(v, t, match) for v, t in pairs]).sum()  # eqs. 5 and 6
         return MethodOutput(loss, {}, v1.detach(), t2)

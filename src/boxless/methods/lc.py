@@ -70,7 +70,7 @@ class LocalTerm(nn.Module):
         with torch.no_grad():
             f = self.target_projector(target_map)  # (B, output, h, w)
         g = self.predictor(self.projector(online_map))  # (B, output, h', w')
-        points = places(target_view, online_view, f.shape[-2], f.shape[-1])
+        points = places(target_view, online_view, *f.shape[-2:]).to(f.device, non_blocking=True)
         if self.config.kind == "mse":
             return local_mse_loss(f, g, points)
         return local_contrastive_loss(f, g, points, self.config.temperature)  # eqs. 2 to 4

@@ -92,6 +92,7 @@ class PixPro(nn.Module):
         with torch.no_grad():
             t1, t2 = (self.target_projector(self.target_encoder(view.image)["3"]) for view in views)
             (c1, d1), (c2, d2) = (_places(view, *t1.shape[-2:]) for view in views)
+            c1, d1, c2, d2 = (each.to(t1.device, non_blocking=True) for each in (c1, d1, c2, d2))
         diagonal, threshold = torch.maximum(d1, d2), self.config.threshold
         loss = pixpro_loss(y1, t2, c1, c2, diagonal, threshold) + pixpro_loss(y2, t1, c2, c1, diagonal, threshold)
         return MethodOutput(loss, {}, y1.detach().mean((2, 3)), t2.mean((2, 3)))  # eq. 5, doubled

@@ -29,12 +29,14 @@ from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import area, assign_level, choose, jitter
+from boxless.geometry.draws import own_rows
 from boxless.geometry.view import View
 from boxless.losses import object_contrastive_loss
 from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import mlp, move_targets, nothing, target_copy
+from boxless.methods.parts import mlp, move_targets, nothing, target_copy, with_all
 from boxless.methods.two_crops import UnequalCrops
 from boxless.training.optim import ema_momentum
+from boxless.training.turns import total
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class SoCo(nn.Module):
     ) -> MethodOutput:
         """SoCo's loss of the views of each image (eqs. 1 to 6)."""
         source, present = shared_boxes(views, boxes, valid, self.config.boxes, generator)  # (B, K, 4), (B, K)
-        if present.sum() < 2:  # one vector has no batch statistics: nothing can be learned from this batch
+        if total(int(present.sum())) < 2:  # one vector has no batch statistics: nothing can be learned from this batch
             return self._nothing(present)
         jittered = jitter(source, self.config.jitter, self.config.jitter_probability, generator)
         rois = [view.boxes(jittered if number == 0 else source)[0] for number, view in enumerate(views)]
@@ -152,7 +154,8 @@ class SoCo(nn.Module):
         terms = {}
         for a, b in self.directions:
             same = (ids[a][:, :, None] == ids[b][:, None]) & there[:, :, None] & there[:, None]  # (B, K, K)
-            term = object_contrastive_loss(placed(v[a], there), placed(v_target[b], there), same)  # eq. 6
+            pair = placed(v[a], there), placed(v_target[b], there)
+            term = object_contrastive_loss(*pair, same.to(loss.device, non_blocking=True))  # eq. 6
             terms[f"v{a + 1}_to_v{b + 1}"] = term.detach()
             loss = loss + term
         terms["boxes_per_image"] = present.float().sum(1).mean()
@@ -178,7 +181,11 @@ class SoCo(nn.Module):
         if self.config.empty_places == "masked":
             return [own] * views, present
         count = present.sum(1, keepdim=True)  # the boxes come first
-        drawn = [(torch.rand(present.shape, generator=generator).to(own.device) * count).long() for _ in range(views)]
+        shares = [
+            own_rows(len(present), lambda rows: torch.rand(rows, present.shape[1], generator=generator))
+            for _ in range(views)
+        ]
+        drawn = [(share * count).long() for share in shares]
         return [torch.where(present, own, other) for other in drawn], (count > 0).expand_as(present)
 
     def _embed(self, trunk: Trunk, head: nn.Module, view: View, rois: Tensor, there: Tensor) -> Tensor:
@@ -189,7 +196,7 @@ class SoCo(nn.Module):
 
         def at(levels: Tensor) -> Tensor:
             vectors: Tensor = head(trunk.box_head(trunk.roi_pool.pool(maps, flat, levels, view.size)))
-            return vectors
+            return with_all(vectors, maps)
 
         if self.config.pooling == "own_level":
             return at(levels)
@@ -198,7 +205,8 @@ class SoCo(nn.Module):
             [at(torch.full_like(levels, level)) for level in range(first, last + 1)]
         )  # (levels, R, D)
         own = levels.clamp(first, last) - first
-        return everywhere[own, torch.arange(len(levels), device=levels.device)]
+        place = own, torch.arange(len(levels))
+        return everywhere[tuple(at.to(everywhere.device, non_blocking=True) for at in place)]
 
 
 def shared_boxes(
@@ -229,8 +237,9 @@ def listed(boxes: Tensor, there: Tensor) -> Tensor:
 
 def placed(vectors: Tensor, there: Tensor) -> Tensor:
     """Vectors (R, D) of the boxes that `listed` gives back in their places (B, K, D); zeros elsewhere."""
-    places = vectors.new_zeros(*there.shape, vectors.shape[1])
-    return places.masked_scatter(there[..., None], vectors)
+    rows = there.flatten().nonzero().squeeze(1).to(vectors.device, non_blocking=True)
+    places = vectors.new_zeros(there.numel(), vectors.shape[1]).index_copy(0, rows, vectors)
+    return places.view(*there.shape, -1)
 
 
 def cut_out(view: View, boxes: Tensor, there: Tensor, probability: float, generator: torch.Generator) -> View:
@@ -243,13 +252,14 @@ def cut_out(view: View, boxes: Tensor, there: Tensor, probability: float, genera
         probability: that a box loses a square.
         generator: on the CPU.
     """
-    draws = torch.rand(*there.shape, 4, generator=generator).to(boxes.device)
+    draws = own_rows(len(there), lambda rows: torch.rand(rows, there.shape[1], 4, generator=generator))
     side = (area(boxes) * (0.1 + 0.2 * draws[..., 0])).sqrt()[..., None]  # (B, K, 1)
     centre = boxes[..., :2] + draws[..., 1:3] * (boxes[..., 2:] - boxes[..., :2])
     x, y = centre[..., :1], centre[..., 1:]
     height, width = view.size
-    columns = (torch.arange(width, device=x.device) + 0.5 - x).abs() < side / 2  # (B, K, W)
-    rows = (torch.arange(height, device=x.device) + 0.5 - y).abs() < side / 2
+    columns = (torch.arange(width) + 0.5 - x).abs() < side / 2  # (B, K, W)
+    rows = (torch.arange(height) + 0.5 - y).abs() < side / 2
     rows &= (there & (draws[..., 3] < probability))[..., None]
+    rows, columns = (each.to(view.image.device, non_blocking=True) for each in (rows, columns))
     holes = (rows[..., None] & columns[..., None, :]).any(1, keepdim=True)  # (B, 1, H, W)
     return view.with_image(view.image.masked_fill(holes, 0.0))

@@ -169,6 +169,7 @@ class UPDETR(nn.Module):
         height, width = image.size
         inside, _ = image.boxes(source)
         boxes = box_convert(inside / inside.new_tensor([width, height, width, height]), "xyxy", "cxcywh")
+        boxes = boxes.to(image.image.device, non_blocking=True)
         labels = torch.zeros(boxes.shape[:2], dtype=torch.long, device=boxes.device)
         return Objects(labels, boxes, torch.ones_like(labels, dtype=torch.bool))
 

@@ -132,6 +132,9 @@ class PretrainRecipe:
     """Shards to draw images from at a time, of packed data; by default 8 where they are fetched, else all."""
     precision: Precision = "auto"
     """auto: bf16 where the processor or GPU computes with it, else float32."""
+    compile: bool | None = None
+    """Whether bodies, pyramids and colours run as kernels of torch.compile; by default on a GPU in runs of 2000 steps
+    and more, because it takes a minute or two at the start."""
     seed: int = 0
     """Of every random draw."""
     checkpoint_every: int = 500

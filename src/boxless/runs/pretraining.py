@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -18,7 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from boxless.data.fetching import image_order
 from boxless.data.index import ImageIndex
-from boxless.data.loader import Batch, Boxes, Order, ViewDataset, fill_resized, view_batches
+from boxless.data.loader import Batch, Boxes, ViewDataset, fill_resized, view_batches
 from boxless.data.photometric import augment
 from boxless.data.shards import ShardIndex
 from boxless.detectors.trunk import Trunk
@@ -33,6 +32,7 @@ from boxless.proposals.random_boxes import RandomBoxes
 from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.runs.compiling import compile_parts, is_compiled
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.schedule import Plan, rates_in_words
 from boxless.runs.setup import training_fabric, worker_count
@@ -107,6 +107,7 @@ def _pretrain(
     out = run.path
     plan = Plan.of(recipe, len(index), world_size())
     _say(rates_in_words(plan.batch, recipe.optim.base_lr, recipe.optim.reference_batch, world_size()), quiet)
+    torch.backends.cudnn.benchmark = True  # views have few sizes: the fastest convolutions are found once
     torch.manual_seed(recipe.seed)
     trunk = Trunk(recipe.trunk)
     state = shared(alone(lambda: load_checkpoint(out / "checkpoints")))
@@ -129,6 +130,10 @@ def _pretrain(
         for step, values in state["health"]:
             health.add(step, type(measure(torch.eye(4), torch.eye(4)))(*values))
         _say(f"{out}: continuing at step {progress.step} of {plan.steps}", quiet)
+    compiled = is_compiled(recipe, plan.steps, fabric.device)
+    if compiled:
+        _say("compiling: the first steps take a minute or two", quiet)
+        compile_parts(module, trunk)
     placed, optimizer = fabric.setup(module, optimizer)
     dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
     dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
@@ -143,7 +148,7 @@ def _pretrain(
     )
     if len(index) < recipe.batch_size:
         _say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
-    objective = Objective(fabric, placed, recipe, skipped)
+    objective = Objective(fabric, placed, recipe, skipped, compiled)
     began = time.monotonic()
 
     def save() -> None:
@@ -240,6 +245,10 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
     if recipe.proposals.file is not None:
         return ProposalTable.open(recipe.proposals.file).aligned_to(index)
     method = proposal_method(recipe)
+    if isinstance(index, ShardIndex) and index.proposals is not None:
+        if index.proposals != settings_of(method):
+            _say(f"proposals: those in the shards ({index.proposals.get('method')}), not as the recipe has them", quiet)
+        return index
     workers = None if recipe.workers is None else max(1, recipe.workers)  # 0 trains without workers; 1 proposes so
     file = proposal_file(index, recipe, out)
     if rank() > 0:  # the first process has made it
@@ -265,10 +274,6 @@ def seen(file: Path) -> Path:
 
 def proposal_method(recipe: PretrainRecipe) -> ProposalMethod:
     """What draws the boxes."""
-    if isinstance(index, ShardIndex) and index.proposals is not None:
-        if index.proposals != settings_of(method):
-            _say(f"proposals: those in the shards ({index.proposals.get('method')}), not as the recipe has them", quiet)
-        return index
     methods: dict[str, ProposalMethod] = {
         "selective_search": PRESETS[recipe.proposals.preset],
         "grid": Grid(),
@@ -288,11 +293,18 @@ def proposal_file(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
 class Objective:
     """A batch to a loss: views to the device, augmentation, the method's forward pass."""
 
-    def __init__(self, fabric: Fabric, method: nn.Module, recipe: PretrainRecipe, skipped: dict[str, str]) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        method: nn.Module,
+        recipe: PretrainRecipe,
+        skipped: dict[str, str],
+        compiled: bool = False,
+    ) -> None:
         self.fabric, self.method, self.recipe, self.skipped = fabric, method, recipe, skipped
-        self.specs = recipe.method.views()
+        self.specs, self.compiled = recipe.method.views(), compiled
         mean, std = torch.tensor(recipe.trunk.mean), torch.tensor(recipe.trunk.std)
-        self.mean, self.std = (t.view(1, 3, 1, 1).to(fabric.device) for t in (mean, std))
+        self.mean, self.std = (t.view(1, 3, 1, 1).to(fabric.device, non_blocking=True) for t in (mean, std))
         self.output = MethodOutput(torch.zeros(()), {})
 
     def __call__(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
@@ -301,9 +313,9 @@ class Objective:
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
         views = []
         for view, spec in zip(fill_resized(batch, self.specs), self.specs, strict=True):
-            view = augment(view, spec.photometric, generator)
-            image = ((view.image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-            views.append(view.with_image(image))
+            view = augment(view, spec.photometric, generator, self.compiled)
+            image = view.image.sub_(self.mean).div_(self.std)
+            views.append(view.with_image(image.contiguous(memory_format=torch.channels_last)))
         self.output = self.method(tuple(views), batch.boxes, batch.valid, generator)
         return {"loss": self.output.loss, **self.output.terms}
 
@@ -320,10 +332,31 @@ def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
     return AdamW(groups, lr=settings.base_lr, fused=None if torch.cuda.is_available() else True)
 
 
-def fabric_batches(fabric: Fabric, batches: Any) -> Any:
-    """Batches on the device."""
+def fabric_batches(fabric: Fabric, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches on the device; a GPU is brought the next one, from pinned memory, while it works on this one."""
+    if fabric.device.type != "cuda":
+        yield from batches
+        return
+    beside = torch.cuda.Stream(fabric.device)
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
-        yield batch.to(fabric.device)
+        with torch.cuda.stream(beside):
+            coming = batch.to(fabric.device), beside.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = coming
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """A batch that was copied on another stream, for this one to use once it is there."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    for view in batch.views:
+        if view is not None:
+            view.image.record_stream(stream)  # its memory is not given away while this stream uses it
+    return batch
 
 
 def equally_wide(batches: Iterable[Batch]) -> Iterator[Batch]:
