@@ -51,7 +51,7 @@ def view_matches(pairs: Sequence[ViewPair]) -> Figure:
     """A column for each pair of views; above what is true, below what each of the weights found, right or wrong."""
     names = ["true", *pairs[0].found]
     figure = blank(min(16, 5.4 * len(pairs)), 0.8 + 2.8 * len(names))
-    grid = figure.subplots(len(names), len(pairs), squeeze=False)
+    grid = figure.subplots(len(names), len(pairs), squeeze=False, gridspec_kw={"wspace": 0.12})
     for axes_of_pair, pair in zip(grid.T, pairs, strict=True):
         shown = np.unique(np.linspace(0, len(pair.places) - 1, min(LINES, len(pair.places))).round().astype(int))
         for axes, name in zip(axes_of_pair, names, strict=True):
@@ -60,7 +60,7 @@ def view_matches(pairs: Sequence[ViewPair]) -> Figure:
             _draw(axes, pair, ends, right, shown)
             share = "" if name == "true" else f": {right.sum()} of {len(right)} found"
             axes.set_title(f"{name}{share}", fontsize=13)
-    note(figure, "blue: true, or found no further off than one cell; orange: found elsewhere")
+    note(figure, "blue: true, or found in the right cell; orange: found elsewhere")
     return figure
 
 

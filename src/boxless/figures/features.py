@@ -1,12 +1,14 @@
 """Maps of features, for the eye: how strongly each place answers, level by level, and which places are alike."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from boxless.figures.style import HEAT, columns_of, note, show_image, styled
+from boxless.figures.style import HEAT, note, rows_under, show_image, styled
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -14,18 +16,15 @@ Floats = npt.NDArray[np.float32]
 
 @styled()
 def level_maps(images: Sequence[Pixels], maps: Sequence[Mapping[str, Floats]]) -> Figure:
-    """A row for each image (H, W, 3): itself, then its map (h, w) of each level, over the whole image each."""
+    """A column for each image (H, W, 3): itself, and under it its maps (h, w) of all levels."""
     names = list(maps[0])
-    figure, grid = columns_of(images, 1 + len(names), 3.0)
-    for axes, image, levels in zip(grid, images, maps, strict=True):
-        show_image(axes[0], image)
-        for place, values in zip(axes[1:], levels.values(), strict=True):
-            height, width = image.shape[:2]
-            place.imshow(values, cmap=HEAT, extent=(0, width, height, 0), interpolation="nearest")
-            place.set_anchor("N")
-    for place, name in zip(grid[0, 1:], names, strict=True):
+    figure, grid = rows_under(images, len(names))
+    for column, (image, levels) in enumerate(zip(images, maps, strict=True)):
+        for axes, values in zip(grid[1:, column], levels.values(), strict=True):
+            _over(axes, image, values, cmap=HEAT)
+    for axes, name in zip(grid[1:, 0], names, strict=True):
         height, width = maps[0][name].shape
-        place.set_title(f"{name}, {width} x {height}")
+        axes.set_title(f"{name}, {width} x {height}")
     note(figure, "length of each cell's feature vector; yellow: the longest of its map")
     return figure
 
@@ -51,36 +50,36 @@ def pca_colours(maps: Sequence[Floats], kept: float = 0.98) -> list[Floats]:
 
 @styled()
 def pca_panels(images: Sequence[Pixels], maps: Mapping[str, Sequence[Floats]]) -> Figure:
-    """A row for each image, a column for each of the weights: their maps (h, w, C) of the images in PCA colours."""
-    figure, grid = columns_of(images, 1 + len(maps))
-    for axes, image in zip(grid[:, 0], images, strict=True):
-        show_image(axes, image)
-    for column, (name, own) in enumerate(maps.items(), start=1):
-        grid[0, column].set_title(name)
-        for axes, image, colours in zip(grid[:, column], images, pca_colours(own), strict=True):
-            height, width = image.shape[:2]
-            axes.imshow(colours, extent=(0, width, height, 0), interpolation="nearest")
-            axes.set_anchor("N")
-    note(figure, "alike colours within a column: alike features")
+    """A column for each image, a row for each of the weights: their maps (h, w, C) of the images in PCA colours."""
+    figure, grid = rows_under(images, len(maps))
+    for axes_of_row, (name, own) in zip(grid[1:], maps.items(), strict=True):
+        axes_of_row[0].set_title(name)
+        for axes, image, colours in zip(axes_of_row, images, pca_colours(own), strict=True):
+            _over(axes, image, colours)
+    note(figure, "alike colours in a row: alike features")
     return figure
 
 
 @styled()
 def attention_panels(images: Sequence[Pixels], maps: Mapping[str, Sequence[Floats]]) -> Figure:
-    """A row for each image, a column for each of the weights: how strongly each place answers (h, w), over the image.
+    """A column for each image, a row for each of the weights: how strongly each place answers (h, w), over the image.
 
-    Each map is stretched from its lowest to its highest value.
+    Each map is stretched from its lowest to its highest value; weak places show the image.
     """
-    figure, grid = columns_of(images, 1 + len(maps))
-    for axes, image in zip(grid[:, 0], images, strict=True):
-        show_image(axes, image)
-    for column, (name, own) in enumerate(maps.items(), start=1):
-        grid[0, column].set_title(name)
-        for axes, image, values in zip(grid[:, column], images, own, strict=True):
-            show_image(axes, np.repeat(image.mean(2, keepdims=True), 3, 2).astype(np.uint8))
-            height, width = image.shape[:2]
+    figure, grid = rows_under(images, len(maps))
+    for axes_of_row, (name, own) in zip(grid[1:], maps.items(), strict=True):
+        axes_of_row[0].set_title(name)
+        for axes, image, values in zip(axes_of_row, images, own, strict=True):
+            show_image(axes, np.repeat(image.mean(2, keepdims=True) * 0.8, 3, 2).astype(np.uint8))
             strength = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
-            axes.imshow(strength, cmap=HEAT, alpha=0.6, extent=(0, width, height, 0), interpolation="bilinear")
-            axes.set(xlim=(0, width), ylim=(height, 0))
+            _over(axes, image, strength, cmap=HEAT, alpha=0.15 + 0.65 * strength, interpolation="bilinear")
     note(figure, "length of each cell's feature vector; yellow: the longest of its map")
     return figure
+
+
+def _over(axes: Axes, image: Pixels, values: Floats, **look: Any) -> None:
+    """Show a map so that it covers the image."""
+    height, width = image.shape[:2]
+    axes.imshow(values, **{"extent": (0, width, height, 0), "interpolation": "nearest", **look})
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_anchor("N")

@@ -56,7 +56,9 @@ def _histogram(axes: Any, values: npt.NDArray[Any], name: str, counted: str) -> 
     if len(values):
         middle = float(np.median(values))
         axes.axvline(middle, color=INK, linestyle="--", linewidth=1.5)
-        axes.set_title(f"median {middle:,.0f}, from {low:,.0f} to {high:,.0f}; n = {len(values):,}", fontsize=12, color=MUTED)
+        axes.set_title(
+            f"median {middle:,.0f}, from {low:,.0f} to {high:,.0f}; n = {len(values):,}", fontsize=12, color=MUTED
+        )
 
 
 @styled()

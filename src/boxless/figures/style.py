@@ -78,17 +78,19 @@ def note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=13, color=MUTED)
 
 
-def columns_of(images: Sequence[npt.NDArray[np.uint8]], columns: int, width: float = 3.4) -> tuple[Figure, Any]:
-    """A figure with a row for each image, as high as the image is, and its axes (images, columns), switched off.
+def rows_under(images: Sequence[npt.NDArray[np.uint8]], rows: int) -> tuple[Figure, Any]:
+    """A figure with the images (H, W, 3) side by side and `rows` rows under them, wide as a slide is.
 
-    `width`: of a column, inches; narrower where rows are many, so that the whole fits on a slide or a page.
+    Its axes are (1 + rows, images), each as wide as its image needs; they have no ticks.
     """
-    shapes = [min(1.5, image.shape[0] / image.shape[1]) for image in images]
-    width = min(width, 16 / columns, 15 / sum(shapes))
-    figure = blank(max(6.0, width * columns), 0.9 + (width + 0.1) * sum(shapes))
-    grid = figure.subplots(len(images), columns, squeeze=False, height_ratios=shapes)
+    ratios = [min(2.0, max(0.5, image.shape[1] / image.shape[0])) for image in images]
+    height = min(3.2, 13 / sum(ratios))
+    figure = blank(max(6.0, height * sum(ratios)), 0.6 + (height + 0.35) * (1 + rows))
+    grid = figure.subplots(1 + rows, len(images), squeeze=False, width_ratios=ratios)
     for axes in grid.flat:
         axes.set_axis_off()
+    for axes, image in zip(grid[0], images, strict=True):
+        show_image(axes, image)
     return figure, grid
 
 
