@@ -18,8 +18,7 @@ from boxless.errors import UserError
 from boxless.recipes import catalogue, published
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.finetuning import Schedule
-from boxless.runs.pretraining import Plan
+from boxless.runs.schedule import Plan, Schedule
 from boxless.training.optim import warmup_cosine
 
 COCO, IMAGENET = 118_287, 1_281_167

@@ -13,9 +13,10 @@ from boxless.detectors.two_stage import DetectorConfig, two_stage
 from boxless.errors import UserError
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
-from boxless.runs.finetuning import Schedule, make_optimizer, with_trunk_of
+from boxless.runs.finetuning import make_optimizer, with_trunk_of
 from boxless.runs.folder import Run
 from boxless.runs.labels import choose_labels
+from boxless.runs.schedule import Schedule
 from boxless.training.journal import read_metrics
 
 SHORT = {"iterations": 3, "evaluate_every": 2}

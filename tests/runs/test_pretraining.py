@@ -19,7 +19,8 @@ from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs import pretraining as module
 from boxless.runs.folder import Run
-from boxless.runs.pretraining import Plan, with_trunk_of
+from boxless.runs.pretraining import with_trunk_of
+from boxless.runs.schedule import Plan
 from boxless.training.health import Health
 from boxless.training.journal import read_metrics
 

@@ -37,7 +37,7 @@ class EvaluationResult:
     skipped: dict[str, str]
 
     def __str__(self) -> str:
-        from boxless.runs.finetuning import score_table
+        from boxless.runs.measuring import score_table
 
         lines = [f"{self.images} images, in percent:", score_table(self.scores)]
         if self.unlabelled:

@@ -43,15 +43,21 @@ def finetune(
     from boxless.recipes.overrides import override
     from boxless.runs.finetuning import run_finetuning, with_fitting_neck, with_trunk_of
     from boxless.runs.labels import training_labels, validation_labels
+    from boxless.runs.setup import training_fabric
+    from boxless.runs.stopping import stoppable
     from boxless.runs.weights import weights_file
+    from boxless.training.distributed import rank
 
     settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
     settings = with_fitting_neck(settings)
     file = weights_file(weights) if weights else None
     segments = settings.detector.kind == "fcn"
-    train_data = training_labels(data, quiet, segments)
-    val_data = validation_labels(val, train_data.classes, quiet, segments)
-    return run_finetuning(train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet)
+    with stoppable():
+        training_fabric(settings.precision)  # where several processes train, they meet here
+        silent = quiet or rank() > 0
+        train_data = training_labels(data, silent, segments)
+        val_data = validation_labels(val, train_data.classes, silent, segments)
+        return run_finetuning(train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet)
 
 
 def recipe_of(arguments: dict[str, Any]) -> "FinetuneRecipe":

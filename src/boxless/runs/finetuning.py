@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
 from boxless.data.labels import LabelledData
@@ -20,63 +21,28 @@ from boxless.data.repeat_factor import repeat_factors
 from boxless.data.subsets import fingerprint
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
-from boxless.errors import UserError
+from boxless.errors import Unfinished, UserError
 from boxless.evaluation.average_precision import Scores, check_federated
-from boxless.evaluation.inference import as_list, detect
 from boxless.evaluation.mean_iou import SegmentationScores
 from boxless.interop.weights import WeightsReport, load_trunk
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.detecting import check_keypoints
-from boxless.runs.detecting import scores as scores_of
 from boxless.runs.folder import Run, start_run, write_json
-from boxless.runs.gallery import write_gallery
 from boxless.runs.labels import choose_labels
-from boxless.runs.segmenting import check_sizes, measure_classes, training_set
-from boxless.runs.setup import make_fabric, worker_count
+from boxless.runs.measuring import evaluate_detector, known, score_table
+from boxless.runs.schedule import Schedule, check_divides, rates_in_words
+from boxless.runs.segmenting import check_sizes, training_set
+from boxless.runs.setup import training_fabric, worker_count
 from boxless.runs.weights import adopt, trunk_of
+from boxless.training.distributed import rank, synchronize_norms, world_size
+from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
 from boxless.training.loop import NonFiniteLoss, Progress, train
-from boxless.training.optim import parameter_groups, warmup_multistep, warmup_polynomial
+from boxless.training.optim import parameter_groups
 from boxless.training.precise_norms import estimate_norms
 from boxless.training.state import load_checkpoint, save_checkpoint
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A fine-tuning's length and learning rates, in steps; `final` is where a polynomial ends, None with drops."""
-
-    batch: int
-    steps: int
-    warmup: int
-    warmup_start: float
-    milestones: tuple[int, ...]
-    peak: float
-    drop_factor: float
-    final: float | None
-
-    @staticmethod
-    def of(recipe: FinetuneRecipe, images: int) -> "Schedule":
-        """The schedule for a number of labelled images; a data set smaller than a batch is gone through repeatedly."""
-        steps = recipe.iterations or max(1, round(recipe.epochs * images / recipe.batch_size))
-        optim, scale = recipe.optim, recipe.batch_size / recipe.optim.reference_batch
-        return Schedule(
-            recipe.batch_size,
-            steps,
-            min(optim.warmup_iterations, steps // 10),
-            optim.warmup_start,
-            tuple(round(share * steps) for share in optim.drops),
-            optim.lr * scale,
-            optim.drop_factor,
-            optim.final_lr * scale if optim.schedule == "polynomial" else None,
-        )
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        warmup, start, peak = self.warmup, self.warmup_start, self.peak
-        if self.final is not None:
-            return warmup_polynomial(step, self.steps, warmup, start, peak=peak, final=self.final)
-        return warmup_multistep(step, self.milestones, warmup, start, self.drop_factor, peak)
+from boxless.training.turns import alone, check_same, shared
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
@@ -104,21 +70,28 @@ def run_finetuning(
 ) -> Run:
     """Fine-tune in a folder, continuing what is there; see `boxless.finetune`."""
     run = Run(out)
+    fabric = training_fabric(recipe.precision)
+    quiet = quiet or rank() > 0
     inputs = {"data": data.origin, "val": val.origin, "weights": str(weights) if weights else None}
-    with start_run(out, recipe_text, inputs):
-        if run.finished:
+    with alone(lambda: start_run(out, recipe_text, inputs)) or nullcontext():
+        if shared(run.finished):
             _say(f"{out}: this run is finished already", quiet)
         else:
-            _finetune(run, data, val, recipe, weights, quiet)
+            _finetune(fabric, run, data, val, recipe, weights, quiet)
     return run
 
 
 def _finetune(
-    run: Run, data: LabelledData, val: LabelledData, recipe: FinetuneRecipe, weights: Path | None, quiet: bool
+    fabric: Fabric,
+    run: Run,
+    data: LabelledData,
+    val: LabelledData,
+    recipe: FinetuneRecipe,
+    weights: Path | None,
+    quiet: bool,
 ) -> None:
     out = run.path
-    if recipe.accumulate < 1 or recipe.batch_size % recipe.accumulate:
-        raise UserError(f"accumulate: {recipe.accumulate}; expected a divisor of batch_size, {recipe.batch_size}")
+    check_divides(recipe.batch_size, world_size(), recipe.accumulate)
     check_sizes(recipe)
     chosen = choose_labels(data, recipe)
     masks = recipe.detector.kind == "mask_rcnn"
@@ -130,9 +103,10 @@ def _finetune(
     if recipe.metric == "lvis":
         check_federated(val)
     choice = _label_choice(chosen, recipe)
-    write_json(out / "labels.json", choice)
+    check_same("data", f"{len(chosen)} images ({choice['sha256'][:16]})")
+    alone(lambda: write_json(out / "labels.json", choice))
     _say(f"learning from {len(chosen)} of {len(data)} images; SHA-256 of their ids: {choice['sha256']}", quiet)
-    fabric = make_fabric(recipe.precision)
+    _say(rates_in_words(recipe.batch_size, recipe.optim.lr, recipe.optim.reference_batch, world_size()), quiet)
     torch.manual_seed(recipe.seed)
     trunk = build_trunk(recipe.trunk, recipe.detector)
     report = None
@@ -141,12 +115,14 @@ def _finetune(
         _say(str(report), quiet)
     freeze(trunk, recipe.freeze)
     detector = build_detector(trunk, len(data.classes), recipe.detector, len(data.skeleton.names))
-    detector = detector.to(memory_format=torch.channels_last)
+    detector = detector.to(fabric.device, memory_format=torch.channels_last)
+    if recipe.trunk.norm == "sync":
+        detector = synchronize_norms(detector)
     optimizer = make_optimizer(detector, trunk, recipe.optim)
     repeats = repeat_factors(chosen, recipe.repeat_threshold) if recipe.repeat_threshold else None
     schedule = Schedule.of(recipe, len(chosen) if repeats is None else round(float(repeats.sum())))
     progress, spent = Progress(0, schedule.steps), 0.0
-    state = load_checkpoint(out / "checkpoints")
+    state = shared(alone(lambda: load_checkpoint(out / "checkpoints")))
     if state is not None:
         detector.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
@@ -159,10 +135,18 @@ def _finetune(
         if recipe.detector.kind == "fcn"
         else DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
     )
-    order = Order(len(chosen), schedule.batch, progress.step, schedule.steps, recipe.seed, repeats=repeats)
-    loggers = make_loggers(recipe.loggers, out, asdict(recipe))
+
+    def batches(first: int, end: int) -> DataLoader[list[DetectionSample]]:
+        """Those of this process for some of the steps."""
+        own = schedule.batch // world_size()
+        order = Order(len(chosen), own, first, end, recipe.seed, rank(), world_size(), repeats)
+        return detection_batches(dataset, order, workers)
+
+    mine = rank() == 0  # to write
+    loggers = make_loggers(recipe.loggers, out, asdict(recipe)) if mine else []
+    where, begin = out if mine else None, progress.step
     journal = Journal(
-        out, progress.step, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet, loggers=loggers
+        where, begin, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet, loggers=loggers
     )
     objective = Objective(fabric, placed, recipe)
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
@@ -170,49 +154,72 @@ def _finetune(
 
     def save() -> None:
         tensors = {"module": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(out / "checkpoints", progress.step, {**tensors, "seconds": spent + time.monotonic() - began})
+        content = {**tensors, "seconds": spent + time.monotonic() - began}
+        alone(lambda: save_checkpoint(out / "checkpoints", progress.step, content))
+
+    stop = Interruption()
+
+    def look(step: int) -> None:
+        try:
+            with stop.at_once():
+                scores, _ = evaluate_detector(fabric, detector, val, recipe, workers)
+        except Unfinished:  # the run ends after this step
+            return
+        values = known(next(iter(scores.values())).as_dict())
+        journal.write(step, {f"val/{name}": value for name, value in values.items()})
+        journal.status = "".join(f"val {name} {value:.1%}" for name, value in list(values.items())[:1])
 
     def after_step(step: int) -> None:
         if (step + 1) % look_every == 0 and step + 1 < schedule.steps:
-            scores, _ = evaluate_detector(fabric, detector, val, recipe, workers)
-            values = _known(next(iter(scores.values())).as_dict())
-            journal.write(step, {f"val/{name}": value for name, value in values.items()})
-            journal.status = "".join(f"val {name} {value:.1%}" for name, value in list(values.items())[:1])
+            alone(lambda: look(step))
 
     try:
-        train(
-            fabric,
-            placed,
-            optimizer,
-            detection_batches(dataset, order, workers),
-            objective,
-            schedule.learning_rate,
-            progress,
-            journal,
-            after_step,
-            save,
-            recipe.checkpoint_every,
-            recipe.optim.clip_norm,
-            objective.parts,
-        )
+        with stop:
+            train(
+                fabric,
+                placed,
+                optimizer,
+                batches(begin, schedule.steps),
+                objective,
+                schedule.learning_rate,
+                progress,
+                journal,
+                after_step,
+                save,
+                recipe.checkpoint_every,
+                recipe.optim.clip_norm,
+                objective.parts,
+                stop,
+            )
+            if begin < progress.step == schedule.steps:
+                save()  # to measure the detector may take long
     except NonFiniteLoss as error:
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
     finally:
         journal.close()
-    if recipe.precise_norms:
-        _say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
-        after = schedule.steps
-        end = after + recipe.precise_norms
-        further = Order(len(chosen), schedule.batch, after, end, recipe.seed, repeats=repeats)
-        torch.manual_seed(recipe.seed)
-        parts = (part for batch in detection_batches(dataset, further, workers) for part in objective.parts(batch))
-        estimate_norms(detector, parts, lambda part: objective(part, after))
-    save_detector(run.weights, detector)
-    scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
-    seconds = spent + time.monotonic() - began
-    write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds))
-    _say(score_table(scores), quiet)
-    _say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
+    if progress.step < schedule.steps:
+        raise stop.unfinished(out, progress.step, schedule.steps)
+
+    def finish() -> None:
+        save_detector(run.weights, detector)
+        scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
+        seconds = spent + time.monotonic() - began
+        write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds))
+        _say(score_table(scores), quiet)
+        _say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
+
+    try:
+        with stop, stop.at_once():
+            if recipe.precise_norms:
+                _say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
+                after = schedule.steps
+                torch.manual_seed(recipe.seed)
+                further = batches(after, after + recipe.precise_norms)
+                parts = (part for batch in further for part in objective.parts(batch))
+                estimate_norms(detector, parts, lambda part: objective(part, after))
+            alone(finish)
+    except Unfinished:
+        raise stop.unfinished(out, progress.step, schedule.steps) from None
 
 
 class Objective:
@@ -250,45 +257,6 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
     if settings.name == "sgd":
         return SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
     return AdamW(groups, lr=settings.lr, fused=None if torch.cuda.is_available() else True)
-
-
-def evaluate_detector(
-    fabric: Fabric,
-    detector: nn.Module,
-    val: LabelledData,
-    recipe: FinetuneRecipe,
-    workers: int,
-    gallery: Path | None = None,
-) -> tuple[Mapping[str, Scores | SegmentationScores], dict[str, str]]:
-    """AP as `detecting.scores` has it, or FCN's mIoU, and the images that could not be read.
-
-    `gallery`: a folder to leave what was found in, for a page; FCN's is left out.
-    """
-    if recipe.detector.kind == "fcn":
-        return measure_classes(fabric, detector, val, recipe, workers)
-    dataset = DetectionDataset(val, recipe.min_size, recipe.max_size, training=False, masks=False)
-    found, skipped = as_list(detect(fabric, detector, dataset, workers=workers))
-    if gallery is not None:
-        write_gallery(gallery, val, found, skipped)
-    return scores_of(val, found, recipe), skipped
-
-
-def score_table(scores: Mapping[str, Scores | SegmentationScores]) -> str:
-    """AP or mIoU in percent, a line per kind, and by class."""
-    lines, names = [], {"bbox": "boxes", "segm": "masks", "voc07": "boxes, VOC 2007's 11 points"}
-    for kind, result in scores.items():
-        values = "  ".join(f"{key} {100 * value:.1f}" for key, value in _known(result.as_dict()).items())
-        lines.append(f"{names.get(kind, kind)}: {values}")
-    by_class = next(iter(scores.values())).per_class
-    if 1 < len(by_class) <= 30:
-        name = "IoU" if "segments" in scores else "AP"
-        lines.append(f"{name} by class: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in by_class.items()))
-    return "\n".join(lines)
-
-
-def _known(values: Mapping[str, float]) -> dict[str, float]:
-    """The numbers without those that the labels give no ground for, or that a metric does not have."""
-    return {name: value for name, value in values.items() if value == value}
 
 
 def _label_choice(chosen: LabelledData, recipe: FinetuneRecipe) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What every training run sets up: device, precision, processes."""
 
+import inspect
 import logging
 import os
 from typing import Literal
@@ -8,12 +9,15 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from boxless.errors import UserError
 from boxless.launch import Processes
 from boxless.recipes.schema import Precision
 from boxless.training.memory import keep_freed_memory
 from boxless.training.turns import hosts
+
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 
 
 def make_fabric(precision: Precision) -> Fabric:
@@ -37,10 +41,11 @@ def training_fabric(precision: Precision) -> Fabric:
         return make_fabric(precision)
     _set_up()
     _check_gpus(processes)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    handed_out = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"  # torch 2.14
     fabric = Fabric(
         accelerator="auto",
-        strategy=DDPStrategy(find_unused_parameters=True, broadcast_buffers=False),
+        strategy=DDPStrategy(find_unused_parameters=True, **{handed_out: False}),
         devices=processes.local_world,
         num_nodes=processes.machines,
         precision=resolve_precision(precision),
