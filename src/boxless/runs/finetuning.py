@@ -115,7 +115,7 @@ def _finetune(
         _say(str(report), quiet)
     freeze(trunk, recipe.freeze)
     detector = build_detector(trunk, len(data.classes), recipe.detector, len(data.skeleton.names))
-    detector = detector.to(fabric.device, memory_format=torch.channels_last)
+    detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
     if recipe.trunk.norm == "sync":
         detector = synchronize_norms(detector)
     optimizer = make_optimizer(detector, trunk, recipe.optim)

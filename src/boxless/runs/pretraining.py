@@ -116,7 +116,7 @@ def _pretrain(
         start = str(load_trunk(trunk, init, LEAST_LOADED))
         _say(start, quiet)
     method = recipe.method.build(trunk)  # targets are copied here, so they start from the same weights
-    module = as_module(method).to(fabric.device, memory_format=torch.channels_last)
+    module = as_module(method).to(fabric.device).to(memory_format=torch.channels_last)
     if not isinstance(recipe.method, MomentumContrast):  # whose norms keep to parts of the batch
         module = synchronize_norms(module)
     optimizer = make_optimizer(module, recipe.optim)

@@ -41,7 +41,6 @@ def training_fabric(precision: Precision) -> Fabric:
         return make_fabric(precision)
     _set_up()
     _check_gpus(processes)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
     handed_out = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"  # torch 2.14
     fabric = Fabric(
         accelerator="auto",
@@ -51,7 +50,11 @@ def training_fabric(precision: Precision) -> Fabric:
         precision=resolve_precision(precision),
         plugins=[TorchElasticEnvironment() if processes.launcher == "torchrun" else SLURMEnvironment()],
     )
-    fabric.launch()
+    logging.disable(logging.INFO)  # Lightning's banner
+    try:
+        fabric.launch()
+    finally:
+        logging.disable(logging.NOTSET)
     hosts()
     return fabric
 
