@@ -1,0 +1,118 @@
+"""Pretraining from shards is pretraining from the folder; a pack that is killed goes on to the same bytes."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import PRETRAIN, TRUNK
+from PIL import Image
+from safetensors.torch import load_file
+
+import boxless
+from boxless.errors import UserError
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def trained(data: str, out: Path, method: str, **changes: object) -> Path:
+    recipe = {"soco": "soco-r50-fpn", "byol": "byol-r50"}[method]
+    settings = {key: value for key, value in PRETRAIN.items() if method == "soco" or "small_size" not in key}
+    few = {**TRUNK, **settings, "epochs": 3, "workers": 0, **changes}
+    return boxless.pretrain(data, str(out), recipe, quiet=True, **few).path
+
+
+def assert_same(a: Path, b: Path) -> None:
+    ours, theirs = (load_file(run / "weights.safetensors") for run in (a, b))
+    assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+    assert (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
+
+
+@pytest.fixture
+def packed(digits: SimpleNamespace, tmp_path: Path) -> Path:
+    """Eight scenes with proposals in several shards."""
+    big = tmp_path / "scenes"  # uncompressed, for a shard has a million bytes at least
+    big.mkdir()
+    for file in Path(digits.unlabelled).iterdir():
+        Image.open(file).resize((320, 320)).save(big / f"{file.stem}.bmp")
+    boxless.propose(str(big), str(tmp_path / "boxes.parquet"), "grid", workers=1, quiet=True)
+    boxless.pack(str(big), str(tmp_path / "packed"), str(tmp_path / "boxes.parquet"), 1, quiet=True)
+    assert len(list((tmp_path / "packed").glob("*.tar"))) >= 2
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["soco", "byol"])
+def test_pretraining_from_shards_is_pretraining_from_the_folder(method: str, packed: Path) -> None:
+    folder = trained(str(packed / "scenes"), packed / "a", method)
+    shards = trained(str(packed / "packed" / "manifest.json"), packed / "b", method)
+    assert_same(folder, shards)
+    assert len(list(packed.glob("proposals-*.parquet"))) == (method == "soco")  # shards bring their own
+
+
+def test_broken_off_in_an_epoch_goes_on_through_the_shards(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from boxless.methods.byol import BYOL
+
+    few = {"shard_buffer": 1, "checkpoint_every": 1, "batch_size": 2, "workers": 2}  # 4 steps in an epoch
+    whole = trained(str(packed / "packed"), packed / "whole", "byol", **few)
+    after_step = BYOL.after_step
+
+    def break_off(self: BYOL, step: int, total: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+        after_step(self, step, total)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BYOL, "after_step", break_off)
+        trained(str(packed / "packed"), packed / "broken", "byol", **few)
+    assert_same(trained(str(packed / "packed"), packed / "broken", "byol", **few), whole)
+    any_order = trained(str(packed / "packed"), packed / "any", "byol", **{**few, "shard_buffer": None})
+    assert (any_order / "metrics.csv").read_text() != (whole / "metrics.csv").read_text()
+
+
+def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path) -> None:
+    data, out = str(shared_data / "coco256" / "images"), tmp_path / "killed"
+    boxless.pack(data, str(tmp_path / "whole"), shard_mb=2, quiet=True)
+    code = (  # a read that hangs in the middle of the third shard, so that the kill always comes in time
+        "import sys, time, boxless\nfrom boxless.data.packing import Plan\nread, seen = Plan._sample, []\n"
+        "def slow(self, row, name):\n    seen.append(row)\n    if len(seen) == 80:\n        print('now', flush=True)\n"
+        "        time.sleep(600)\n    return read(self, row, name)\n"
+        "Plan._sample = slow\nboxless.pack(sys.argv[1], sys.argv[2], shard_mb=2, workers=1, quiet=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, data, str(out)], stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout.readline() == b"now\n"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    finished = list(out.glob("shard-*.tar"))
+    assert finished and not (out / "manifest.json").exists()
+    with pytest.raises(UserError, match="holds shards of other data or settings"):
+        boxless.pack(data, str(out), shard_mb=3, quiet=True)
+    finished[0].write_bytes(finished[0].read_bytes()[:-10])  # as a machine without power may leave it
+    result = boxless.pack(data, str(out), shard_mb=2, quiet=True)
+    assert result.written == result.shards - len(finished) + 1
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = {"data": str(packed / "scenes"), "proposals": str(packed / "boxes.parquet"), "shard_mb": 1}
+    result = boxless.pack(out=str(packed / "packed"), **again)
+    out = capsys.readouterr().out
+    assert f"8 images in {result.shards} shards" in out and "0 written" in out
+    with pytest.raises(UserError, match="is packed already"):
+        boxless.pack(str(packed / "packed"), str(packed / "twice"))
+    with pytest.raises(UserError, match="shards are given alone"):
+        boxless.statistics([str(packed / "packed"), str(packed / "scenes")])
+    with pytest.raises(UserError, match="shard_buffer=2: expected shards as data"):
+        trained(str(packed / "scenes"), packed / "run", "byol", shard_buffer=2)
+
+
+def test_other_commands_take_shards(packed: Path) -> None:
+    folder, shards = (boxless.statistics(str(packed / name), quiet=True) for name in ("scenes", "packed"))
+    assert (folder.mean, folder.std) == (shards.mean, shards.std)
+    boxless.propose(str(packed / "packed"), str(packed / "again.parquet"), "grid", workers=1, quiet=True)
+    assert (packed / "again.parquet").read_bytes() == (packed / "boxes.parquet").read_bytes()
