@@ -187,6 +187,28 @@ def test_a_dead_worker_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch):
     assert len(ProposalTable.open(out)) == 4
 
 
+class Elsewhere:
+    """An engine of one worker, on a machine that has not all the files."""
+
+    slots = 1
+
+    def run(self, function, tasks):
+        for task in tasks:
+            yield task, function([(key, path.replace("b.png", "c.png")) for key, path in task])
+
+
+def test_files_that_only_other_machines_lack_are_an_error(tmp_path):
+    for name in ("a.png", "b.png", "d.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("a.png\nb.png\ngone.png\n")
+    out = tmp_path / "p.parquet"
+    with pytest.raises(UserError, match=r"/b.png: not there for a worker on another machine"):
+        make_proposals(index_images(tmp_path / "list.txt"), out, Grid(), quiet=True, engine=Elsewhere())
+    (tmp_path / "c.png").symlink_to("d.png")
+    made = make_proposals(index_images(tmp_path / "list.txt"), out, Grid(), quiet=True, engine=Elsewhere())
+    assert made.table.skipped_images() == [("gone.png", "no such file")] and made.computed == 2  # a.png was kept
+
+
 def test_plain_progress_lines_give_rate_and_time_left(folder, tmp_path, capsys):
     make_proposals(index_images(folder).subset([0, 1]), tmp_path / "p.parquet", Grid(), workers=1)
     assert "proposals: 2 of 2 images" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from boxless.data.index import index_images
 from boxless.data.labels import read_labels
 from boxless.errors import UserError
 from boxless.proposals.recall import labelled_pairs, recall
-from boxless.proposals.table import PackedBoxes
+from boxless.proposals.packed import PackedBoxes
 
 
 def overlap(a, b):
@@ -58,7 +58,7 @@ def test_labels_are_matched_by_file_without_crowds(shared_data):
     index = index_images(shared_data / "coco256" / "images")
     labels = read_labels(shared_data / "coco256" / "annotations" / "instances_val.json")
     counts = np.arange(len(index))
-    boxes = PackedBoxes(np.zeros((counts.sum(), 4), np.float32), np.concatenate([[0], np.cumsum(counts)]))
+    boxes = PackedBoxes.end_to_end(np.zeros((counts.sum(), 4), np.float32), counts)
     pairs = labelled_pairs(boxes, index, labels)
     assert len(pairs) == len(labels) == 128
     keys = index.keys().to_pylist()

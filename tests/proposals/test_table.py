@@ -1,6 +1,8 @@
 import os
+import pickle
 from operator import attrgetter
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,9 @@ from PIL import Image
 
 from boxless.data.index import ImageIndex
 from boxless.errors import UserError
+from boxless.proposals import mapped
 from boxless.proposals import table as table_module
+from boxless.proposals.packed import PackedBoxes
 from boxless.proposals.table import ProposalTable, TableBuilder, settings_hash
 
 
@@ -38,8 +42,11 @@ def same(a, b):
     assert a.keys.to_pylist() == b.keys.to_pylist()
     assert a.skipped.to_pylist() == b.skipped.to_pylist()
     assert a.settings == b.settings
-    for name in ("sizes", "fallback", "packed.values", "packed.offsets", "packed.missing"):
+    for name in ("sizes", "fallback", "packed.missing"):
         np.testing.assert_array_equal(attrgetter(name)(a), attrgetter(name)(b))
+    assert len(a.packed) == len(b.packed)
+    for i in range(len(a.packed)):
+        np.testing.assert_array_equal(a.packed.boxes(i), b.packed.boxes(i))
 
 
 COUNTS = st.dictionaries(st.text("abc/", min_size=1, max_size=4), st.none() | st.integers(0, 4), max_size=9)
@@ -66,7 +73,10 @@ def test_alignment_is_a_look_up(counts, data):
         patch.setattr(table_module, "ROWS", 3)
         packed = table.aligned_to(index_of(*wanted))
     assert len(packed) == len(wanted) and packed.missing == 0
-    assert packed.offsets.dtype == np.int64 and packed.values.dtype == np.float32
+    assert packed.counts().dtype == np.int64 and packed.values.dtype == np.float32
+    np.testing.assert_array_equal(
+        packed.joined(), np.concatenate([packed.values[:0], *map(packed.boxes, range(len(packed)))])
+    )
     for i, key in enumerate(wanted):
         np.testing.assert_array_equal(packed.boxes(i), boxes_of(key, counts[key] or 0))
 
@@ -114,6 +124,41 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     assert Path(file).stat().st_mode & 0o044 == 0o044
 
 
+def test_a_large_table_is_mapped_and_crosses_processes_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "LARGE", 5)
+    counts = {"a": 3, "bad": None, "c": 4}
+    file, copy = tmp_path / "p.parquet", tmp_path / "p.parquet.mapped"
+    table_of(counts).write(file)
+    allocated = pa.total_allocated_bytes()
+    same(ProposalTable.open(file), table_of(counts))
+    assert sorted(os.listdir(tmp_path)) == ["p.parquet", "p.parquet.mapped"]
+    with monkeypatch.context() as patched:
+        patched.setattr(table_module, "_read", lambda *_: pytest.fail("read the Parquet file again"))
+        again = ProposalTable.open(file)
+        same(again, table_of(counts))
+        assert pa.total_allocated_bytes() <= allocated  # neither names nor boxes were copied
+        aligned = again.aligned_to(index_of("c", "a"))
+        sent = pickle.dumps(aligned)
+        assert aligned.values.tobytes() not in sent
+        np.testing.assert_array_equal(pickle.loads(sent).boxes(0), boxes_of("c", 4))
+    aligned.boxes(0)[:] = 0  # what a caller does to its boxes stays with it
+    np.testing.assert_array_equal(aligned.boxes(0), boxes_of("c", 4))
+
+    table_of({"a": 5, "d": 2}).write(file)  # the old rows lie mapped beside
+    with pytest.raises(UserError, match=r"p.parquet.mapped: was deleted or replaced"):
+        ProposalTable.open(file)
+        pickle.loads(sent)
+    same(ProposalTable.open(file), table_of({"a": 5, "d": 2}))
+    for damage in (b"", copy.read_bytes()[:300]):
+        copy.write_bytes(damage)
+        same(ProposalTable.open(file), table_of({"a": 5, "d": 2}))
+    copy.unlink()
+    with monkeypatch.context() as patched:  # as on a disk that is full or may not be written to
+        patched.setattr(mapped, "NamedTemporaryFile", Mock(side_effect=PermissionError))
+        same(ProposalTable.open(file), table_of({"a": 5, "d": 2}))
+    assert os.listdir(tmp_path) == ["p.parquet"]
+
+
 def test_skipped_images_and_the_hash():
     table = table_of({"a": 1, "bad": None})
     assert table.skipped_images() == [("bad", "truncated")]
@@ -123,7 +168,7 @@ def test_skipped_images_and_the_hash():
 def test_a_million_rows_fit_in_arrays():
     count = 1_000_000
     keys = pa.array(np.char.mod("%07d.jpg", np.arange(count)).tolist(), pa.large_string())
-    packed = table_module.PackedBoxes(np.ones((count, 4), np.float32), np.arange(count + 1))
+    packed = PackedBoxes.end_to_end(np.ones((count, 4), np.float32), np.ones(count, np.int64))
     table = ProposalTable(
         keys=keys,
         sizes=np.ones((count, 2), np.int32),

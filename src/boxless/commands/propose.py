@@ -60,6 +60,8 @@ def propose(
     boxes_from: str | None = None,
     recall: str | None = None,
     workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     quiet: bool = False,
 ) -> ProposeResult:
     """Propose boxes for all images and write them to one Parquet file.
@@ -77,6 +79,9 @@ def propose(
         boxes_from: Take the boxes of this COCO JSON file instead.
         recall: Labels to compare with, e.g. a COCO JSON file of some of the images.
         workers: Processes; default one per core.
+        engine: local: this machine; ray: a Ray cluster that is running, whose machines all see the images under the
+            same paths (pip install 'boxless[ray]').
+        ray_address: HOST:PORT of the cluster's head; default $RAY_ADDRESS, or a cluster on this machine.
         quiet: Print nothing.
 
     Raises:
@@ -95,9 +100,11 @@ def propose(
 
         made = take_from_coco(index, out, boxes_from)
     else:
+        from boxless.proposals.engines import chosen_engine
         from boxless.proposals.production import make_proposals
 
-        made = make_proposals(index, out, _method(method, preset, max_side), workers, quiet)
+        with chosen_engine(engine, ray_address, workers) as cluster:
+            made = make_proposals(index, out, _method(method, preset, max_side), workers, quiet, cluster)
     result = _result(made, index, recall)
     if not quiet:
         print(result)

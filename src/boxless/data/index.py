@@ -235,7 +235,7 @@ def _load(stored: Path, root: str) -> ImageIndex | None:
             return None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):  # absent, stale or broken: scan again
         return None
-    index = ImageIndex({"": root}, table["key"].combine_chunks())
+    index = ImageIndex({"": root}, table["key"].chunk(0))  # combine_chunks would copy it into memory
     index.__dict__["fingerprint"] = facts["fingerprint"]
     return index
 

@@ -34,7 +34,7 @@ class Paths(Protocol):
 
 
 class Boxes(Protocol):
-    """Proposals by row: `boxless.proposals.table.PackedBoxes`."""
+    """Proposals by row: `boxless.proposals.packed.PackedBoxes`."""
 
     def boxes(self, row: int) -> NDArray[np.float32]:
         """(N, 4), source px."""

@@ -1,24 +1,20 @@
 """From images to a table of proposals on all cores; a run that is stopped, even by kill -9, goes on where it was.
 
-Workers write each finished block of images as a part (`parts.py`); at the end the parts become one table in the order
-of the index. A row depends on its image and the settings alone, so neither the number of workers nor any interruption
-changes the table.
+Workers compute blocks of images, here or on other machines (`engines.py`); each finished block is kept as a part
+(`parts.py`), and at the end the parts become one table in the order of the index. A row depends on its image and the
+settings alone, so neither the number of workers nor any interruption changes the table.
 """
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
 from boxless.errors import UserError
+from boxless.proposals.engines import Engine, LocalProcesses, WorkerDied
 from boxless.proposals.grid import Grid
 from boxless.proposals.parts import Parts
 from boxless.proposals.progress import progress
@@ -60,12 +57,18 @@ def settings_of(method: Method) -> dict[str, Any]:
 
 
 def make_proposals(
-    index: Index, out: str | Path, method: Method = PRESETS["fast"], workers: int | None = None, quiet: bool = False
+    index: Index,
+    out: str | Path,
+    method: Method = PRESETS["fast"],
+    workers: int | None = None,
+    quiet: bool = False,
+    engine: Engine | None = None,
 ) -> Produced:
     """Write the proposals of all images of the index to `out`, computing only what `out` and its parts lack.
 
-    `workers`: processes, default one per core; 1 computes in this process. Rows of `out` that the index lacks are kept
-    at the end. Images that cannot be read get a row that says why.
+    `workers`: processes, default one per core; 1 computes in this process. `engine`: computes instead of them, perhaps
+    on other machines, which see the images under the same paths; `out` need only be there for this process. Rows of
+    `out` that the index lacks are kept at the end. Images that cannot be read get a row that says why.
 
     Raises:
         UserError: `out` holds something else, belongs to other images or has other settings; a worker died.
@@ -83,12 +86,12 @@ def make_proposals(
     if len(todo):
         out.parent.mkdir(parents=True, exist_ok=True)
         parts.folder.mkdir(exist_ok=True)
-        workers = min(workers or available_cores(), len(todo))
-        _compute(index, todo, method, settings, parts, workers, quiet)
+        engine = engine or LocalProcesses(min(workers or available_cores(), len(todo)))
+        _compute(index, todo, method, settings, parts, engine, quiet)
         finished = parts.load(settings_hash(settings), say)
     if finished or not old:
-        table = _merged(index, old, finished, settings)
-        table.write(out)
+        _merged(index, old, finished, settings).write(out)
+        table = ProposalTable.open(out)  # as training will, which makes what is mapped of a large one
     else:
         table = old[0]
         say(f"{out}: nothing to do, it has all {len(index)} images")
@@ -157,80 +160,49 @@ def _merged(
 
 
 def _compute(
-    index: Index,
-    todo: np.ndarray,
-    method: Method,
-    settings: dict[str, Any],
-    parts: Parts,
-    workers: int,
-    quiet: bool,
+    index: Index, todo: np.ndarray, method: Method, settings: dict[str, Any], parts: Parts, engine: Engine, quiet: bool
 ) -> None:
-    size = max(1, min(LARGEST_BLOCK, len(todo) // (4 * workers)))
+    size = max(1, min(LARGEST_BLOCK, len(todo) // (4 * engine.slots)))
     blocks = (
         [(index.key(i), index.path(i)) for i in todo[at : at + size].tolist()] for at in range(0, len(todo), size)
     )
-    tasks = ((block, method, settings, parts.file_of([key for key, _ in block])) for block in blocks)
-    with progress(len(todo), quiet) as advance:
-        if workers == 1:
-            with _one_thread():
-                for task in tasks:
-                    advance(_compute_block(*task))
-            return
-        try:
-            _in_processes(tasks, workers, advance)
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a worker process died, perhaps for lack of memory; finished images are kept in {parts.folder}: run "
-                "the same command again, with fewer workers (1 if this is a script without a __main__ guard)"
-            ) from error
+    compute = partial(compute_block, method=method, settings=settings)
+    try:
+        with progress(len(todo), quiet) as advance, closing(engine.run(compute, blocks)) as finished:
+            for block, table in finished:
+                _check_seen(block, table)
+                table.write(parts.file_of([key for key, _ in block]))
+                advance(len(block))
+    except WorkerDied as error:
+        raise UserError(f"{error}; finished images are kept in {parts.folder}: run the same command again") from error
 
 
-def _in_processes(tasks: Iterator[tuple[Any, ...]], workers: int, advance: Callable[[int], None]) -> None:
-    # spawn: a fork would copy locks that OpenCV's or PyTorch's threads may hold in this process
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        running: set[Future[int]] = set()
-        try:
-            for task in tasks:
-                running.add(pool.submit(_compute_block, *task))
-                if len(running) >= 2 * workers:  # a million tasks at once would only fill the memory
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    advance(sum(future.result() for future in done))
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                advance(sum(future.result() for future in done))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def leave_with_parent() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)  # the pool's workers would wait forever for a parent that was killed
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _compute_block(block: Block, method: Method, settings: dict[str, Any], part: Path) -> int:
-    """Write the part of a block's images; returns their number."""
+def compute_block(block: Block, method: Method, settings: dict[str, Any]) -> ProposalTable:
+    """Return the rows of a block's images."""
     rows = TableBuilder(settings)
-    for key, path in block:
-        try:
-            image = decode(path)
-            boxes, fallback = method.propose(image, key)
-        except BadImage as error:
-            rows.skip(key, error.reason)
-        except (cv2.error, MemoryError) as error:
-            rows.skip(key, f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
-        else:
-            rows.add(key, (image.shape[1], image.shape[0]), boxes, fallback)
-    rows.table().write(part)
-    return len(block)
+    with _one_thread():
+        for key, path in block:
+            try:
+                image = decode(path)
+                boxes, fallback = method.propose(image, key)
+            except BadImage as error:
+                rows.skip(key, error.reason)
+            except (cv2.error, MemoryError) as error:
+                rows.skip(key, f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+            else:
+                rows.add(key, (image.shape[1], image.shape[0]), boxes, fallback)
+    return rows.table()
+
+
+def _check_seen(block: Block, table: ProposalTable) -> None:
+    """Raise `UserError` where a worker on another machine lacked a file that is there."""
+    paths = dict(block)
+    for key, reason in table.skipped_images():
+        if reason == "no such file" and os.path.exists(paths[key]):
+            raise UserError(
+                f"{paths[key]}: not there for a worker on another machine; all of a cluster's machines must find the "
+                "images under the same path"
+            )
 
 
 @contextmanager

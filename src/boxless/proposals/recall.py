@@ -11,7 +11,8 @@ from torchvision.ops import box_iou
 from boxless.data.labels import LabelledData
 from boxless.errors import UserError
 from boxless.proposals.limits import Array
-from boxless.proposals.table import Index, PackedBoxes
+from boxless.proposals.packed import PackedBoxes
+from boxless.proposals.table import Index
 
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}  # COCO, area in px^2
 

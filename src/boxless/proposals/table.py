@@ -1,4 +1,4 @@
-"""Proposals on disk: one Parquet file, one row per image, and the packed boxes that training reads.
+"""Proposals on disk: one Parquet file, one row per image.
 
 Columns: key string, width and height int32 px (0 where skipped), boxes list<float32> (x1 y1 x2 y2 x1 ... source px),
 fallback int8 (`limits.keep_fitting`), skipped string (why the image could not be used, else null). The schema's
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from boxless.data.images import BadImage, image_size
 from boxless.errors import UserError
 from boxless.proposals.limits import Array, whole_image
+from boxless.proposals.mapped import Mark, mapped_rows, mark_of
+from boxless.proposals.packed import PackedBoxes, values_of
 
 ROWS = 16384  # per row group, so that a group's boxes stay far below the 2^31 values of an Arrow list
 
@@ -51,45 +53,6 @@ class Index(Protocol):
 
     def path(self, i: int) -> str:
         """The file of a row."""
-
-
-@dataclass(frozen=True, eq=False)
-class PackedBoxes:
-    """Boxes of N images end to end: two arrays however many images there are.
-
-    Attributes:
-        values: (T, 4) float32, source px xyxy.
-        offsets: (N + 1,) int64; image i owns rows `offsets[i]` to `offsets[i + 1]`.
-        missing: images that had no row in the table; they got one box, the whole image.
-    """
-
-    values: Array
-    offsets: NDArray[np.int64]
-    missing: int = 0
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def boxes(self, i: int) -> Array:
-        """Return the boxes (N, 4) of image i; none if it could not be read."""
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the number of boxes of each image, (N,)."""
-        return np.diff(self.offsets)
-
-    def take(self, rows: NDArray[np.int64]) -> "PackedBoxes":
-        """Return the images at `rows`, in their order."""
-        if np.array_equal(rows, np.arange(len(self))):
-            return self
-        offsets = _offsets(self.counts()[rows])
-        values = np.empty((offsets[-1], 4), np.float32)
-        for start in range(0, len(rows), ROWS):  # in blocks: one index per box of a million images is large
-            block = rows[start : start + ROWS]
-            end = start + len(block)
-            first = np.repeat(self.offsets[block] - offsets[start:end], np.diff(offsets[start : end + 1]))
-            values[offsets[start] : offsets[end]] = self.values[first + np.arange(offsets[start], offsets[end])]
-        return PackedBoxes(values, offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +94,11 @@ class ProposalTable:
         try:
             with pq.ParquetFile(path) as file:
                 settings = json.loads((file.schema_arrow.metadata or {})[_METADATA])
-                return cls._read(file, settings)
+                column = file.schema_arrow.get_field_index("boxes")
+                groups = (file.metadata.row_group(i).column(column) for i in range(file.num_row_groups))
+                values = sum(group.num_values for group in groups)
+                rows = mapped_rows(path, lambda: _read(file, values), values // 4)
+                return cls._of(rows, settings, mark_of(path, rows))
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -139,25 +106,15 @@ class ProposalTable:
             raise UserError(message) from error
 
     @classmethod
-    def _read(cls, file: pq.ParquetFile, settings: dict[str, Any]) -> "ProposalTable":
-        facts = file.read(["key", "width", "height", "fallback", "skipped"])
-        column = file.schema_arrow.get_field_index("boxes")
-        groups = [file.metadata.row_group(i).column(column).num_values for i in range(file.num_row_groups)]
-        values = np.empty(sum(groups), np.float32)  # an upper bound: rows without boxes count as one value
-        counts = [np.zeros(0, np.int64)]
-        end = 0
-        for group in range(file.num_row_groups):
-            boxes = file.read_row_group(group, ["boxes"])["boxes"].combine_chunks()
-            flat = boxes.flatten().to_numpy(zero_copy_only=False)
-            values[end : end + len(flat)] = flat
-            counts.append(np.asarray(boxes.value_lengths()).astype(np.int64) // 4)
-            end += len(flat)
+    def _of(cls, rows: pa.Table, settings: dict[str, Any], mark: Mark | None) -> "ProposalTable":
+        columns = {name: rows[name].chunk(0) for name in rows.column_names}
+        offsets = np.asarray(columns["boxes"].offsets) // 4
         return cls(
-            keys=facts["key"].combine_chunks(),
-            sizes=np.stack([facts["width"].to_numpy(), facts["height"].to_numpy()], axis=1),
-            packed=PackedBoxes(values[:end].reshape(-1, 4), _offsets(np.concatenate(counts))),
-            fallback=facts["fallback"].to_numpy(),
-            skipped=facts["skipped"].combine_chunks(),
+            keys=columns["key"],
+            sizes=np.stack([columns["width"].to_numpy(), columns["height"].to_numpy()], axis=1),
+            packed=PackedBoxes(values_of(rows), offsets[:-1], offsets[1:], mark=mark),
+            fallback=columns["fallback"].to_numpy(),
+            skipped=columns["skipped"],
             settings=settings,
         )
 
@@ -178,13 +135,13 @@ class ProposalTable:
                 raise
 
     def _arrow(self, start: int, end: int, schema: pa.Schema) -> pa.Table:
-        offsets = self.packed.offsets[start : end + 1]
-        values = pa.array(self.packed.values[offsets[0] : offsets[-1]].reshape(-1))
+        packed = self.packed.take(np.arange(start, end))
+        offsets = np.concatenate([[0], np.cumsum(packed.counts())]) * 4
         columns = [
             self.keys[start:end],
             pa.array(self.sizes[start:end, 0]),
             pa.array(self.sizes[start:end, 1]),
-            pa.ListArray.from_arrays(pa.array((offsets - offsets[0]) * 4, pa.int32()), values),
+            pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(packed.joined().reshape(-1))),
             pa.array(self.fallback[start:end]),
             self.skipped[start:end],
         ]
@@ -193,12 +150,14 @@ class ProposalTable:
     @staticmethod
     def concatenate(tables: Sequence["ProposalTable"]) -> "ProposalTable":
         """Return the rows of all `tables`, at least one, of equal settings, in their order."""
+        before = np.cumsum([0, *(len(t.packed.values) for t in tables)])
         return ProposalTable(
             keys=pa.concat_arrays([t.keys for t in tables]),
             sizes=np.concatenate([t.sizes for t in tables]),
             packed=PackedBoxes(
                 np.concatenate([t.packed.values for t in tables]),
-                _offsets(np.concatenate([t.packed.counts() for t in tables])),
+                np.concatenate([t.packed.starts + at for t, at in zip(tables, before, strict=False)]),
+                np.concatenate([t.packed.ends + at for t, at in zip(tables, before, strict=False)]),
             ),
             fallback=np.concatenate([t.fallback for t in tables]),
             skipped=pa.concat_arrays([t.skipped for t in tables]),
@@ -239,10 +198,13 @@ class ProposalTable:
             return self.packed.take(rows)
         whole = [_whole(index.path(int(i))) for i in missing]
         rows[missing] = len(self) + np.arange(len(missing))
-        lengths = [self.packed.counts(), np.array([len(boxes) for boxes in whole], np.int64)]
-        joined = PackedBoxes(np.concatenate([self.packed.values, *whole]), _offsets(np.concatenate(lengths)))
-        taken = joined.take(rows)
-        return PackedBoxes(taken.values, taken.offsets, len(missing))
+        counts = np.array([len(boxes) for boxes in whole], np.int64)
+        others = PackedBoxes.end_to_end(np.concatenate(whole), counts)
+        at = len(self.packed.values)
+        starts = np.concatenate([self.packed.starts, others.starts + at])
+        ends = np.concatenate([self.packed.ends, others.ends + at])
+        values = np.concatenate([self.packed.values, others.values])
+        return PackedBoxes(values, starts[rows], ends[rows], len(missing))
 
     def _mismatch(self, index: Index) -> str:
         ours = f"{len(self)} of {self.keys[0].as_py()} ..." if len(self) else "none"
@@ -271,7 +233,7 @@ class TableBuilder:
         return ProposalTable(
             keys=pa.array([row[0] for row in self._rows], pa.large_string()),
             sizes=np.array([row[1] for row in self._rows], np.int32).reshape(-1, 2),
-            packed=PackedBoxes(values, _offsets(np.array([len(b) for b in boxes], np.int64))),
+            packed=PackedBoxes.end_to_end(values, np.array([len(b) for b in boxes], np.int64)),
             fallback=np.array([row[3] for row in self._rows], np.int8),
             skipped=pa.array([row[4] for row in self._rows], pa.large_string()),
             settings=self._settings,
@@ -283,8 +245,21 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+def _read(file: pq.ParquetFile, most: int) -> pa.Table:
+    """All rows in one chunk; `most`: numbers in the column of boxes, where images without boxes count as one."""
+    facts = file.read(["key", "width", "height", "fallback", "skipped"])
+    values = np.empty(most, np.float32)
+    lengths = [np.zeros(1, np.int64)]
+    end = 0
+    for group in range(file.num_row_groups):
+        boxes = file.read_row_group(group, ["boxes"])["boxes"].combine_chunks()
+        flat = boxes.flatten().to_numpy(zero_copy_only=False)
+        values[end : end + len(flat)] = flat
+        lengths.append(np.asarray(boxes.value_lengths()).astype(np.int64))
+        end += len(flat)
+    offsets = pa.array(np.cumsum(np.concatenate(lengths)))
+    columns = {name: facts[name].combine_chunks() for name in facts.column_names}
+    return pa.table({**columns, "boxes": pa.LargeListArray.from_arrays(offsets, pa.array(values[:end]))})
 
 
 def _whole(path: str) -> Array:
