@@ -3,12 +3,13 @@
 import inspect
 import logging
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from boxless.errors import UserError
@@ -42,9 +43,10 @@ def training_fabric(precision: Precision) -> Fabric:
     _set_up()
     _check_gpus(processes)
     handed_out = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"  # torch 2.14
+    options: Any = {"find_unused_parameters": True, handed_out: False}
     fabric = Fabric(
         accelerator="auto",
-        strategy=DDPStrategy(find_unused_parameters=True, **{handed_out: False}),
+        strategy=DDPStrategy(**options),
         devices=processes.local_world,
         num_nodes=processes.machines,
         precision=resolve_precision(precision),

@@ -101,7 +101,8 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronize_norms(module: nn.Module) -> nn.Module:
     """The module with batch norms over all processes, names of parameters and buffers as before.
 
-    Call it before the optimizer is made, and go on with what it returns. Nothing happens with one process.
+    Call it when the module is on its device and before the optimizer is made, and go on with what it returns. Nothing
+    happens with one process.
     """
     if world_size() == 1:
         return module
@@ -112,6 +113,8 @@ def synchronize_norms(module: nn.Module) -> nn.Module:
     else:
         for norm in norms.values():
             norm.__class__ = SynchronizedBatchNorm  # the same object: whoever holds it, parts of a trunk too, has it
+    for name, norm in norms.items():  # a converted norm is a new object: frozen ones are kept still by a hook
+        module.get_submodule(name)._forward_pre_hooks.update(norm._forward_pre_hooks)
     for name in acting:
         module.get_submodule(name).register_forward_hook(_activate)
     return module
