@@ -28,6 +28,7 @@ from boxless.commands.pretrain import pretrain
 from boxless.commands.probe import probe
 from boxless.commands.propose import propose
 from boxless.commands.recipes import recipes
+from boxless.commands.report import report
 from boxless.commands.statistics import statistics
 
 __version__ = "0.1.0"
@@ -45,5 +46,6 @@ __all__ = [
     "probe",
     "propose",
     "recipes",
+    "report",
     "statistics",
 ]

@@ -36,6 +36,7 @@ COMMANDS = (
     "predict",
     "figures",
     "export",
+    "report",
     "recipes",
 )
 
@@ -116,6 +117,8 @@ def _call(name: str, argv: Sequence[str]) -> None:
     function = getattr(module, name)
     asks_help = "-h" in argv or "--help" in argv
     argv = [_as_declared(token) for token in argv if token not in ("-h", "--help")]
+    if hasattr(module, "POSITIONAL") and argv and not argv[0].startswith("--"):
+        argv = [_flag(module.POSITIONAL), *argv]
     recipe = _recipe(module, function, argv)
     parser = _parser(function, recipe)
     if asks_help:

@@ -1,0 +1,60 @@
+"""`boxless report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+POSITIONAL = "run"
+"""Words before the first flag are this argument."""
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """A page that was written.
+
+    Attributes:
+        path: the HTML file.
+    """
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"report: {self.path}"
+
+
+def report(
+    run: str | list[str],
+    out: str | None = None,
+    watch: bool = False,
+    port: int = 8765,
+    quiet: bool = False,
+) -> ReportResult:
+    """Write one HTML page that tells what runs did, what they cost, whether they are well, and what to do next.
+
+    The page has curves to zoom, the run's pictures (boxless figures), its detections to look through (boxless evaluate)
+    and, of several runs, what differs and who scores how much. It opens without a network and sends nothing.
+
+    Args:
+        run: Folders of pretrain, finetune, evaluate, compare or demo, also unfinished. Several are set side by side.
+        out: The file; by default report.html in the run's folder, or of several runs in the current one.
+        watch: Serve the page at 127.0.0.1, to this machine alone, and renew it while a run lasts; ends with Ctrl-C.
+        port: Of the served page; 0 takes any.
+        quiet: Print nothing.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from boxless.runs.reporting import write_report
+
+    runs = [run] if isinstance(run, str) else list(run)
+    path = write_report(runs, Path(out) if out else None)
+    result = ReportResult(path)
+    if not quiet:
+        print(result)
+    if watch:
+        from boxless.runs.watching import serve
+
+        serve(runs, port, quiet)
+    return result

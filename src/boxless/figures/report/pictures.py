@@ -1,0 +1,62 @@
+"""Pictures of runs inside a page: made smaller until they fit."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from boxless.figures.style import read_captions
+
+BUDGET = 3_500_000
+"""Bytes of all pictures of a page, as base64."""
+WIDTHS = (1600, 1200, 900, 640, 420)
+"""Largest sides to try, px, one after the other until the pictures fit."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture that a page holds.
+
+    Attributes:
+        data: its data URI.
+        width, height: px.
+        caption: what it shows.
+        run: whose it is.
+    """
+
+    data: str
+    width: int
+    height: int
+    caption: str
+    run: str
+
+
+def embedded(folders: Sequence[tuple[str, Path]]) -> tuple[list[Embedded], list[str]]:
+    """The pictures figures/*.png of named runs, and a sentence for each file that is no picture."""
+    files, gaps = [], []
+    for run, folder in folders:
+        captions = read_captions(folder / "figures")
+        for file in sorted((folder / "figures").glob("*.png")):
+            files.append((run, file, captions.get(file.name, file.stem.replace("-", " ").replace("_", " "))))
+    for width in WIDTHS:
+        pictures, gaps = [], []
+        for run, file, caption in files:
+            try:
+                pictures.append(Embedded(*_webp(file, width), caption, run))
+            except (OSError, ValueError, Image.DecompressionBombError):
+                gaps.append(f"figures/{file.name} cannot be read; it is left out.")
+        if sum(len(picture.data) for picture in pictures) <= BUDGET:
+            break
+    return pictures, gaps
+
+
+def _webp(file: Path, width: int) -> tuple[str, int, int]:
+    with Image.open(file) as picture:
+        image = picture.convert("RGB")
+    image.thumbnail((width, 2 * width))
+    data = io.BytesIO()
+    image.save(data, "WEBP", quality=82, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}", image.width, image.height
