@@ -28,6 +28,7 @@ from boxless.training.journal import read_metrics
 
 REFERENCE = "none"
 """The start from scratch, as a comparison calls its folder."""
+SCRATCH = "from scratch"
 NAMES = {
     "loss": "loss",
     "learning_rate": "learning rate",
@@ -154,39 +155,53 @@ def draw_confusion(looked: Looked) -> Picture:
     )
 
 
-def draw_label_efficiency(comparison: Path) -> Picture:
-    """AP over the share of labels, from comparison.csv."""
-    with (comparison / "comparison.csv").open(newline="") as file:
-        rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
-    for row in rows:
-        row["method"] = "from scratch" if row["method"] == REFERENCE else row["method"]
-    starts = list(dict.fromkeys(row["method"] for row in rows))
-    return Picture(
-        "label-efficiency",
-        label_efficiency(rows),
-        f"AP against the number of labelled images, for {', '.join(starts)}; each dot is one fine-tuning.",
-    )
+def draw_label_efficiency(comparison: Path) -> Iterator[Picture]:
+    """AP over the share of labels, from comparison.csv; a figure for each detector."""
+    try:
+        with (comparison / "comparison.csv").open(newline="") as file:
+            rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"{comparison}: not a finished comparison (no comparison.csv)") from error
+    detectors = list(dict.fromkeys(row["detector"] for row in rows))
+    for detector in detectors:
+        own = [
+            {**row, "method": SCRATCH if row["method"] == REFERENCE else row["method"]}
+            for row in rows
+            if row["detector"] == detector
+        ]
+        starts = list(dict.fromkeys(row["method"] for row in own))
+        yield Picture(
+            "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}",
+            label_efficiency(own),
+            f"AP of {detector} against the number of labelled images, for {', '.join(starts)}; each dot is one "
+            "fine-tuning.",
+        )
 
 
 def draw_gains(comparison: Path) -> Iterator[Picture]:
-    """Gains by class of each start of a comparison over the one from scratch, with the most labels that it has."""
-    starts = sorted(path.name for path in (comparison / "finetune").glob("*") if path.is_dir())
-    if REFERENCE not in starts or len(starts) < 2:
-        raise UserError(f"{comparison}: kind gain needs a comparison with the start none and another one")
-    shares = [
-        float(path.name.removeprefix("labels-")) for path in (comparison / "finetune" / REFERENCE).glob("labels-*")
-    ]
-    share = f"labels-{max(shares):g}"
-    for start in starts:
-        if start == REFERENCE:
-            continue
-        seeds = sorted(path.parent for path in (comparison / "finetune" / start / share).glob("seed-*/summary.json"))
-        references = [comparison / "finetune" / REFERENCE / share / path.name for path in seeds]
-        pairs = [
-            (own, other) for own, other in zip(seeds, references, strict=True) if (other / "summary.json").is_file()
+    """Gains by class of each start of a comparison over the one from scratch, with the most labels that both have.
+
+    A comparison that goes on is drawn as far as it is.
+    """
+    finished = (comparison / "finetune").glob("*/*/labels-*/seed-*/summary.json")
+    runs = {file.parent.relative_to(comparison / "finetune").parts: file.parent for file in finished}
+    detectors = list(dict.fromkeys(detector for detector, *_ in sorted(runs)))
+    drawn = 0
+    for detector, start in dict.fromkeys((detector, start) for detector, start, *_ in sorted(runs)):
+        paired = [
+            (own, runs[detector, REFERENCE, labels, seed], float(labels.removeprefix("labels-")))
+            for (its, name, labels, seed), own in sorted(runs.items())
+            if (its, name) == (detector, start) and (detector, REFERENCE, labels, seed) in runs
         ]
-        if pairs:
-            yield _gain(f"gain-{start}", pairs, start, "from scratch")
+        if start == REFERENCE or not paired:
+            continue
+        most = max(share for *_, share in paired)
+        pairs = [(own, other) for own, other, share in paired if share == most]
+        name = f"gain-{start}" if len(detectors) == 1 else f"gain-{detector}-{start}"
+        drawn += 1
+        yield _gain(name, pairs, start, SCRATCH)
+    if not drawn:
+        raise UserError(f"{comparison}: kind gain needs finished fine-tunings of the start none and of another one")
 
 
 def draw_gain(run: Path, reference: Path) -> Picture:

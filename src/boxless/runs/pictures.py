@@ -44,7 +44,7 @@ class Sitting:
     @cached_property
     def recipe(self) -> PretrainRecipe | FinetuneRecipe | None:
         """The run's recipe; None of a comparison."""
-        if (self.folder / "comparison.csv").is_file():
+        if (self.folder / "finetune").is_dir() or (self.folder / "comparison.csv").is_file():
             return None
         if not (self.folder / "recipe.yaml").is_file():
             kind = "is not a run (no recipe.yaml in it)" if self.folder.is_dir() else "no such folder"
@@ -156,7 +156,7 @@ KINDS = {
     "precision-recall": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_precision_recall(s.looked))),
     "confusion": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_confusion(s.looked))),
     "gain": Kind(("fine-tuning", "comparison"), "", _gain),
-    "label-efficiency": Kind(("comparison",), "", _one(lambda s: scores.draw_label_efficiency(s.folder))),
+    "label-efficiency": Kind(("comparison",), "", lambda s: scores.draw_label_efficiency(s.folder)),
 }
 
 

@@ -1,0 +1,103 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import boxless
+from boxless.errors import UserError
+from boxless.figures.style import read_captions
+
+
+@pytest.fixture(scope="module")
+def drawn(digits, runs, tmp_path_factory):
+    """A pretraining's and a detector's folder, each with all its figures."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for name in ("pretrained", "boxes"):
+        shutil.copytree(getattr(runs, name), folder / name)
+    results = {
+        "pretrained": boxless.figures(str(folder / "pretrained"), digits.val, quiet=True),
+        "boxes": boxless.figures(str(folder / "boxes"), digits.val, quiet=True),
+    }
+    return folder, results
+
+
+EXPECTED = {
+    "pretrained": "curves views proposals proposals-statistics proposals-recall maps pca attention correspondence "
+    "correspondence-flip correspondence-accuracy correlation",
+    "boxes": "curves maps pca attention detections detections-counts precision-recall confusion",
+}
+
+
+@pytest.mark.parametrize("name", list(EXPECTED))
+def test_every_figure_of_a_run_is_there_with_words_and_can_be_opened(drawn, name):
+    folder, results = drawn[0] / name / "figures", drawn[1][name]
+    names = EXPECTED[name].split()
+    assert [Path(file).stem for file in results.written] == names
+    captions = read_captions(folder)
+    assert list(captions) == [f"{each}.png" for each in names] and all(len(text) > 30 for text in captions.values())
+    for each in names:
+        with Image.open(folder / f"{each}.png") as image:
+            assert min(image.size) > 300 and len(np.unique(np.asarray(image.convert("L")))) > 5
+        assert (folder / f"{each}.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
+    assert {file.suffix for file in folder.iterdir()} == {".png", ".svg", ".json"}
+    left_out = " ".join(results.left_out)
+    assert ("emd: is of method self-emd" in left_out) == (name == "pretrained") and "label-efficiency" in left_out
+
+
+def test_counts_in_words_are_those_of_the_detections(drawn, digits):
+    said = read_captions(drawn[0] / "boxes" / "figures")
+    objects = len(json.loads(Path(digits.val).read_text())["annotations"])
+    right, wrong, missed = (
+        int(said["confusion.png"].split(word)[0].split()[-1]) for word in (" of their", " of another", " missed")
+    )
+    assert right + wrong + missed == objects
+    assert f"{missed} missing" in said["detections.png"] and f"{right} correct" in said["detections.png"]
+
+
+def test_gain_over_a_reference_and_of_a_comparison(runs, tmp_path):
+    shutil.copytree(runs.boxes, tmp_path / "own")
+    result = boxless.figures([str(tmp_path / "own"), runs.masks], kinds="gain,curves", quiet=True)
+    assert [Path(file).name for file in result.written] == ["gain.png", "curves.png"]
+    ours, theirs = (
+        json.loads((Path(run) / "summary.json").read_text())["per_class"]["bbox"] for run in (runs.boxes, runs.masks)
+    )
+    both = [name for name in ours if None not in (ours[name], theirs[name])]
+    mean = 100 * sum(ours[name] - theirs[name] for name in both) / len(both)
+    assert f"{mean:+.1f} points in the mean of {len(both)} classes" in next(iter(result.written.values()))
+    for start, run in (("none", runs.masks), ("soco", runs.boxes)):
+        shutil.copytree(run, tmp_path / "compared" / "finetune" / "faster_rcnn" / start / "labels-0.1" / "seed-0")
+    rows = ["detector,method,fraction,images,seed,AP", "faster_rcnn,none,0.1,4,0,0.1", "faster_rcnn,soco,0.1,4,0,0.2"]
+    (tmp_path / "compared" / "comparison.csv").write_text("\n".join(rows) + "\n")
+    result = boxless.figures(str(tmp_path / "compared"), quiet=True)
+    assert [Path(file).name for file in result.written] == ["gain-soco.png", "label-efficiency.png"]
+
+
+def test_a_preview_shows_the_views_and_trains_nothing(digits, tmp_path, capsys):
+    settings = {"trunk.backbone": "resnet18", "method.size": 64, "batch_size": 4, "workers": 0}
+    out = tmp_path / "run"
+    boxless.pretrain(digits.unlabelled, str(out), "byol-small", preview=True, **settings)
+    assert "leave out --preview" in capsys.readouterr().out
+    assert sorted(file.name for file in out.rglob("*") if file.is_file()) == ["captions.json", "views.png", "views.svg"]
+    assert "nine places" in read_captions(out / "figures")["views.png"]
+
+
+@pytest.mark.parametrize(
+    ("run", "data", "kinds", "expected"),
+    [
+        ("nothing", None, None, "no such folder"),
+        ("pretrained", None, "veiws", "did you mean 'views'"),
+        ("pretrained", None, "curves,views", "kind views: needs --data: images"),
+        ("pretrained", "val", "confusion", "kind confusion: is of a fine-tuning"),
+        ("boxes", "images", "confusion", "kind confusion: needs labels"),
+        ("boxes", None, "gain", "two runs"),
+        ("pretrained", "val", "emd", "of method self-emd"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(digits, runs, run, data, kinds, expected):
+    where = {"val": digits.val, "images": str(digits.images)}.get(data)
+    with pytest.raises(UserError, match=expected) as raised:
+        boxless.figures(getattr(runs, run, run), where, kinds, quiet=True)
+    assert "\n" not in str(raised.value)
