@@ -20,8 +20,7 @@ lint: $(INSTALLED)
 
 # The libraries that boxless is measured against are needed here only.
 bench: $(PEERS)
-	@set -e; for command in byol_step.py pipeline.py selective_search.py "methods.py cost"; do \
-		echo "== $$command"; $(BIN)/python benchmarks/$$command; done
+	$(BIN)/python benchmarks/bench.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("boxless needs Python 3.11 or newer, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12 test" % sys.version_info[:2])'

@@ -15,8 +15,11 @@ less. A third row shows lightly's example in channels_last, which its documentat
 
 import argparse
 import copy
+import itertools
 import statistics
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from environment import RESULTS, cores, facts, write
@@ -33,7 +36,24 @@ def ours(arch: str, size: int, batch: int) -> Step:
     return boxless_step(PretrainRecipe(BYOLConfig(size=size), TrunkConfig(backbone=arch), optim), batch)  # type: ignore[arg-type]
 
 
-def theirs(arch: str, size: int, batch: int, layout: torch.memory_format = torch.contiguous_format) -> Step:
+def theirs(
+    arch: str,
+    size: int,
+    batch: int,
+    layout: torch.memory_format = torch.contiguous_format,
+    mixed: bool = False,
+    pairs: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None,
+) -> Step:
+    """A step of lightly's example.
+
+    Args:
+        arch: torchvision's ResNet.
+        size: of the images, px.
+        batch: images.
+        layout: of weights and images.
+        mixed: under autocast in bf16, as PyTorch Lightning's bf16-mixed has it.
+        pairs: of views, from the CPU; else all steps share noise that is on the device already.
+    """
     import torchvision
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
@@ -65,21 +85,58 @@ def theirs(arch: str, size: int, batch: int, layout: torch.memory_format = torch
     model.to(device, memory_format=layout)
     criterion = NegativeCosineSimilarity()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
-    x0, x1 = (torch.randn(batch, 3, size, size).to(device, memory_format=layout) for _ in range(2))
+    noise = tuple(torch.randn(batch, 3, size, size).to(device, memory_format=layout) for _ in range(2))
+    views = itertools.repeat(noise) if pairs is None else pairs
 
-    def step() -> float:
+    def step() -> torch.Tensor:
+        x0, x1 = (x.to(device, memory_format=layout) for x in next(views))
         momentum = cosine_schedule(0, 10, 0.996, 1)  # once per epoch in the example
         update_momentum(model.backbone, model.backbone_momentum, m=momentum)
         update_momentum(model.projection_head, model.projection_head_momentum, m=momentum)
-        p0 = model(x0)
-        z0 = model.forward_momentum(x0)
-        p1 = model(x1)
-        z1 = model.forward_momentum(x1)
-        loss = 0.5 * (criterion(p0, z1) + criterion(p1, z0))
+        with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            p0 = model(x0)
+            z0 = model.forward_momentum(x0)
+            p1 = model(x1)
+            z1 = model.forward_momentum(x1)
+            loss = 0.5 * (criterion(p0, z1) + criterion(p1, z0))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss.detach())
+        return loss.detach()
+
+    return step
+
+
+def plain(arch: str, size: int, batch: int, mixed: bool = False) -> Step:
+    """A step of a plain PyTorch loop with the same network, for machines without lightly."""
+    import torchvision
+
+    def head(inputs: int) -> torch.nn.Sequential:
+        hidden = torch.nn.Linear(inputs, 4096, bias=False), torch.nn.BatchNorm1d(4096), torch.nn.ReLU()
+        return torch.nn.Sequential(*hidden, torch.nn.Linear(4096, 256))
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    body = getattr(torchvision.models, arch)()
+    width, body.fc = body.fc.in_features, torch.nn.Identity()
+    online = torch.nn.Sequential(body, head(width)).to(device)
+    predictor = head(256).to(device)
+    target = copy.deepcopy(online).requires_grad_(False)
+    optimizer = torch.optim.SGD([*online.parameters(), *predictor.parameters()], lr=0.06)
+    views = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            for old, new in zip(target.parameters(), online.parameters(), strict=True):
+                old.mul_(0.996).add_(new, alpha=0.004)
+        with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            p0, p1 = (predictor(online(view)) for view in views)
+            z0, z1 = (target(view) for view in views)
+            likeness = torch.nn.functional.cosine_similarity
+            loss = -0.5 * (likeness(p0, z1).mean() + likeness(p1, z0).mean())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
 
     return step
 
@@ -108,6 +165,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--without-channels-last-lightly", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     arguments = parser.parse_args()
 
     sides = list(SIDES)[: 2 if arguments.without_channels_last_lightly else 3]
@@ -129,7 +187,7 @@ def main() -> None:
     environment = {**facts("torch", "torchvision", "lightly"), "threads": arguments.threads}
     sizes_by_name = {"arch": sizes[0], "size": sizes[1], "batch": sizes[2], "repeats": arguments.repeats}
     content = {**sizes_by_name, "precision": precision, "images_per_second": results, "ratios": ratios}
-    write(RESULTS / "byol_step.json", {**content, "environment": environment})
+    write(arguments.results / "byol_step.json", {**content, "environment": environment})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,14 @@ def facts(*packages: str) -> dict[str, Any]:
     }
 
 
+def installed(package: str) -> str | None:
+    """Its version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("images", nargs="?", help="a folder of images")
     parser.add_argument("--count", type=int, default=128, help="images per repeat")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -127,7 +128,7 @@ def main() -> None:
     environment = {**facts("torch", "torchvision", "lightly", "pillow"), "opencv": cv2.__version__}
     measured = {"folder": "/".join(Path(folder).parts[-3:]), "images": count, "repeats": arguments.repeats}
     content = {**measured, "images_per_second": results, "ratios": ratios, "environment": environment}
-    write(RESULTS / "pipeline.json", content)
+    write(arguments.results / "pipeline.json", content)
 
 
 if __name__ == "__main__":

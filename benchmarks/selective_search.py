@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("labels", nargs="?", default=str(labels), help="labelled images, e.g. a COCO JSON file")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     arguments = parser.parse_args()
 
     cv2.setNumThreads(1)
@@ -117,7 +118,7 @@ def main() -> None:
     objects = sum(len(boxes) for _, boxes in images)
     measured = {"images": len(images), "objects": objects, "first": arguments.first}
     content = {**measured, "results": results, "speed": speed, "environment": environment}
-    write(RESULTS / "selective_search.json", content)
+    write(arguments.results / "selective_search.json", content)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,31 @@
 """A training step as `boxless pretrain` takes it, on synthetic images, and turns of any step in fresh processes."""
 
+import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from boxless.data.loader import Batch
+from boxless.data.index import ImageIndex
+from boxless.data.loader import Batch, Order, ViewDataset, view_batches
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.contract import MethodConfig, as_module
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.pretraining import Objective, make_optimizer
-from boxless.runs.setup import make_fabric
+from boxless.runs.compiling import compile_parts
+from boxless.runs.pretraining import Objective, fabric_batches, make_optimizer
+from boxless.runs.setup import make_fabric, worker_count
 
-Step = Callable[[], float]
+Step = Callable[[], Tensor]
+"""Takes a step and gives its loss, on the device and perhaps not there yet."""
 
 
 class Turn(NamedTuple):
@@ -37,22 +42,45 @@ class Turn(NamedTuple):
     load: float
 
 
-def boxless_step(recipe: PretrainRecipe, batch: int) -> Step:
-    """A step of a recipe from uint8 views on: augmentation, forward and backward pass, optimizer, targets."""
-    fabric = make_fabric(recipe.precision)
-    method = recipe.method.build(Trunk(recipe.trunk))
-    module = as_module(method).to(memory_format=torch.channels_last)
-    placed, optimizer = fabric.setup(module, make_optimizer(module, recipe.optim))
-    objective = Objective(fabric, placed, recipe, {})
-    data = synthetic(recipe.method, batch).to(fabric.device)
+def boxless_step(
+    recipe: PretrainRecipe,
+    batch: int,
+    layout: torch.memory_format = torch.channels_last,
+    files: ImageIndex | None = None,
+) -> Step:
+    """A step of a recipe from uint8 views on: augmentation, forward and backward pass, optimizer, targets.
 
-    def step() -> float:
-        loss = objective(data, 0)["loss"]
+    Args:
+        recipe: compiles where it says so.
+        batch: images.
+        layout: of the weights.
+        files: to read the images from, as a run does; else all steps share noise that is on the device already.
+    """
+    fabric = make_fabric(recipe.precision)
+    torch.backends.cudnn.benchmark = True
+    trunk = Trunk(recipe.trunk)
+    method = recipe.method.build(trunk)
+    module = as_module(method).to(memory_format=layout)
+    if recipe.compile:
+        compile_parts(module, trunk)
+    placed, optimizer = fabric.setup(module, make_optimizer(module, recipe.optim))
+    objective = Objective(fabric, placed, recipe, {}, bool(recipe.compile))
+    batches: Iterator[Batch] = itertools.repeat(synthetic(recipe.method, batch).to(fabric.device))
+    if files is not None:
+        dataset = ViewDataset(files, recipe.method.views(), None, recipe.seed)
+        order = Order(len(files), batch, 0, 1_000_000, recipe.seed)
+        workers = worker_count(recipe.workers, 16)
+        on_gpu = fabric.device.type == "cuda"
+        batches = iter(fabric_batches(fabric, view_batches(dataset, order, workers, on_gpu)))
+    numbers = itertools.count()
+
+    def step() -> Tensor:
+        loss = objective(next(batches), next(numbers))["loss"]
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         method.after_step(0, 1000)
-        return float(loss.detach())
+        return loss.detach()
 
     return step
 
@@ -100,9 +128,9 @@ def _turn(make: Callable[[], Step], threads: int, pipe: Connection) -> None:
     step = make()
     clock = time.process_time if threads == 1 and not on_gpu else time.perf_counter
     step()
-    step()  # by now no tensor needs new memory
+    float(step())  # by now no tensor needs new memory
     start = clock()
-    loss = step()  # fetching the loss waits for the device
+    loss = float(step())  # which waits for the device
     if on_gpu:
         torch.cuda.synchronize()
     seconds = clock() - start

@@ -17,10 +17,11 @@ from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.contract import MethodConfig
 from boxless.proposals.grid import grid_boxes
-from boxless.recipes.schema import METHODS, PretrainOptim, PretrainRecipe
+from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.pretraining import Objective, make_optimizer
 
-WAITING = {"up-detr": "boxes are matched on the CPU, by SciPy"}
+CHOSEN = ("byol", "soco", "joint", "pixpro", "detco", "dino", "swav")
+"""Between them they have every part that another method has, but UP-DETR's: it matches boxes on the CPU, by SciPy."""
 
 
 def batch_of(config: MethodConfig, count: int = 4) -> Batch:
@@ -38,8 +39,8 @@ def batch_of(config: MethodConfig, count: int = 4) -> Batch:
     return Batch(views, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), ())
 
 
-def step(name: str, optimizer: str = "lars") -> None:
-    recipe = PretrainRecipe(small(name), TRUNKS.get(name, TRUNK), PretrainOptim(optimizer))  # type: ignore[arg-type]
+def step(name: str) -> None:
+    recipe = PretrainRecipe(small(name), TRUNKS.get(name, TRUNK), PretrainOptim("lars"))  # type: ignore[arg-type]
     method = recipe.method.build(Trunk(recipe.trunk))
     assert isinstance(method, nn.Module)
     batch = batch_of(recipe.method)
@@ -54,7 +55,7 @@ def step(name: str, optimizer: str = "lars") -> None:
         assert loss.device == device and loss.shape == ()
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - set(WAITING)))
+@pytest.mark.parametrize("name", CHOSEN)
 def test_step_keeps_to_its_device_and_never_waits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows real devices alone
     step(name)
