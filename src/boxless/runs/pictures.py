@@ -14,6 +14,7 @@ from boxless.recipes.catalogue import load
 from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs import picture_features as features
+from boxless.runs import picture_pairs as pairs
 from boxless.runs import picture_scores as scores
 from boxless.runs import picture_views as views
 from boxless.runs.frozen import Frozen, load_frozen
@@ -142,15 +143,15 @@ KINDS = {
     "pca": Kind(BOTH, IMAGES, _one(lambda s: features.draw_pca(s.networks, s.index, s.seed))),
     "attention": Kind(BOTH, IMAGES, _one(lambda s: features.draw_attention(s.networks, s.index, s.seed))),
     "correspondence": Kind(
-        PRETRAINED, IMAGES, lambda s: features.draw_correspondence(s.networks, s.pretraining, s.index, s.seed)
+        PRETRAINED, IMAGES, lambda s: pairs.draw_correspondence(s.networks, s.pretraining, s.index, s.seed)
     ),
     "correlation": Kind(
         PRETRAINED,
         IMAGES,
-        _one(lambda s: features.draw_correlation(s.folder, s.pretraining, s.networks[0], s.index, s.seed)),
+        _one(lambda s: pairs.draw_correlation(s.folder, s.pretraining, s.networks[0], s.index, s.seed)),
     ),
     "emd": Kind(
-        PRETRAINED, IMAGES, _one(lambda s: features.draw_emd(s.folder, s.pretraining, s.networks[0], s.index, s.seed))
+        PRETRAINED, IMAGES, _one(lambda s: pairs.draw_emd(s.folder, s.pretraining, s.networks[0], s.index, s.seed))
     ),
     "detections": Kind(DETECTOR, LABELS, lambda s: scores.draw_detections(s.looked)),
     "precision-recall": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_precision_recall(s.looked))),

@@ -1,0 +1,241 @@
+"""Pictures of what two views of an image have in common, for networks and for methods."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from boxless.data.index import ImageIndex
+from boxless.detectors.trunk import Trunk
+from boxless.evaluation.correspondence import PairDataset, best_matches, correspondence_accuracy, mirrored_cells
+from boxless.evaluation.probes import mean_score
+from boxless.figures.correlation import correlation_matrix, cross_correlation
+from boxless.figures.correspondence import ViewPair, view_matches
+from boxless.figures.probes import match_panels, score_bars
+from boxless.figures.transport import transport_plan
+from boxless.geometry.affine import compose, invert, transform_points
+from boxless.geometry.boxes import area, clip, transform_boxes
+from boxless.geometry.view import View
+from boxless.losses import cell_weights, sinkhorn
+from boxless.methods.contract import as_module
+from boxless.methods.parts import pooled
+from boxless.methods.self_emd import SelfEMD, SelfEMDConfig
+from boxless.recipes.schema import PretrainRecipe
+from boxless.runs.frozen import Frozen
+from boxless.runs.picture_views import Picture, known_boxes, readable, seen
+from boxless.training.state import checkpoints
+
+Pixels = NDArray[np.uint8]
+
+PAIR_SIZE = 225
+"""Of views whose cells are compared, px: 32 k + 1, see `boxless.evaluation.correspondence`."""
+MEASURED = 64
+"""Images that the accuracy under flip and colour, and the cross-correlation, are over."""
+
+
+def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
+    """The method with all its heads as the newest checkpoint has them; None where a run kept none.
+
+    The weights of a finished run are those of the trunk alone.
+    """
+    for path in reversed(checkpoints(run / "checkpoints")):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (OSError, RuntimeError):  # it is being replaced just now, or damaged
+            continue
+        module = as_module(recipe.method.build(Trunk(recipe.trunk)))
+        module.load_state_dict(state["module"])
+        return module
+    return None
+
+
+@torch.no_grad()
+def draw_correlation(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageIndex, seed: int) -> Picture:
+    """The cross-correlation of two views: of what the method compares, or of C5 where the run kept no checkpoint."""
+    count = min(MEASURED, len(index))
+    table = known_boxes(index, recipe, run) if recipe.method.needs_boxes else None
+    method = None if recipe.method.needs_boxes and table is None else trained_method(run, recipe)
+    boxes = None if table is None else table.aligned_to(index)
+    rows, _ = readable(index, count, seed)
+    few = index.subset(rows)
+    shown = seen(few, recipe.method.views(), None if boxes is None else boxes.take(np.array(rows)), count, seed)
+    views = tuple(view.with_image(network.trunk.normalize(view.image)) for view in shown.views)
+    output = None
+    if method is not None:
+        # In training mode: batch norms take their statistics from the batch, as in the loss.
+        generator = torch.Generator().manual_seed(seed)
+        output = method.train()(views, shown.boxes, shown.valid, generator)
+    if output is not None and output.online is not None and output.online.shape == output.target.shape:
+        first, second = output.online, output.target
+        what = "what the method compares"
+    else:
+        first, second = (pooled(network.trunk.backbone.body, view.image) for view in views[:2])
+        what = "C5"
+    first, second = (each[:, :1024].float().numpy() for each in (first, second))
+    matrix = cross_correlation(first, second)
+    diagonal = float(np.diagonal(matrix).mean())
+    off = float(np.abs(matrix[~np.eye(len(matrix), dtype=bool)]).mean())
+    return Picture(
+        "correlation",
+        correlation_matrix(matrix, len(first), what),
+        f"Cross-correlation of two views' embeddings ({what}) over {len(first)} of {recipe.method.name}: mean of the "
+        f"diagonal {diagonal:.2f}, mean size of the rest {off:.2f}. Barlow Twins wants 1 and 0.",
+    )
+
+
+def cell_places(cells: int, size: int) -> Tensor:
+    """The middle of what each of the cells in a row looks at, (cells,), px of a view.
+
+    Cell i of strided convolutions looks around pixel 32 i; patches divide the view.
+    """
+    if 32 * (cells - 1) == size - 1:
+        return torch.arange(cells) * 32 + 0.5
+    return (torch.arange(cells) + 0.5) * (size / cells)
+
+
+@torch.inference_mode()
+def draw_correspondence(
+    networks: Sequence[Frozen], recipe: PretrainRecipe | None, index: ImageIndex, seed: int
+) -> Iterator[Picture]:
+    """Which cell of a view was found where in another; and how often a cell is found in a mirrored copy."""
+    config = (recipe or PretrainRecipe()).method.at_size(PAIR_SIZE)
+    specs = tuple(replace(spec, size=PAIR_SIZE, resize_of=None, min_boxes=0) for spec in config.views()[:2])
+    if len(specs) < 2 or specs[0].scale is None:
+        specs = (replace(specs[0], scale=(0.3, 1.0)), replace(specs[-1], scale=(0.3, 1.0)))
+    shown = seen(index, specs, None, 3, seed)
+    maps = {network.name: [_c5(network, view.image) for view in shown.views] for network in networks}
+    pairs = [
+        _pair(shown.views, row, maps, shown.pixels(0, row), shown.pixels(1, row)) for row in range(len(shown.sources))
+    ]
+    shares = {name: float(np.mean(np.concatenate([pair.right(name) for pair in pairs]))) for name in maps}
+    listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+    yield Picture(
+        "correspondence",
+        view_matches(pairs),
+        f"Two views of {len(pairs)} images, lines from cells of the first to where they truly are in the second and to "
+        f"the cell that is most alike. Found in the right cell: {listed}.",
+    )
+    yield from _flipped(networks, index, seed)
+
+
+def _c5(network: Frozen, image: Tensor) -> Tensor:
+    features: Tensor = network.trunk.backbone.body(network.trunk.normalize(image))["3"]
+    return features
+
+
+def _pair(views: Sequence[View], row: int, maps: dict[str, list[Tensor]], first: Pixels, second: Pixels) -> ViewPair:
+    cells = next(iter(maps.values()))[0].shape[-1]
+    line = cell_places(cells, PAIR_SIZE)
+    centres = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)  # (cells^2, 2), row by row
+    across = compose(views[1].from_source, invert(views[0].from_source))[row : row + 1]
+    truth = transform_points(across, centres[None])[0]
+    inside = ((truth >= 0) & (truth <= PAIR_SIZE)).all(1)
+    found = {
+        name: centres[best_matches(a[row : row + 1], b[row : row + 1])[0][inside]].double().numpy()
+        for name, (a, b) in maps.items()
+    }
+    places = centres[inside].double().numpy()
+    return ViewPair(first, second, places, truth[inside].double().numpy(), found, PAIR_SIZE / cells / 2)
+
+
+def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterator[Picture]:
+    """LC-loss's measure, as `boxless probe --kind correspondence` has it for whole data sets."""
+    rows, _ = readable(index, min(MEASURED, len(index)), seed)
+    dataset = PairDataset(index.subset(rows), PAIR_SIZE, seed)
+    pairs = [pair for pair in (dataset[row] for row in range(len(rows))) if not pair.skipped]
+    scores, examples, columns = [], {}, 1
+    for network in networks:
+        found = []
+        for pair in pairs:
+            image, changed = (_c5(network, each[None]) for each in (pair.image, pair.changed))
+            found.append(best_matches(image, changed))
+            columns = image.shape[-1]
+        matches = torch.cat(found)
+        height = matches.shape[1] // columns
+        scores.append(
+            mean_score(network.name, "cells found", correspondence_accuracy(matches, height, columns).numpy())
+        )
+        examples[network.name] = matches[0].numpy()
+    image, changed = ((each * 255).byte().permute(1, 2, 0).numpy() for each in (pairs[0].image, pairs[0].changed))
+    truth = mirrored_cells(matches.shape[1] // columns, columns).numpy()
+    yield Picture(
+        "correspondence-flip",
+        match_panels(image, changed, examples, truth, columns),
+        "An image, and its mirrored copy in other colours with the cells that each of the weights found or mistook.",
+    )
+    listed = ", ".join(f"{score.weights} {100 * score.value:.0f} %" for score in scores)
+    yield Picture(
+        "correspondence-accuracy",
+        score_bars(scores, 1 / matches.shape[1]),
+        f"How often a cell is found in a mirrored copy in other colours, over {len(pairs)} images: {listed}; "
+        f"guessing {100 / matches.shape[1]:.1f} %.",
+    )
+
+
+@torch.inference_mode()
+def draw_emd(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageIndex, seed: int) -> Picture:
+    """Self-EMD's plan between two crops of an image, for a heavy, a middling and a light cell; without pyramid cells.
+
+    As the run's heads have it where it kept a checkpoint, or else of C5 itself, weighed by its mean (eq. 12).
+    """
+    assert isinstance(recipe.method, SelfEMDConfig)
+    specs = tuple(replace(spec, size=PAIR_SIZE) for spec in recipe.method.at_size(PAIR_SIZE).views()[:2])
+    shown = seen(index, specs, None, 1, seed)
+    images = [network.trunk.normalize(view.image) for view in shown.views]
+    method = trained_method(run, recipe)
+    if isinstance(method, SelfEMD):
+        (x, x_vector), (y, y_vector) = _online(method.eval(), images[0]), _target(method, images[1])
+    else:
+        x, y = (network.trunk.backbone.body(image)["3"] for image in images)
+        x_vector, y_vector = x.mean((2, 3)), y.mean((2, 3))
+    rows, columns = cell_weights(x, y_vector), cell_weights(y, x_vector)
+    cost = 1 - normalize(x.flatten(2), dim=1).mT @ normalize(y.flatten(2), dim=1)
+    plan = sinkhorn(cost, rows, columns, recipe.method.regularization, recipe.method.iterations)[0]
+    cells = x.shape[-1]
+    order = rows[0].argsort(descending=True)
+    chosen = order[[0, len(order) // 2, len(order) - 1]].tolist()
+    grid = plan.reshape(cells, cells, y.shape[-2], y.shape[-1]).double().numpy()
+    figure = transport_plan(
+        shown.pixels(0, 0), shown.pixels(1, 0), grid, chosen, [_true_place(shown.views, each, cells) for each in chosen]
+    )
+    what = "its heads" if method is not None else "C5, for the run kept no checkpoint of its heads"
+    return Picture(
+        "emd",
+        figure,
+        f"Self-EMD's transport plan between two crops of an image, by {what}: where the mass of a heavy, a middling "
+        "and a light cell of the first crop goes in the second, as heat maps and as flows.",
+    )
+
+
+def _online(method: SelfEMD, image: Tensor) -> tuple[Tensor, Tensor]:
+    features = method.encoder(image)["3"]
+    cells = method.dense_predictor(method.dense_projector(features))
+    vector = method.predictor(method.projector(features.mean((2, 3)))) if method.with_vectors else cells.mean((2, 3))
+    return cells, vector
+
+
+def _target(method: SelfEMD, image: Tensor) -> tuple[Tensor, Tensor]:
+    features = method.target_encoder(image)["3"]
+    cells = method.target_dense_projector(features)
+    vector = method.target_projector(features.mean((2, 3))) if method.with_vectors else cells.mean((2, 3))
+    return cells, vector
+
+
+def _true_place(views: Sequence[View], cell: int, cells: int) -> NDArray[Any] | None:
+    """The box of the second view that shows a cell of the first, px, or None where less than half of it is there."""
+    side = PAIR_SIZE / cells
+    x, y = (cell % cells) * side, (cell // cells) * side
+    box = torch.tensor([[[x, y, x + side, y + side]]])
+    across = compose(views[1].from_source, invert(views[0].from_source))[:1]
+    whole = transform_boxes(across, box)[0]
+    inside = clip(whole, PAIR_SIZE, PAIR_SIZE)
+    if float(area(inside) / area(whole)) < 0.5:
+        return None
+    place: NDArray[Any] = inside[0].numpy()
+    return place
