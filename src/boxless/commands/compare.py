@@ -35,7 +35,7 @@ def compare(
         data: Images without labels, as `boxless pretrain` takes them.
         labels: Labels to learn from, as `boxless finetune` takes them.
         val: Labels to measure AP with.
-        out: Folder of the comparison; comparison.csv, comparison.md and figures/ are written there.
+        out: Folder of the comparison; comparison.csv, comparison.md, figures/ and report.html are written there.
         methods: Starts, with commas between: none (from scratch), a method, a recipe, a run's folder or a weights file.
         detectors: Detectors that every start is put into, with commas between: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
@@ -62,6 +62,7 @@ def compare(
     from boxless.runs.comparison_table import NOTE
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.pretraining import with_trunk_of
+    from boxless.runs.reporting import write_report
 
     common = recipe_of({"recipe": recipe})
     common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
@@ -81,6 +82,7 @@ def compare(
         images, train_data, val_data, starts, choices, fractions, seeds, settings, Path(out), jobs, quiet
     )
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
+    print(f"report: {write_report([out])}")
     return comparison
 
 

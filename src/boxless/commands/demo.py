@@ -49,6 +49,7 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
     detector = folder / "comparison" / "finetune" / "faster_rcnn" / "joint" / "labels-0.2" / "seed-0"
     drawn = evaluate(str(detector), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
     print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
+    print(f"report: {folder / 'comparison' / 'report.html'}")
     return comparison
 
 

@@ -28,6 +28,7 @@ class EvaluationResult:
         unlabelled: classes of the detector that the labels have no object of (of FCN: that neither labels nor
             predictions have); they are in no mean.
         skipped: file -> reason of the images that could not be read; their objects count as missed, their pixels not.
+        report: the page that shows all of it; see boxless report.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class EvaluationResult:
     scores: "dict[str, Scores] | dict[str, SegmentationScores]"
     unlabelled: tuple[str, ...]
     skipped: dict[str, str]
+    report: Path
 
     def __str__(self) -> str:
         from boxless.runs.measuring import score_table
@@ -48,7 +50,7 @@ class EvaluationResult:
             lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
         if len(self.skipped) > 20:
             lines.append(f"  and {len(self.skipped) - 20} more, in evaluation.json")
-        return "\n".join([*lines, f"written to {self.path}"])
+        return "\n".join([*lines, f"written to {self.path}", f"report: {self.report}"])
 
 
 def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -> EvaluationResult:
@@ -91,11 +93,13 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
         scores=scores(labels, found, recipe),
         unlabelled=tuple(name for k, name in enumerate(classes) if not _has_class(labels, k)),
         skipped=skipped,
+        report=_page(run, folder),
     )
     write_text(folder / "detections.json", _lines(coco_results(labels, found)))
     _draw_examples(folder / "examples", labels, found, skipped)
     write_gallery(folder, labels, found, skipped)
     write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
+    _write_page(result)
     if not quiet:
         print(result)
     return result
@@ -122,7 +126,7 @@ def _evaluate_classes(
     folder = _folder(run, data, out)
     scores, skipped = measure_labelled(detector, labels, recipe)
     absent = tuple(name for name, share in scores["segments"].per_class.items() if share != share)
-    result = EvaluationResult(folder, len(labels), scores, absent, skipped)
+    result = EvaluationResult(folder, len(labels), scores, absent, skipped, _page(run, folder))
     folder.mkdir(parents=True, exist_ok=True)
     rows = _spread([row for row, image in enumerate(labels.images) if str(image.path) not in skipped])
     shown = [each for each in segment_labelled(detector, labels.subset(rows), recipe) if each[0].skipped is None]
@@ -131,7 +135,20 @@ def _evaluate_classes(
         truths, found = [sample.target["classes"].numpy() for sample, _ in shown], [each for _, each in shown]
         save(class_pairs(images, truths, found, classes), folder / "examples")
     write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
+    _write_page(result)
     return result
+
+
+def _page(run: str, folder: Path) -> Path:
+    """Where the page goes: that of the run, where the results are in its folder."""
+    inside = folder.resolve().parent == Path(run).resolve() and folder.name.startswith("evaluation-")
+    return (Path(run) if inside else folder) / "report.html"
+
+
+def _write_page(result: EvaluationResult) -> None:
+    from boxless.runs.reporting import write_report
+
+    write_report([str(result.report.parent)], result.report)
 
 
 def _labels(data: str, classes: tuple[str, ...], quiet: bool) -> "LabelledData":

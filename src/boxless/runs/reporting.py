@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from boxless.errors import UserError
-from boxless.figures.report.advice import Advice, verdict
+from boxless.figures.report.advice import Advice, advise, duration, together, verdict
 from boxless.figures.report.page import Page, Table, render
 from boxless.figures.report.story import Metrics, Story, read_story
 from boxless.runs.comparison_table import NOTE, REFERENCE, Cell, Row, summarize
@@ -112,23 +112,20 @@ def make_page(subjects: Sequence[Subject], live: str = "") -> str:
     """The page of all that was named, as HTML."""
     single = subjects[0]
     if len(subjects) == 1 and isinstance(single, Story):
-        return render(
-            Page(
-                single.name,
-                f"{single.what}.",
-                [single],
-                [(single.name, single.metrics)],
-                [single],
-                [(single.name, single.path)],
-                live=live,
-            )
-        )
+        curves = [("", [(single.name, single.metrics)])]
+        pictures = [(single.name, single.path)]
+        said = _about(single)
+        return render(Page(single.name, said, [single], curves, [single], pictures, advice=advise(single), live=live))
     stories = [each for each in subjects if isinstance(each, Story)]
     comparisons = [each for each in subjects if isinstance(each, Compared)]
     inner = [story for each in comparisons for story in each.pretrained]
     cells = [_first_seeds(each) for each in comparisons]
     runs = [*stories, *inner]
-    curves = [(story.name, story.metrics) for story in runs] + [pair for each in comparisons for pair in _means(each)]
+    curves = [
+        ("Pretraining", [(story.name, story.metrics) for story in runs if story.pretrains]),
+        ("Fine-tuning", [(story.name, story.metrics) for story in runs if not story.pretrains]),
+        *[(f"{each.name}: fine-tuning, means over seeds", _means(each)) for each in comparisons],
+    ]
     tables = [table for each in comparisons for table in _tables(each)] + _table_of_runs(stories)
     return render(
         Page(
@@ -139,7 +136,7 @@ def make_page(subjects: Sequence[Subject], live: str = "") -> str:
             [*stories, *(story for each in cells for story in each)],
             [(each.name, each.path) for each in [*subjects, *inner]],
             tables,
-            [advice for each in comparisons for advice in advise_comparison(each)],
+            [*(advice for each in comparisons for advice in advise_comparison(each)), *together(stories)],
             [gap for each in comparisons for gap in _gaps(each)],
             live=live,
         )
@@ -166,7 +163,24 @@ def _subtitle(subjects: Sequence[Subject]) -> str:
         done = sum(story.finished for story in single.finetuned)
         return f"A comparison that is not finished: {done} fine-tunings are done."
     named = ", ".join(SCRATCH if start == REFERENCE else start for start in starts)
-    return f"{len(single.cells)} fine-tunings of {', '.join(detectors)}, started {named}."
+    spent = duration(sum(cell.seconds for cell in single.cells))
+    before = sum(float(story.summary.get("seconds", 0)) for story in single.pretrained)
+    cost = f"{spent} of fine-tuning" + (f" after {duration(before)} of pretraining" if before else "")
+    return f"{len(single.cells)} fine-tunings of {', '.join(detectors)}, started {named}: {cost}."
+
+
+def _about(story: Story) -> str:
+    """What was run, on what, in a line."""
+    inputs = story.environment.get("inputs", {})
+    images = f" on {inputs['images']:,} images" if isinstance(inputs.get("images"), int) else ""
+    machine = story.environment.get("machine")
+    recipe = story.recipe.get("recipe")
+    parts = [
+        f"{story.what}{images}",
+        *([f"recipe {recipe}"] if recipe else []),
+        *([f"on {machine}"] if machine else []),
+    ]
+    return f"{', '.join(parts)}."
 
 
 def _tables(compared: Compared) -> list[Table]:
@@ -174,10 +188,15 @@ def _tables(compared: Compared) -> list[Table]:
         return []
     rows = summarize(compared.cells)
     several = len({row.detector for row in rows}) > 1
-    titles = [(detector, detector if several else "") for detector in dict.fromkeys(row.detector for row in rows)]
+    detectors = list(dict.fromkeys(row.detector for row in rows))
     return [
-        _table([row for row in rows if row.detector == detector], title, {REFERENCE: SCRATCH}, NOTE)
-        for detector, title in titles
+        _table(
+            [row for row in rows if row.detector == detector],
+            detector if several else "",
+            {REFERENCE: SCRATCH},
+            NOTE if detector == detectors[-1] else "",
+        )
+        for detector in detectors
     ]
 
 
@@ -235,7 +254,7 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
         for story in group
     ]
     data = {cell.detector for cell in cells}
-    note = f"± is the standard deviation over seeds. The gain is over {names[first]}, paired by seed, 95 % by t."
+    note = f"± is the standard deviation over seeds; gains are over {names[first]}, paired by seed, 95 % by t."
     if len(data) > 1:
         note += " These runs were measured on different labels: scores of different labels cannot be compared."
     return [_table(summarize(cells), "", {REFERENCE: names[first], **names}, note)]
@@ -248,7 +267,7 @@ def _fingerprint(story: Story) -> str:
 
 def _first_seeds(compared: Compared) -> list[Story]:
     """Of each start and share the fine-tuning with the first seed: enough to look at."""
-    return [story for story in compared.finetuned if story.path.name == "seed-0"]
+    return [replace(story, name=_cell_name(story)) for story in compared.finetuned if story.path.name == "seed-0"]
 
 
 def _means(compared: Compared) -> list[tuple[str, Metrics]]:
@@ -256,9 +275,14 @@ def _means(compared: Compared) -> list[tuple[str, Metrics]]:
     groups: dict[Path, list[Story]] = {}
     for story in compared.finetuned:
         groups.setdefault(story.path.parent, []).append(story)
-    return [
-        (f"{group[0].name.rpartition('/')[0]}", _mean([story.metrics for story in group])) for group in groups.values()
-    ]
+    return [(_cell_name(group[0]), _mean([story.metrics for story in group])) for group in groups.values()]
+
+
+def _cell_name(story: Story) -> str:
+    """DETECTOR/START/labels-0.1/seed-0 in words; older folders have no detector."""
+    *detector, start, share, _ = ["", "", "", *story.name.split("/")][-4:]
+    name = SCRATCH if start == REFERENCE else start
+    return ", ".join([name, *filter(None, detector), f"{float(share.removeprefix('labels-')):.0%} of the labels"])
 
 
 def _mean(several: Sequence[Metrics]) -> Metrics:

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +38,29 @@ def verdict(story: Story) -> Advice:
 def advise(story: Story) -> list[Advice]:
     """What to do next, the gravest first."""
     rules = [*_of_any(story), *(_of_pretraining(story) if story.pretrains else _of_finetuning(story))]
-    return sorted(rules, key=lambda advice: ("bad", "warn", "note", "good").index(advice.level))
+    return _gravest_first(rules)
+
+
+def together(stories: Sequence[Story]) -> list[Advice]:
+    """The advice of several runs, each once, with the runs that it is for."""
+    groups: dict[tuple[Level, str], list[tuple[str, Advice]]] = {}
+    for story in stories:
+        for advice in advise(story):
+            groups.setdefault((advice.level, advice.title), []).append((story.name, advice))
+    merged = []
+    for (level, title), items in groups.items():
+        reasons = dict.fromkeys(advice.reason for _, advice in items)
+        names = "all runs" if len(items) == len(stories) else _listed([name for name, _ in items])
+        said = [f"{name}: {advice.reason}" for name, advice in items[:3]]
+        more = [f"And {len(items) - 3} more."] if len(items) > 3 else []
+        reason = f"{items[0][1].reason} ({names})" if len(reasons) == 1 else " ".join(said + more)
+        commands = {advice.command for _, advice in items}
+        merged.append(Advice(level, title, reason, commands.pop() if len(commands) == 1 else ""))
+    return _gravest_first(merged)
+
+
+def _gravest_first(items: list[Advice]) -> list[Advice]:
+    return sorted(items, key=lambda advice: ("bad", "warn", "note", "good").index(advice.level))
 
 
 def still_falling(values: list[float]) -> float | None:
@@ -107,7 +129,7 @@ def _of_any(story: Story) -> Iterator[Advice]:
 def _of_pretraining(story: Story) -> Iterator[Advice]:
     health = str(story.summary.get("health") or story.progress.get("status", ""))
     if "collaps" in health:
-        reason = "From there on nothing is learned. Lower the learning rate, or let the target move more slowly."
+        reason = "Images with one embedding teach nothing. Lower the learning rate, or let the target move more slowly."
         yield Advice("bad", f"{health[:1].upper()}{health[1:]}", reason, "--optim.base_lr ... --method.momentum ...")
         return
     if not story.finished:
@@ -118,7 +140,7 @@ def _of_pretraining(story: Story) -> Iterator[Advice]:
         reason = f"{share:.0%} of the loss's fall came in the last fifth of {epochs:.3g} epochs. " + _longer(story)
         yield Advice("note", "More epochs may still help", reason, f"--epochs {epochs * 2:g}")
     elif epochs < FEW_EPOCHS:
-        reason = f"Each image was seen {epochs:.3g} times; the papers' shortest runs have 100 epochs. " + _longer(story)
+        reason = f"Each image was seen {epochs:.3g} times; the papers' shortest runs have 100 epochs."
         yield Advice("note", "This was a short run", reason, f"--epochs {max(100, epochs):g}")
     reason = "A loss says little of detection: compare with a start from scratch, over seeds, on your labels."
     command = f"boxless compare --data IMAGES --labels TRAIN --val VAL --out OUT --methods none,{story.path}"

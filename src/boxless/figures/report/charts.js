@@ -1,14 +1,10 @@
 "use strict";
-// Lines over steps: drag to zoom, hover or arrow keys for values. All charts share one range of steps.
+// Lines over steps: drag to zoom, hover or arrow keys for values. The charts of a group share one range of steps.
 (() => {
   const source = document.getElementById("chart-data");
   if (!source) return;
-  const charts = JSON.parse(source.textContent), hidden = new Set(), views = [];
   const left = 52, right = 8, top = 8, bottom = 22, height = 190;
-  const all = charts.flatMap((chart) => chart.series.flatMap((series) => series.x));
-  const whole = all.length ? all.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]) : [0, 1];
-  if (whole[0] === whole[1]) whole[1] += 1;
-  let range = [...whole];
+  let clips = 0;
 
   const svg = (name, attributes, ...children) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -55,15 +51,16 @@
   };
 
   class Chart {
-    constructor(chart) {
-      this.chart = chart;
+    constructor(chart, group) {
+      this.group = group;
+      this.clip = `clip-${clips++}`;
       this.series = chart.series.map((series) => ({ ...series, mean: smooth(series.y) }));
       this.readout = html("p", { className: "readout" });
       this.reset = html("button", { type: "button", className: "reset", textContent: "show all", hidden: true });
       this.svg = svg("svg", { "aria-hidden": "true" });
       this.plot = html("div", { className: "plot", tabIndex: 0 }, this.svg, this.reset);
       this.plot.setAttribute("role", "group");
-      this.node = html("figure", { className: `card chart${charts.every((c) => c.series.length < 2) ? " single" : ""}` },
+      this.node = html("figure", { className: `card chart${group.single ? " single" : ""}` },
         html("h3", { textContent: chart.title }), html("p", { className: "note", textContent: chart.note }), this.plot, this.readout);
       this.plot.setAttribute("aria-label", `${chart.title}: ${this.series.filter((s) => s.y.length).map((s) =>
         `${s.name} from ${said(s.y[0])} to ${said(s.y[s.y.length - 1])} at step ${said(s.x[s.x.length - 1])}`).join("; ")}`);
@@ -72,18 +69,20 @@
       this.plot.addEventListener("pointerup", (event) => this.release(event));
       this.plot.addEventListener("pointercancel", () => { this.pressed = null; this.draw(); });
       this.plot.addEventListener("pointerleave", () => { if (this.pressed == null) this.point(null); });
-      this.plot.addEventListener("dblclick", () => zoom(whole));
+      this.plot.addEventListener("dblclick", () => this.group.zoom(this.group.whole));
       this.plot.addEventListener("keydown", (event) => this.key(event));
-      this.reset.addEventListener("click", () => zoom(whole));
+      this.reset.addEventListener("click", () => this.group.zoom(this.group.whole));
       new ResizeObserver(() => this.draw()).observe(this.plot);
     }
-    shown() { return this.series.filter((series) => !hidden.has(series.run) && series.y.length); }
-    x(step) { return left + (step - range[0]) / (range[1] - range[0]) * (this.width - left - right); }
+    shown() { return this.series.filter((series) => !this.group.hidden.has(series.run) && series.y.length); }
+    x(step) { const range = this.group.range; return left + (step - range[0]) / (range[1] - range[0]) * (this.width - left - right); }
     step(event) {
+      const range = this.group.range;
       const at = (event.clientX - this.plot.getBoundingClientRect().left - left) / (this.width - left - right);
       return range[0] + Math.min(1, Math.max(0, at)) * (range[1] - range[0]);
     }
     draw() {
+      const range = this.group.range;
       this.width = this.plot.clientWidth || 320;
       this.svg.setAttribute("viewBox", `0 0 ${this.width} ${height}`);
       const inside = this.shown().flatMap((s) => s.y.filter((_, k) => s.x[k] >= range[0] && s.x[k] <= range[1]));
@@ -92,7 +91,7 @@
       const margin = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
       low -= margin; high += margin;
       this.y = (value) => top + (high - value) / (high - low) * (height - top - bottom);
-      const parts = [svg("clipPath", { id: `clip-${charts.indexOf(this.chart)}` },
+      const parts = [svg("clipPath", { id: this.clip },
         svg("rect", { x: left, y: 0, width: Math.max(0, this.width - left - right), height: height - bottom + 2 }))];
       for (const value of ticks(low, high, 4)) {
         parts.push(svg("line", { class: "grid-line", x1: left, x2: this.width - right, y1: this.y(value), y2: this.y(value) }));
@@ -101,7 +100,7 @@
       for (const value of ticks(range[0], range[1], Math.max(2, this.width / 90))) {
         parts.push(svg("text", { class: "axis", x: this.x(value), y: height - 5, "text-anchor": "middle" }, said(value)));
       }
-      const lines = svg("g", { "clip-path": `url(#clip-${charts.indexOf(this.chart)})` });
+      const lines = svg("g", { "clip-path": `url(#${this.clip})` });
       const path = (xs, ys) => xs.map((x, k) => `${k ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(ys[k]).toFixed(1)}`).join("");
       for (const s of this.shown()) {
         if (s.mean) lines.append(svg("path", { class: `curve raw s${s.run % 8}`, d: path(s.x, s.y) }));
@@ -110,7 +109,7 @@
       }
       this.over = svg("g", {});
       this.svg.replaceChildren(...parts, lines, this.over);
-      this.reset.hidden = range[0] === whole[0] && range[1] === whole[1];
+      this.reset.hidden = range[0] === this.group.whole[0] && range[1] === this.group.whole[1];
       this.point(null);
     }
     point(step) {
@@ -144,48 +143,59 @@
     release(event) {
       const [a, b] = [this.pressed, this.step(event)].sort((p, q) => p - q), wide = this.pressed != null && this.x(b) - this.x(a) > 6;
       this.pressed = null;
-      if (wide) zoom([a, b]);
+      if (wide) this.group.zoom([a, b]);
     }
     key(event) {
       const first = this.shown()[0];
       if (!first || event.ctrlKey || event.metaKey || event.altKey) return;
-      const centre = this.at ?? (range[0] + range[1]) / 2, half = (range[1] - range[0]) / 2;
+      const range = this.group.range, centre = this.at ?? (range[0] + range[1]) / 2, half = (range[1] - range[0]) / 2;
       if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
         this.readout.setAttribute("aria-live", "polite");
         const k = this.at === null ? (event.key === "ArrowLeft" ? first.x.length : -1) : nearest(first.x, this.at);
         const next = Math.min(first.x.length - 1, Math.max(0, k + (event.key === "ArrowLeft" ? -1 : 1)));
         this.point(first.x[next]);
-      } else if (event.key === "+" || event.key === "=") zoom([centre - half / 2, centre + half / 2]);
-      else if (event.key === "-") zoom([centre - half * 2, centre + half * 2]);
-      else if (event.key === "0" || event.key === "Escape") zoom(whole);
+      } else if (event.key === "+" || event.key === "=") this.group.zoom([centre - half / 2, centre + half / 2]);
+      else if (event.key === "-") this.group.zoom([centre - half * 2, centre + half * 2]);
+      else if (event.key === "0" || event.key === "Escape") this.group.zoom(this.group.whole);
       else return;
       event.preventDefault();
     }
   }
 
-  const zoom = ([low, high]) => {
-    range = [Math.max(whole[0], low), Math.min(whole[1], high)];
-    if (!(range[1] - range[0] > (whole[1] - whole[0]) * 1e-4)) range = [...whole];
-    for (const view of views) view.draw();
-  };
-
-  for (const chart of charts) {
-    const view = new Chart(chart);
-    views.push(view);
-    document.getElementById("charts").append(view.node);
-    view.draw();
-  }
-  const runs = new Map(charts.flatMap((chart) => chart.series.map((series) => [series.run, series.name])));
-  if (runs.size > 1) {
-    for (const [run, name] of [...runs].sort(([a], [b]) => a - b)) {
-      const button = html("button", { type: "button" }, html("span", { className: `key s${run % 8}` }), name);
-      button.setAttribute("aria-pressed", "true");
-      button.addEventListener("click", () => {
-        if (!hidden.delete(run)) hidden.add(run);
-        button.setAttribute("aria-pressed", String(!hidden.has(run)));
-        for (const view of views) view.draw();
-      });
-      document.getElementById("legend").append(button);
+  class Group {
+    constructor({ title, charts }) {
+      const steps = charts.flatMap((chart) => chart.series.flatMap((series) => series.x));
+      this.whole = steps.reduce(([low, high], x) => [Math.min(low, x), Math.max(high, x)], [Infinity, -Infinity]);
+      if (!(this.whole[1] > this.whole[0])) this.whole = [this.whole[0] - 1, this.whole[0] + 1];
+      this.range = [...this.whole];
+      this.hidden = new Set();
+      const runs = new Map(charts.flatMap((chart) => chart.series.map((series) => [series.run, series.name])));
+      this.single = runs.size < 2;
+      this.charts = charts.map((chart) => new Chart(chart, this));
+      this.node = html("div", { className: "group" }, ...(title ? [html("h3", { textContent: title })] : []), ...(this.single ? [] : [this.legend(runs)]),
+        html("div", { className: "charts" }, ...this.charts.map((chart) => chart.node)));
+      document.getElementById("charts").append(this.node);
+      for (const chart of this.charts) chart.draw();
+    }
+    zoom([low, high]) {
+      const [first, last] = this.whole;
+      this.range = [Math.max(first, low), Math.min(last, high)];
+      if (!(this.range[1] - this.range[0] > (last - first) * 1e-4)) this.range = [...this.whole];
+      for (const chart of this.charts) chart.draw();
+    }
+    legend(runs) {
+      return html("div", { className: "legend" }, ...[...runs].sort(([a], [b]) => a - b).map(([run, name]) => {
+        const button = html("button", { type: "button" }, html("span", { className: `key s${run % 8}` }), name);
+        button.setAttribute("aria-pressed", "true");
+        button.addEventListener("click", () => {
+          if (!this.hidden.delete(run)) this.hidden.add(run);
+          button.setAttribute("aria-pressed", String(!this.hidden.has(run)));
+          for (const chart of this.charts) chart.draw();
+        });
+        return button;
+      }));
     }
   }
+
+  for (const group of JSON.parse(source.textContent)) new Group(group);
 })();

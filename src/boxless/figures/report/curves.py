@@ -24,15 +24,29 @@ POINTS = 60_000
 """Of all curves of a page together: about a megabyte."""
 
 
-def charts(metrics: Sequence[tuple[str, Metrics]]) -> list[dict[str, Any]]:
-    """A chart for each metric, with a series for each named run that has it; the loss first, then what it says most."""
+Named = Sequence[tuple[str, Metrics]]
+
+
+def charts(groups: Sequence[tuple[str, Named]]) -> list[dict[str, Any]]:
+    """Titled groups of charts, each group with a range of steps of its own; those without any curve are left out."""
+    curves = max(1, sum(len(own) for _, metrics in groups for _, own in metrics))
+    made = [{"title": title, "charts": _group(metrics, max(100, POINTS // curves))} for title, metrics in groups]
+    return [group for group in made if group["charts"]]
+
+
+def _group(metrics: Named, limit: int) -> list[dict[str, Any]]:
+    """A chart for each metric, with a series for each run that has it; the loss first, then what says most.
+
+    Of several runs what only one has is left out: methods differ in the terms of their losses.
+    """
     names = list(dict.fromkeys(name for _, own in metrics for name in own))
+    logged = sum(bool(own) for _, own in metrics)
+    names = [name for name in names if sum(name in own for _, own in metrics) > 1 or logged == 1]
     if sum("val/AP" in own for _, own in metrics):  # of eight scores two are enough to follow
         names = [name for name in names if not name.startswith("val/") or name in KNOWN]
     order = {name: place for place, name in enumerate(("loss", *(name for name in KNOWN if name != "loss")))}
     terms = len(order)
     names.sort(key=lambda name: order.get(name, terms) if name not in ("learning_rate", "momentum") else terms + 1)
-    limit = max(100, POINTS // max(1, sum(len(own) for _, own in metrics)))
     return [_chart(name, metrics, limit) for name in names]
 
 
@@ -47,7 +61,7 @@ def thinned(steps: Sequence[int], values: Sequence[float], limit: int) -> tuple[
     )
 
 
-def _chart(name: str, metrics: Sequence[tuple[str, Metrics]], limit: int) -> dict[str, Any]:
+def _chart(name: str, metrics: Named, limit: int) -> dict[str, Any]:
     title, note = KNOWN.get(name, (name.replace("_", " ").replace("/", ": "), ""))
     factor = 100 if name.startswith(PERCENT) else 1
     series = []

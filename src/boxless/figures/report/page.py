@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from boxless.figures.report.advice import Advice, advise, command_of, duration, verdict
-from boxless.figures.report.curves import charts
+from boxless.figures.report.advice import Advice, command_of, duration, verdict
+from boxless.figures.report.curves import Named, charts
 from boxless.figures.report.galleries import merged
 from boxless.figures.report.pictures import embedded
 from boxless.figures.report.story import Story
@@ -53,18 +53,19 @@ class Page:
         title: of the page.
         subtitle: what it is about, in a line.
         stories: runs that have a part of their own.
-        curves: name and metrics of what is drawn.
+        curves: groups of what is drawn, each with a title, names and metrics.
         galleries: runs whose detections are shown.
         folders: name and folder of what has pictures.
         tables: comparisons.
-        advice: of the comparison; that of runs stands with them.
+        advice: what to do next.
+        gaps: what is missing of the whole.
         live: whether the page asks its server for news.
     """
 
     title: str
     subtitle: str
     stories: Sequence[Story]
-    curves: Sequence[tuple[str, Any]]
+    curves: Sequence[tuple[str, Named]]
     galleries: Sequence[Story]
     folders: Sequence[tuple[str, Path]]
     tables: Sequence[Table] = ()
@@ -105,7 +106,6 @@ def _run(story: Story) -> dict[str, Any]:
     return {
         "story": story,
         "verdict": verdict(story),
-        "advice": advise(story),
         "numbers": _numbers(story),
         "facts": _facts(story),
         "classes": _classes(story),
