@@ -23,7 +23,7 @@ def contents(folder: Path) -> dict[str, str]:
 def trained(data: str, out: Path, method: str, **changes: object) -> Path:
     recipe = {"soco": "soco-r50-fpn", "byol": "byol-r50"}[method]
     settings = {key: value for key, value in PRETRAIN.items() if method == "soco" or "small_size" not in key}
-    few = {**TRUNK, **settings, "epochs": 3, "workers": 0, **changes}
+    few = {**TRUNK, **settings, "method.hidden": 32, "method.output": 16, "epochs": 2, "workers": 0, **changes}
     return boxless.pretrain(data, str(out), recipe, quiet=True, **few).path
 
 
@@ -57,7 +57,7 @@ def test_pretraining_from_shards_is_pretraining_from_the_folder(method: str, pac
 def test_broken_off_in_an_epoch_goes_on_through_the_shards(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from boxless.methods.byol import BYOL
 
-    few = {"shard_buffer": 1, "checkpoint_every": 1, "batch_size": 2, "workers": 2}  # 4 steps in an epoch
+    few = {"shard_buffer": 1, "checkpoint_every": 6, "batch_size": 2, "epochs": 2, "workers": 2}  # 4 steps an epoch
     whole = trained(str(packed / "packed"), packed / "whole", "byol", **few)
     after_step = BYOL.after_step
 
@@ -70,8 +70,6 @@ def test_broken_off_in_an_epoch_goes_on_through_the_shards(packed: Path, monkeyp
         patch.setattr(BYOL, "after_step", break_off)
         trained(str(packed / "packed"), packed / "broken", "byol", **few)
     assert_same(trained(str(packed / "packed"), packed / "broken", "byol", **few), whole)
-    any_order = trained(str(packed / "packed"), packed / "any", "byol", **{**few, "shard_buffer": None})
-    assert (any_order / "metrics.csv").read_text() != (whole / "metrics.csv").read_text()
 
 
 def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path) -> None:
