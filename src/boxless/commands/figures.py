@@ -19,7 +19,8 @@ class FiguresResult:
     left_out: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.written)} figures, as PNG and SVG, in {self.path}:"]
+        number = f"{len(self.written)} figure{'' if len(self.written) == 1 else 's'}"
+        lines = [f"{number}, as PNG and SVG, in {self.path}:"]
         lines += [f"  {Path(file).name}: {caption}" for file, caption in self.written.items()]
         if self.left_out:
             lines += ["not drawn:", *(f"  {reason}" for reason in self.left_out)]

@@ -19,9 +19,9 @@ def cross_correlation(first: npt.NDArray[np.float32], second: npt.NDArray[np.flo
     def standard(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         centred = values.astype(np.float64) - values.mean(0, dtype=np.float64)
         norms: npt.NDArray[np.float64] = np.linalg.norm(centred, axis=0)
-        return centred / np.where(norms > 1e-12, norms, np.inf)
+        return np.asarray(centred / np.where(norms > 1e-12, norms, np.inf))
 
-    return standard(first).T @ standard(second)
+    return np.asarray(standard(first).T @ standard(second))
 
 
 @styled()

@@ -42,8 +42,7 @@ class ViewPair:
 
     def right(self, name: str) -> npt.NDArray[np.bool_]:
         """Which of the N cells the weights found, (N,)."""
-        close: npt.NDArray[np.bool_] = (np.abs(self.found[name] - self.truth) <= self.tolerance + 1e-9).all(1)
-        return close
+        return np.asarray((np.abs(self.found[name] - self.truth) <= self.tolerance + 1e-9).all(1))
 
 
 @styled()

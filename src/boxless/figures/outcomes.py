@@ -17,6 +17,8 @@ from boxless.figures.style import MUTED, blank, colour, draw_box, note, show_ima
 
 GROUPS = (CORRECT, EXTRA, MISSING, WRONG_CLASS)
 HUES = {CORRECT: colour(0), WRONG_CLASS: colour(3), EXTRA: colour(1), MISSING: "#000000", IGNORED: MUTED}
+FEW = 6
+"""Boxes that can be told apart in an example."""
 CLASSES = 15
 """Classes with a bar: the rest is too small to read."""
 
@@ -43,10 +45,7 @@ class Judged:
 
 
 def examples(matches: Sequence[Matches], found: Sequence[Detections], group: str, count: int) -> list[int]:
-    """The images that show an outcome best: most of it beside other outcomes, the surest detections first, (<= count).
-
-    In half-correct images nothing can be seen, so one with 3 of 3 comes before one with 4 of 9.
-    """
+    """The images that show an outcome best: few boxes, most of them of this outcome, the surest detections first."""
     worth = []
     for row, (matched, detections) in enumerate(zip(matches, found, strict=True)):
         names = [*matched.outcomes, *[MISSING] * len(matched.missing)]
@@ -54,7 +53,7 @@ def examples(matches: Sequence[Matches], found: Sequence[Detections], group: str
         scores = detections.scores[matched.kept]
         sure = [float(score) for score, name in zip(scores, matched.outcomes, strict=True) if name == group]
         if own:
-            worth.append((own / len(names), min(own, 3), max(sure, default=0.0), row))
+            worth.append((len(names) <= FEW, own / len(names), min(own, 3), max(sure, default=0.0), row))
     return [row for *_, row in sorted(worth, reverse=True)[:count]]
 
 
@@ -93,10 +92,16 @@ def _draw_truth(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
 
 
 def _draw_found(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
-    kept = judged.matches.kept
-    for row, outcome in reversed(list(zip(kept, judged.matches.outcomes, strict=True))):  # the surest on top
-        box, score = judged.boxes[row], 100 * judged.found.scores[row]
-        draw_box(axes, box, HUES[outcome], _tag(judged, box, f"{classes[judged.found.labels[row]]} {score:.0f}"))
+    drawn: list[tuple[npt.NDArray[Any], str, str]] = []
+    named: list[npt.NDArray[Any]] = []
+    room = np.array([0.4, 0.08]) * (judged.image.shape[1], judged.image.shape[0])
+    for row, outcome in zip(judged.matches.kept, judged.matches.outcomes, strict=True):  # the surest are named first
+        box, text = judged.boxes[row], f"{classes[judged.found.labels[row]]} {100 * judged.found.scores[row]:.0f}"
+        free = not any((np.abs(box[:2] - other) < room).all() for other in named)
+        drawn.append((box, HUES[outcome], _tag(judged, box, text) if free else ""))
+        named += [box[:2]] if drawn[-1][2] else []
+    for box, hue, text in reversed(drawn):  # and are on top
+        draw_box(axes, box, hue, text)
 
 
 def _tag(judged: Judged, box: npt.NDArray[Any], text: str) -> str:
@@ -140,14 +145,13 @@ def _bars(axes: Axes, counts: dict[str, Counter[int]], shown: list[int], classes
     ends = np.zeros(len(shown))
     for name, numbers in counts.items():
         widths = np.array([numbers[label] for label in shown], float)
-        hatch = {"hatch": "//", "edgecolor": "white", "linewidth": 0} if name == MISSING else {}
         if name == EXTRA:
             axes.barh(heights, -widths, color=HUES[name], label=name)
-        else:
-            axes.barh(
-                heights, widths, left=ends, color="#BBBBBB" if name == MISSING else HUES[name], label=name, **hatch
-            )
-            ends = ends + widths
+            continue
+        bars = axes.barh(heights, widths, left=ends, color="#BBBBBB" if name == MISSING else HUES[name], label=name)
+        ends = ends + widths
+        for bar in bars if name == MISSING else ():
+            bar.set(hatch="//", edgecolor="white", linewidth=0)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(heights, [classes[label] for label in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)

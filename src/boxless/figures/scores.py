@@ -17,7 +17,7 @@ CLASSES = 20
 @styled()
 def precision_recall_curves(curves: PrecisionRecall, classes: Sequence[str]) -> Figure:
     """A panel per IoU: the mean over the classes, and each class that has objects, by name where they are few."""
-    known = np.flatnonzero(~np.isnan(curves.precision).all((0, 1)))
+    known = np.flatnonzero(~np.isnan(curves.precision).all((0, 1))).tolist()
     named = len(known) <= len(PALETTE) - 1
     figure = blank(13 if named else 11.5, 5.4)
     panels = figure.subplots(1, len(IOUS), sharey=True)

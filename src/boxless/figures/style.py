@@ -114,12 +114,14 @@ def draw_box(axes: Axes, box: npt.NDArray[Any], hue: str, tag: str = "", dashed:
         return
     bottom, top = axes.get_ylim()  # y grows downwards
     above = y0 - top > 0.07 * (bottom - top)  # there is room, and the tag hides nothing of the object
+    left, right = axes.get_xlim()
+    inwards = x0 > left + 0.7 * (right - left)  # a tag that begins further right would leave the image
     axes.annotate(
         tag,
-        (max(x0, axes.get_xlim()[0]), max(y0, top)),
+        (min(x1, right) if inwards else max(x0, left), max(y0, top)),
         xytext=(0, 1 if above else -1),
         textcoords="offset points",
-        ha="left",
+        ha="right" if inwards else "left",
         va="bottom" if above else "top",
         fontsize=10,
         color="white",

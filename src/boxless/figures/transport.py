@@ -1,6 +1,7 @@
 """Self-EMD's transport plan, cell by cell: where the mass of one view's cell goes in the other (paper, fig. 5)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,8 @@ def transport_plan(
         left.set_title(f"weight {own.sum() * rows * columns:.2f}", fontsize=13)
         show_image(middle, second)
         height, width = second.shape[:2]
-        picture = middle.imshow(own, cmap=HEAT, vmin=0, vmax=top, alpha=0.75, extent=(0, width, height, 0))
-        picture.set_interpolation("nearest")
+        look: Any = {"cmap": HEAT, "vmin": 0, "vmax": top, "alpha": 0.35 + 0.5 * own / top, "interpolation": "nearest"}
+        middle.imshow(own, extent=(0, width, height, 0), **look)
         middle.set(xlim=(0, width), ylim=(height, 0))
         if place is not None:
             draw_box(middle, place, colour(2), dashed=True)
@@ -69,7 +70,7 @@ def _flows(axes: Axes, first: Pixels, second: Pixels, own: Floats, box: Floats) 
         share = float(shares.ravel()[cell])
         if share < 0.01:
             continue
-        other = _box(cell, *own.shape, second)
+        other = _box(cell, own.shape[0], own.shape[1], second)
         end = start + (other[0] + other[2]) / 2, (other[1] + other[3]) / 2
         width_of_line = max(0.6, 14 * share)
         axes.plot([x, end[0]], [y, end[1]], color="white", linewidth=width_of_line + 1.6, alpha=0.6)

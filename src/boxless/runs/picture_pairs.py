@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from boxless.data.index import ImageIndex
+from boxless.data.specs import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.evaluation.correspondence import PairDataset, best_matches, correspondence_accuracy, mirrored_cells
 from boxless.evaluation.probes import mean_score
@@ -180,14 +181,18 @@ def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterat
 
 @torch.inference_mode()
 def draw_emd(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageIndex, seed: int) -> Picture:
-    """Self-EMD's plan between two crops of an image, for a heavy, a middling and a light cell; without pyramid cells.
+    """Self-EMD's plan between two crops of an image, for a heavy, a middling and a light cell that both crops show.
 
-    As the run's heads have it where it kept a checkpoint, or else of C5 itself, weighed by its mean (eq. 12).
+    As the run's heads have it where it kept a checkpoint, or else of C5 itself, weighed by its mean (eq. 12). Crops are
+    mirrored but keep their colours, and pyramid cells are left out, as in the paper's figure.
     """
     assert isinstance(recipe.method, SelfEMDConfig)
-    specs = tuple(replace(spec, size=PAIR_SIZE) for spec in recipe.method.at_size(PAIR_SIZE).views()[:2])
-    shown = seen(index, specs, None, 1, seed)
-    images = [network.trunk.normalize(view.image) for view in shown.views]
+    plain = Photometric(jitter=0, gray=0, blur=0)
+    specs = tuple(replace(spec, size=PAIR_SIZE, photometric=plain) for spec in recipe.method.views()[:2])
+    shown = seen(index, specs, None, 8, seed)
+    row = max(range(len(shown.sources)), key=lambda row: _overlap(shown.views, row))
+    views = [View(view.image[row : row + 1], view.from_source[row : row + 1]) for view in shown.views]
+    images = [network.trunk.normalize(view.image) for view in views]
     method = trained_method(run, recipe)
     if isinstance(method, SelfEMD):
         (x, x_vector), (y, y_vector) = _online(method.eval(), images[0]), _target(method, images[1])
@@ -198,12 +203,13 @@ def draw_emd(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageInd
     cost = 1 - normalize(x.flatten(2), dim=1).mT @ normalize(y.flatten(2), dim=1)
     plan = sinkhorn(cost, rows, columns, recipe.method.regularization, recipe.method.iterations)[0]
     cells = x.shape[-1]
-    order = rows[0].argsort(descending=True)
-    chosen = order[[0, len(order) // 2, len(order) - 1]].tolist()
+    places = [_true_place(views, cell, cells) for cell in range(cells * cells)]
+    order = rows[0].argsort(descending=True).tolist()
+    order = [cell for cell in order if places[cell] is not None] or order
+    chosen = [order[0], order[len(order) // 2], order[-1]]
     grid = plan.reshape(cells, cells, y.shape[-2], y.shape[-1]).double().numpy()
-    figure = transport_plan(
-        shown.pixels(0, 0), shown.pixels(1, 0), grid, chosen, [_true_place(shown.views, each, cells) for each in chosen]
-    )
+    pictures = shown.pixels(0, row), shown.pixels(1, row)
+    figure = transport_plan(*pictures, grid, chosen, [places[cell] for cell in chosen])
     what = "its heads" if method is not None else "C5, for the run kept no checkpoint of its heads"
     return Picture(
         "emd",
@@ -225,6 +231,13 @@ def _target(method: SelfEMD, image: Tensor) -> tuple[Tensor, Tensor]:
     cells = method.target_dense_projector(features)
     vector = method.target_projector(features.mean((2, 3))) if method.with_vectors else cells.mean((2, 3))
     return cells, vector
+
+
+def _overlap(views: Sequence[View], row: int) -> float:
+    """The area that both views of an image show, as a share of what one of them shows, whichever is larger."""
+    first, second = (view.windows()[row] for view in views)
+    both = torch.cat([torch.maximum(first[:2], second[:2]), torch.minimum(first[2:], second[2:])])
+    return float(area(both) / torch.maximum(area(first), area(second)))
 
 
 def _true_place(views: Sequence[View], cell: int, cells: int) -> NDArray[Any] | None:
