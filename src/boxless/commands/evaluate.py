@@ -199,6 +199,7 @@ def _inputs(run: str, data: str) -> dict[str, str]:
 def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detections]", skipped: dict[str, str]) -> None:
     """A few images with objects, spread over the data."""
     from boxless.data.images import decode
+    from boxless.evaluation.matching import balanced_score
     from boxless.figures.detections import detection_pairs
     from boxless.figures.style import save
 
@@ -208,7 +209,7 @@ def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detectio
     rows = _spread(usable)
     images = [decode(labels.images[row].path) for row in rows]
     truths = [labels.images[row] for row in rows]
-    threshold = min(0.5, _balanced_score(labels, found))
+    threshold = min(0.5, balanced_score(labels, found))
     save(detection_pairs(images, truths, [found[row] for row in rows], labels.classes, threshold), path)
 
 
@@ -217,15 +218,6 @@ def _spread(rows: list[int]) -> list[int]:
     import numpy as np
 
     return [rows[k] for k in np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)]
-
-
-def _balanced_score(labels: "LabelledData", found: "Sequence[Detections]") -> float:
-    """The score that as many detections reach as there are labelled objects: a weak detector shows nothing at 0.5."""
-    import numpy as np
-
-    objects = sum(int((~image.crowd).sum()) for image in labels.images)
-    ranked = np.sort(np.concatenate([each.scores for each in found]))[::-1]
-    return float(ranked[min(objects, len(ranked)) - 1]) if len(ranked) else 0.5
 
 
 def _summary(result: EvaluationResult) -> dict[str, Any]:

@@ -157,4 +157,6 @@ def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
             if c.detector == detector
         ]
         name = "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}"
-        save(label_efficiency(entries), out / "figures" / name)
+        starts = ", ".join(dict.fromkeys(str(entry["method"]) for entry in entries))
+        caption = f"AP of {detector} against the number of labelled images, for {starts}; each dot is one fine-tuning."
+        save(label_efficiency(entries), out / "figures" / name, caption)
