@@ -17,6 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import boxless.figures
 import boxless.recipes  # noqa: F401
 from boxless.commands.compare import compare
+from boxless.commands.convert import convert
 from boxless.commands.demo import demo
 from boxless.commands.evaluate import evaluate
 from boxless.commands.export import export
@@ -27,6 +28,7 @@ from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain
 from boxless.commands.probe import probe
 from boxless.commands.propose import propose
+from boxless.commands.publish import publish
 from boxless.commands.recipes import recipes
 from boxless.commands.report import report
 from boxless.commands.statistics import statistics
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "compare",
+    "convert",
     "demo",
     "evaluate",
     "export",
@@ -45,6 +48,7 @@ __all__ = [
     "pretrain",
     "probe",
     "propose",
+    "publish",
     "recipes",
     "report",
     "statistics",

@@ -36,6 +36,8 @@ COMMANDS = (
     "predict",
     "figures",
     "export",
+    "convert",
+    "publish",
     "report",
     "recipes",
 )

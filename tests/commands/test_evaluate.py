@@ -13,7 +13,7 @@ import boxless
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import two_stage
 from boxless.errors import UserError
-from boxless.interop.weights import read_tensors
+from boxless.interop.files import read_tensors
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs import detecting

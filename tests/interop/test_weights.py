@@ -13,7 +13,8 @@ from torchvision.models.detection import FasterRCNN
 from boxless.detectors.trunk import Norm, Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig, two_stage
 from boxless.errors import UserError
-from boxless.interop.weights import load_trunk, read_tensors, save_trunk
+from boxless.interop.files import read_tensors
+from boxless.interop.weights import load_trunk, save_trunk
 
 Tensors = dict[str, Tensor]
 

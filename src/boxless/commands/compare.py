@@ -63,7 +63,9 @@ def compare(
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.pretraining import with_trunk_of
     from boxless.runs.reporting import write_report
+    from boxless.runs.weights import local
 
+    init = local(init)
     common = recipe_of({"recipe": recipe})
     common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
     settings: CompareRecipe = override(common, overrides)

@@ -3,43 +3,67 @@
 from pathlib import Path
 from typing import Literal
 
+SUFFIXES = {
+    "torchvision-backbone": ".safetensors",
+    "torchvision-detector": ".safetensors",
+    "timm": ".safetensors",
+    "detectron2": ".pkl",
+    "mmdetection": ".pth",
+    "transformers": "",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+}
+
 
 def export(
     run: str,
     out: str,
-    to: Literal["torchvision-backbone", "torchvision-detector"] = "torchvision-backbone",
+    to: Literal[
+        "torchvision-backbone",
+        "torchvision-detector",
+        "timm",
+        "detectron2",
+        "mmdetection",
+        "transformers",
+        "safetensors",
+        "onnx",
+    ] = "torchvision-backbone",
     quiet: bool = False,
 ) -> Path:
-    """Write what a run trained as plain safetensors in torchvision's names, for use without boxless.
+    """Write what a run trained as another library takes it, for use without boxless.
 
     Beside it comes a text of the same name, .README.txt, with the lines of Python that load it.
 
     Args:
         run: Folder that boxless pretrain or finetune wrote.
-        out: The .safetensors file to write.
-        to: torchvision-backbone: the ResNet without its classifier. torchvision-detector: all that torchvision's
-            detector of the kind has a place for; of a pretraining run the parts that it trained.
+        out: The file to write: .safetensors, for detectron2 .pkl, for mmdetection .pth, for onnx .onnx; for
+            transformers a folder.
+        to: torchvision-backbone: the backbone without its classifier. torchvision-detector: all that torchvision's
+            detector of the kind has a place for; of a pretraining run the parts that it trained. timm: the backbone.
+            detectron2, mmdetection: the whole detector, the pretrained trunk, or the backbone where they name no more.
+            transformers: DETR or RT-DETR, as from_pretrained takes it. safetensors: all weights as they are.
+            onnx: a whole detector, from image to boxes.
         quiet: Print nothing.
 
     Returns:
-        The file.
+        The file or folder.
 
     Raises:
         UserError: For anything that the caller can mend.
     """
     from boxless.errors import UserError
-    from boxless.runs import exporting
+    from boxless.runs.exporting import export_run, write
 
-    path = Path(out)
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise UserError(f"out {out}: expected the name of a file that ends in .safetensors")
+    if to not in SUFFIXES:
+        raise UserError(f"to: {to}; expected {', '.join(SUFFIXES)}")
+    path, suffix = Path(out), SUFFIXES[to]
+    if suffix and (path.suffix != suffix or path.is_dir()):
+        raise UserError(f"out {out}: expected the name of a file that ends in {suffix}")
+    if not suffix and path.is_file():
+        raise UserError(f"out {out}: is a file; transformers takes a folder")
     if path.resolve() == (Path(run) / "weights.safetensors").resolve():
         raise UserError(f"out {out}: would overwrite the run's own weights; name another file")
-    makers = {"torchvision-backbone": exporting.backbone, "torchvision-detector": exporting.detector}
-    if to not in makers:
-        raise UserError(f"to: {to}; expected {' or '.join(makers)}")
-    tensors, text = makers[to](run, path.name)
-    readme = exporting.write(path, tensors, text)
+    said, readme = write(path, export_run(run, path, to))
     if not quiet:
-        print(f"{path}: {len(tensors)} tensors; {readme} says how to load them")
+        print(f"{path}: {said}; {readme} says how to load them")
     return path

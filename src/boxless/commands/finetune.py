@@ -27,8 +27,8 @@ def finetune(
             With detector.kind=fcn the class maps of a VOC or Cityscapes folder, or else masks.
         val: Labels to measure AP (of FCN mIoU) with, in the same forms.
         out: Folder of the run. Given again, an unfinished run goes on where it was.
-        weights: A run, whose trunk is then taken too, or a file in torchvision's or timm's names; by default nothing,
-            from scratch.
+        weights: A run, whose trunk is then taken too, or a file of torchvision, timm, MoCo, DINO, Detectron2,
+            MMDetection and others, whose names are recognised, or hf://user/name; by default nothing, from scratch.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as label_fraction.
@@ -45,9 +45,10 @@ def finetune(
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.setup import training_fabric
     from boxless.runs.stopping import stoppable
-    from boxless.runs.weights import weights_file
+    from boxless.runs.weights import local, weights_file
     from boxless.training.distributed import rank
 
+    weights = local(weights)
     settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
     settings = with_fitting_neck(settings)
     file = weights_file(weights) if weights else None

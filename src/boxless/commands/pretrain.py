@@ -27,8 +27,9 @@ def pretrain(
             whose labels are ignored.
         out: Folder of the run. Given again, an unfinished run goes on where it was.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
-        init: Weights to start from: a run, whose trunk is then taken too, or a file in torchvision's or timm's names
-            (of a classifier, a detector, MoCo, DINO ...); by default none, from random weights.
+        init: Weights to start from: a run, whose trunk is then taken too, or a file of torchvision, timm, MoCo, DINO,
+            Detectron2, MMDetection and others, whose names are recognised; hf://user/name fetches what was published
+            on the Hugging Face Hub; by default none, from random weights.
         preview: Draw what the network would see, figures/views.png in the run's folder, and stop before training.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as optim.base_lr.
@@ -46,9 +47,10 @@ def pretrain(
     from boxless.runs.pretraining import check_start, prepare_boxes, run_pretraining, with_trunk_of
     from boxless.runs.setup import training_fabric
     from boxless.runs.stopping import stoppable
-    from boxless.runs.weights import weights_file
+    from boxless.runs.weights import local, weights_file
     from boxless.training.turns import alone, in_turn
 
+    init = local(init)
     settings: PretrainRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), init), overrides)
     start = weights_file(init) if init else None
     folder = Path(out)

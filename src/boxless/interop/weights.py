@@ -5,34 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from boxless.detectors.bodies import TimmBody
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
+from boxless.interop.files import read_tensors
+from boxless.interop.layouts import recognise
+from boxless.interop.names import Tensors
 
-# Wrappers and branches that files of known origin put before torchvision's or timm's names: DataParallel, MoCo's query
-# encoder, DINO's student, detectors' backbones, Hugging Face's classes around timm's models. The longest match wins.
-_PREFIXES = (
-    "",
-    "module.",
-    "module.encoder_q.",
-    "module.backbone.",
-    "module.encoder.",
-    "backbone.",
-    "backbone.body.",
-    "backbone.0.body.",
-    "encoder.",
-    "model.",
-    "resnet.",
-    "timm_model.",
-    "model.backbone.conv_encoder.model.",
-)
 _LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d)(\..+)")
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher", "student")
+_OLD_LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)")  # before torchvision 0.13
 
 
 @dataclass(frozen=True)
@@ -47,6 +32,7 @@ class WeightsReport:
         parameter_share: share of all the trunk's parameters that were loaded, 0..1.
         unused: keys of the file that the trunk has no place for.
         mismatched: (key, shape in the file, shape in the trunk).
+        recognised: whose names the file has; empty where they are boxless' own.
     """
 
     origin: str
@@ -56,13 +42,15 @@ class WeightsReport:
     parameter_share: float
     unused: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    recognised: str = ""
 
     def __str__(self) -> str:
         words = [
             f"{part} {'ok' if share == 1 else 'new' if share == 0 else f'{share:.0%} loaded'}"
             for part, share in self.shares.items()
         ]
-        text = f"weights: {self.loaded} of {self.total} tensors, {self.parameter_share:.1%} of parameters; "
+        text = f"recognised: {self.recognised}\n" if self.recognised else ""
+        text += f"weights: {self.loaded} of {self.total} tensors, {self.parameter_share:.1%} of parameters; "
         text += ", ".join(words) + f" (from {self.origin})"
         for key, given, wanted in self.mismatched[:5]:
             text += f"\n  {key}: shape {given} in the file, {wanted} in the trunk"
@@ -94,44 +82,11 @@ def parts_in(path: Path) -> set[str]:
     return set(named.split(",")) if named else {"backbone", "FPN", "hybrid encoder", "RoI head", "transformer"}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file; no code in the file is ever run.
-
-    Raises:
-        UserError: where the file is missing, is none of these, or holds anything but plain tensors.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a safetensors file ({error})") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: not a file of plain tensors, and code from files is not run; save its state_dict() or convert "
-            f"it to .safetensors ({reason})"
-        ) from error
-    for container in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not tensors:
-        raise UserError(
-            f"{path}: holds no named tensors; expected the state_dict of a backbone or a detector, or a run"
-        )
-    return tensors
-
-
 def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
     """Load what a file has for this trunk and say what that was.
 
-    Files of boxless runs, torchvision's classifiers and detectors, timm's models, and the usual self-supervised
-    checkpoints in their names (MoCo, DINO, Barlow Twins, VICReg, SwAV, DETR's backbone) are recognised by their keys.
+    Files of boxless runs, torchvision, timm, Detectron2, MMDetection and transformers and those of the self-supervised
+    methods' authors are recognised by their keys; see `layouts`.
 
     Args:
         trunk: is changed in place.
@@ -143,7 +98,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
             a larger backbone; the trunk is then unchanged.
     """
     content = read_tensors(path)
-    tensors = _named_as_trunk(content, trunk)
+    says, tensors = _named_as_trunk(content, trunk, path)
     own = trunk.state_dict()
     fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
     mismatched = tuple(
@@ -160,6 +115,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         parameter_share=_share(trunk, "", fitting),
         unused=tuple(key for key in tensors if key not in own),
         mismatched=mismatched,
+        recognised=says,
     )
     misshapen = {part for part, (name, _) in parts.items() if any(key.startswith(name) for key, _, _ in mismatched)}
     partly = [part for part, share in report.shares.items() if share < minimum and (share > 0 or part in misshapen)]
@@ -201,7 +157,7 @@ def _example(trunk: Trunk) -> str:
     return next(name for name in names if name.endswith(".weight"))
 
 
-def _share(module: nn.Module, prefix: str, fitting: Mapping[str, Tensor]) -> float:
+def _share(module: nn.Module, prefix: str, fitting: Tensors) -> float:
     # Buffers count as well: frozen norms keep everything in buffers, and running statistics matter as weights do.
     sizes: dict[str, int] = {
         prefix + key: value.numel() for key, value in module.state_dict().items() if "num_batches" not in key
@@ -210,26 +166,37 @@ def _share(module: nn.Module, prefix: str, fitting: Mapping[str, Tensor]) -> flo
     return loaded / sum(sizes.values())
 
 
-def _named_as_trunk(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
-    own = trunk.state_dict().keys()
-    # A detector's box head lies in its RoI heads; its backbone has the trunk's names already.
-    renamed = {key.removeprefix("roi_heads.") if "box_head" in key else key: value for key, value in tensors.items()}
-    renamed = _levels_placed(renamed, trunk)
-    if any(key in own for key in renamed):
-        return _last_stage_placed(renamed, trunk)
+def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Tensors]:
+    """Whose names a file's tensors have, and they in the trunk's."""
     body = _network(trunk)
-    heads = {key.removeprefix(body).partition(".")[0] for key in own if key.startswith(body)}
+    heads = {key.removeprefix(body).partition(".")[0] for key in trunk.state_dict() if key.startswith(body)}
     heads |= {"layer4"} if trunk.config.neck == "c4" else set()
+    try:
+        found = recognise(tensors, "|".join(map(re.escape, sorted(heads))))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    named = {_in_trunk(key, body, heads): value for key, value in found.tensors.items()}
+    # Convolutions of a pyramid have biases where it has no norms: it is another one, and the trunk's starts anew.
+    if "backbone.fpn.inner_blocks.0.0.bias" in named and "backbone.fpn.inner_blocks.0.1.weight" in trunk.state_dict():
+        named = {_as_another(key): value for key, value in named.items()}
+    return found.says, _last_stage_placed(_levels_placed(named, trunk), trunk)
 
-    def translate(prefix: str) -> dict[str, Tensor]:
-        names = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        return {body + name: value for name, value in names.items() if name.partition(".")[0] in heads}
 
-    best = max((translate(prefix) for prefix in _PREFIXES), key=len)
-    return _last_stage_placed(best or tensors, trunk)
+def _in_trunk(key: str, body: str, heads: set[str]) -> str:
+    """A key that `recognise` gives: of a bare body, a trunk or a detector, whose box head lies in its RoI heads."""
+    if key.partition(".")[0] in heads:
+        return body + key
+    if key.startswith("backbone.body.") and not key.startswith(body):
+        return body + key.removeprefix("backbone.body.")
+    key = _OLD_LEVEL.sub(r"\1.0.\2", key)
+    return key.removeprefix("roi_heads.") if "box_head" in key else key
 
 
-def _levels_placed(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
+def _as_another(key: str) -> str:
+    return f"other.{key}" if key.startswith("backbone.fpn.") else key
+
+
+def _levels_placed(tensors: Tensors, trunk: Trunk) -> Tensors:
     """A pyramid's numbers begin with its first level, P2 or P3, whichever the file's and the trunk's begin with."""
     count = len({match[2] for key in tensors if (match := _LEVEL.fullmatch(key))})
     shift = {"fpn": 4, "fpn_p3": 3}.get(trunk.config.neck, count) - count
@@ -246,7 +213,7 @@ def _levels_placed(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor
     return {name(key): value for key, value in tensors.items()}
 
 
-def _last_stage_placed(tensors: dict[str, Tensor], trunk: Trunk) -> dict[str, Tensor]:
+def _last_stage_placed(tensors: Tensors, trunk: Trunk) -> Tensors:
     """A ResNet's last stage belongs to the body, and in a C4 trunk to the box head, whichever the file has it in."""
     body, head = "backbone.body.layer4.", "box_head.layer4."
     old, new = (body, head) if trunk.config.neck == "c4" else (head, body)

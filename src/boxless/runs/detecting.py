@@ -24,7 +24,7 @@ from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, Scores, average_precision, visible_keypoints
 from boxless.evaluation.inference import as_list, detect
 from boxless.evaluation.voc_precision import voc_average_precision
-from boxless.interop.weights import read_tensors
+from boxless.interop.files import read_tensors
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.folder import Run

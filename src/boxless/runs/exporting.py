@@ -1,35 +1,58 @@
-"""What a run trained, in torchvision's names, and the lines of Python that load it there."""
+"""What a run trained, as other libraries take it, and the lines of Python that load it there."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
 
 from boxless.detectors.bodies import RESNETS
-from boxless.detectors.one_stage import retinanet_sizes
 from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig
 from boxless.errors import UserError
-from boxless.interop.weights import read_tensors
+from boxless.interop import detectron2, mmdetection, onnx, timm, torchvision, transformers
+from boxless.interop.files import read_tensors
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.detecting import load_detector, open_run, skeleton_of
 
 BODY = "backbone.body."
 HEAD = "box_head.layer4."
+LICENCE = """\
+The weights are yours: boxless is under the Apache License 2.0 and claims nothing in what it trained. The images and the
+weights that this training started from may have terms of their own."""
 
-_KINDS = {
-    "faster_rcnn": "FasterRCNN",
-    "mask_rcnn": "MaskRCNN",
-    "keypoint_rcnn": "KeypointRCNN",
-    "retinanet": "RetinaNet",
-    "fcos": "FCOS",
+_WHOLE = {
+    "detectron2": ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet"),
+    "mmdetection": ("faster_rcnn", "mask_rcnn", "retinanet"),
 }
 
-_NORMS = {
-    "batch": "torch.nn.BatchNorm2d",
-    "sync": "torch.nn.BatchNorm2d",
-    "frozen": "torchvision.ops.FrozenBatchNorm2d",
-    "group": "lambda channels: torch.nn.GroupNorm(math.gcd(32, channels), channels)",
-}
+
+@dataclass(frozen=True)
+class Export:
+    """Weights for another library.
+
+    Attributes:
+        write: puts them at a path and returns what to say of it.
+        text: how they are loaded there.
+    """
+
+    write: Callable[[Path], str]
+    text: str
+
+
+def export_run(where: str, path: Path, to: str) -> Export:
+    """A run's weights as another library takes them; `MAKERS` has the names.
+
+    Args:
+        where: the run's folder.
+        path: that the file, or the folder, will have.
+        to: which library.
+
+    Raises:
+        UserError: where the run has no weights, or that library no place for them.
+    """
+    return MAKERS[to](where, path.name)
 
 
 def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
@@ -42,24 +65,13 @@ def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: where the run has no weights.
     """
-    run, recipe = open_run(where)
-    tensors = read_tensors(run.weights)
-    body = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
-    if recipe.trunk.neck == "c4":  # its box head is the ResNet's last stage
-        body |= {f"layer4.{key.partition(HEAD)[2]}": value for key, value in tensors.items() if HEAD in key}
-    if not body:
-        raise UserError(f"{run.weights}: has no tensors {BODY}*; expected the weights that boxless wrote")
-    name = recipe.trunk.backbone
-    if name.startswith("timm:"):
-        body = {key.removeprefix("model."): value for key, value in body.items()}
-        return body, _text(f"{name} of {where}, in timm's names.", recipe.trunk, _timm_code(recipe.trunk, file))
-    classifier = {"swin_t": "head", "mobilenet_v2": "classifier"}.get(name, "fc")
-    code = [
-        *_start(recipe.trunk),
-        f"model.{classifier} = torch.nn.Identity()  # a detector's body has no classifier",
-        f'model.load_state_dict(load_file("{file}"))',
-    ]
-    return body, _text(f"{name} of {where}, in the names of torchvision.models.{name}.", recipe.trunk, code)
+    body, trunk = _body(where)
+    if trunk.backbone.startswith("timm:"):
+        code = ["import math", "import torch, torchvision", *timm.how_to_load(trunk, file).split("\n")[1:]]
+        return timm.from_torchvision(body, trunk), _text(f"{trunk.backbone} of {where}, in timm's names.", trunk, code)
+    code = ["import math", "import torch, torchvision", *torchvision.backbone_code(trunk, file)]
+    about = f"{trunk.backbone} of {where}, in the names of torchvision.models.{trunk.backbone}."
+    return body, _text(about, trunk, code)
 
 
 def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
@@ -72,195 +84,239 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         file: name that the weights will have, for the text.
 
     Raises:
-        UserError: where the run has no weights.
+        UserError: where the run has no weights, or torchvision no such detector.
     """
     run, recipe = open_run(where)
-    if recipe.trunk.neck == "transformer":
+    _check_torchvision(where, recipe)
+    start = ["import math", "import torch, torchvision"]
+    if isinstance(recipe, PretrainRecipe):
+        about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."
+        code = [*start, *torchvision.pretrained_code(recipe.trunk, file)]
+        return _trunk_tensors(run.weights), _text(about, recipe.trunk, code)
+    tensors, classes, recipe = _detector(where)
+    one_stage = recipe.trunk.neck == "fpn_p3"
+    names = classes if one_stage else ("background", *classes)
+    about = (
+        f"The detector of {where}, in the names of torchvision's {torchvision.KINDS[recipe.detector.kind]}.\n"
+        "Its labels: " + _listed(names, 0)
+    )
+    sizes = (recipe.min_size[-1], recipe.max_size)
+    if one_stage:
+        code = torchvision.one_stage_code(recipe.trunk, recipe.detector, sizes, len(classes), file)
+    else:
+        keypoints = len(skeleton_of(run.path).names)
+        code = torchvision.detector_code(recipe.trunk, recipe.detector, sizes, len(classes) + 1, keypoints, file)
+    return tensors, _text(about, recipe.trunk, [*start, *code])
+
+
+def write(path: Path, export: Export) -> tuple[str, Path]:
+    """Write weights and the text on how to load them, whole or not at all.
+
+    The text lies beside a file as NAME.README.txt, and in a folder as README.txt.
+
+    Returns:
+        What to say of the weights, and the text's path.
+
+    Raises:
+        UserError: where a folder is not empty.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"out {path}: is a folder with files in it; name an empty or a new one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    said = export.write(partial)
+    partial.replace(path)
+    readme = path / "README.txt" if path.is_dir() else path.with_suffix(".README.txt")
+    partial = readme.with_name(readme.name + ".partial")
+    partial.write_text(export.text)
+    partial.replace(readme)
+    return said, readme
+
+
+def _body(where: str) -> tuple[dict[str, Tensor], TrunkConfig]:
+    """A run's body, in torchvision's or timm's names for a classifier, timm's behind `model.`."""
+    run, recipe = open_run(where)
+    tensors = read_tensors(run.weights)
+    body = {key.removeprefix(BODY): value for key, value in tensors.items() if key.startswith(BODY)}
+    if recipe.trunk.neck == "c4":  # its box head is the ResNet's last stage
+        body |= {f"layer4.{key.partition(HEAD)[2]}": value for key, value in tensors.items() if HEAD in key}
+    if not body:
+        raise UserError(f"{run.weights}: has no tensors {BODY}*; expected the weights that boxless wrote")
+    return body, recipe.trunk
+
+
+def _trunk_tensors(weights: Path) -> dict[str, Tensor]:
+    named = read_tensors(weights).items()
+    return {f"roi_heads.{key}" if key.startswith("box_head.") else key: value for key, value in named}
+
+
+def _detector(where: str) -> tuple[dict[str, Tensor], tuple[str, ...], FinetuneRecipe]:
+    trained, classes, recipe = load_detector(where)
+    tensors = trained.state_dict()
+    return {key: value for key, value in tensors.items() if key != "head.positives"}, classes, recipe  # of the loss
+
+
+def _check_torchvision(where: str, recipe: PretrainRecipe | FinetuneRecipe) -> None:
+    trunk, body = recipe.trunk, "export its body with --to torchvision-backbone"
+    if trunk.neck == "transformer":
         raise UserError(f"run {where}: torchvision has no DETR; export its ResNet with --to torchvision-backbone")
-    if recipe.trunk.neck == "hybrid":
-        raise UserError(f"run {where}: torchvision has no RT-DETR; export its body with --to torchvision-backbone")
-    if recipe.trunk.neck == "c4" or recipe.trunk.backbone not in RESNETS:
-        body = "C4" if recipe.trunk.neck == "c4" else recipe.trunk.backbone
+    if trunk.neck == "hybrid":
+        raise UserError(f"run {where}: torchvision has no RT-DETR; {body}")
+    if trunk.neck == "c4" or trunk.backbone not in RESNETS:
+        name = "C4" if trunk.neck == "c4" else trunk.backbone
         raise UserError(
-            f"run {where}: torchvision has no such detectors on {body}; export its backbone with "
+            f"run {where}: torchvision has no such detectors on {name}; export its backbone with "
             "--to torchvision-backbone"
         )
     if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "sparse_rcnn":
-        raise UserError(f"run {where}: torchvision has no Sparse R-CNN; export its body with --to torchvision-backbone")
+        raise UserError(f"run {where}: torchvision has no Sparse R-CNN; {body}")
     if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "fcn":
         raise UserError(
             f"run {where}: torchvision's FCN has another head; export the body with --to torchvision-backbone"
         )
-    if isinstance(recipe, PretrainRecipe):
-        if recipe.trunk.neck in ("fpn_p3", "none"):
-            raise UserError(f"run {where}: trained no detector's parts; export its body with --to torchvision-backbone")
-        tensors = {_in_detector(key): value for key, value in read_tensors(run.weights).items()}
-        about = f"The pretrained parts of {where}, in the names of torchvision's FasterRCNN; the other parts are new."
-        return tensors, _text(about, recipe.trunk, _pretrained_code(recipe.trunk, file))
-    trained, classes, recipe = load_detector(where)
-    one_stage = recipe.trunk.neck == "fpn_p3"
-    names = classes if one_stage else ("background", *classes)
-    about = (
-        f"The detector of {where}, in the names of torchvision's {_KINDS[recipe.detector.kind]}.\n"
-        "Its labels: " + ", ".join(f"{k} {name}" for k, name in enumerate(names))
+    if isinstance(recipe, PretrainRecipe) and trunk.neck in ("fpn_p3", "none"):
+        raise UserError(f"run {where}: trained no detector's parts; {body}")
+
+
+def _to_torchvision_backbone(where: str, file: str) -> Export:
+    return _safetensors(*backbone(where, file))
+
+
+def _to_torchvision_detector(where: str, file: str) -> Export:
+    return _safetensors(*detector(where, file))
+
+
+def _to_timm(where: str, file: str) -> Export:
+    body, trunk = _body(where)
+    text = _text(f"{trunk.backbone} of {where}, in timm's names.", trunk, [timm.how_to_load(trunk, file)])
+    return _safetensors(timm.from_torchvision(body, trunk), text)
+
+
+def _to_safetensors(where: str, file: str) -> Export:
+    run, recipe = open_run(where)
+    about = f"All weights of {where}, in torchvision's names (backbone.body.* is the body)."
+    code = ["from safetensors.torch import load_file", "", f'tensors = load_file("{file}")']
+    return _safetensors(read_tensors(run.weights), _text(about, recipe.trunk, code))
+
+
+def _to_detectron2(where: str, file: str) -> Export:
+    tensors, trunk, config, classes, note = _for_toolbox(where, "detectron2")
+    named, left = detectron2.from_torchvision(tensors)
+    assert not left, left
+    keypoints = len(skeleton_of(where).names) if config else 0
+    code = detectron2.how_to_load(trunk, config, len(classes), keypoints, file)
+    about = f"{note} of {where}, in Detectron2's names."
+    about += f"\nIts labels: {_listed(classes, 0)}; background is the last row." if classes else ""
+    about += "\nBoxes may differ by parts of a pixel: torchvision rounds its anchors, Detectron2 does not." * bool(
+        config
     )
-    if one_stage:
-        code = _one_stage_code(recipe, len(classes), file)
-    else:
-        code = _detector_code(recipe, len(classes) + 1, len(skeleton_of(run.path).names), file)
-    tensors = {key: value for key, value in trained.state_dict().items() if key != "head.positives"}  # of the loss
-    return tensors, _text(about, recipe.trunk, code)
+    return _bytes(detectron2.pickled(named), f"{len(named)} tensors ({note.lower()})", _text(about, trunk, [code]))
 
 
-def write(path: Path, tensors: dict[str, Tensor], text: str) -> Path:
-    """Write tensors as .safetensors and, beside it, the text; returns the text's path."""
-    readme = path.with_suffix(".README.txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _to_mmdetection(where: str, file: str) -> Export:
+    tensors, trunk, config, classes, note = _for_toolbox(where, "mmdetection")
+    if trunk.norm == "group" and config and config.kind == "retinanet":
+        raise UserError(
+            f"run {where}: MMDetection has norms behind P6 and P7, which group norms cannot stand in for; "
+            "export it with --to detectron2, or its body with --to torchvision-backbone"
+        )
+    named, left = mmdetection.from_torchvision(tensors)
+    assert not left, left
+    about = f"{note} of {where}, in the names of MMDetection 3."
+    about += f"\nIts labels: {_listed(classes, 0)}; background is the last row." if classes else ""
+    code = mmdetection.how_to_load(trunk, config, len(classes), file)
+    said = f"{len(named)} tensors ({note.lower()})"
+    return _bytes(mmdetection.saved(named, classes), said, _text(about, trunk, [code]))
+
+
+def _for_toolbox(
+    where: str, library: str
+) -> tuple[dict[str, Tensor], TrunkConfig, DetectorConfig | None, tuple[str, ...], str]:
+    """What Detectron2 or MMDetection has names for: tensors in torchvision's, and what they are, for people."""
+    run, recipe = open_run(where)
+    trunk = recipe.trunk
+    if trunk.backbone not in RESNETS:
+        raise UserError(f"run {where}: {library} names no {trunk.backbone}; export it with --to torchvision-backbone")
+    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind in _WHOLE[library]:
+        tensors, classes, recipe = _detector(where)
+        return tensors, trunk, recipe.detector, classes, f"The whole {recipe.detector.kind}"
+    tensors = _trunk_tensors(run.weights)
+    parts = isinstance(recipe, PretrainRecipe) and trunk.neck in ("fpn", "fpn_p3")
+    if parts and not all(key.startswith(BODY) for key in tensors):
+        return tensors, trunk, None, (), "The pretrained trunk"
+    body, _ = _body(where)
+    return body, trunk, None, (), "The backbone alone"
+
+
+def _to_transformers(where: str, file: str) -> Export:
+    tensors, classes, recipe = _detector(where)
+    kind, trunk = recipe.detector.kind, recipe.trunk
+    if kind not in ("detr", "rt_detr"):
+        raise UserError(f"run {where}: is a {kind}; --to transformers takes detr and rt_detr")
+    if trunk.backbone not in RESNETS or trunk.norm == "group":
+        raise UserError(
+            f"run {where}: transformers' {kind} is written on ResNets with batch norms, this is {trunk.backbone} with "
+            f"norm {trunk.norm}; export its body with --to torchvision-backbone"
+        )
+    sizes = (recipe.min_size[-1], recipe.max_size)
+
+    def make(path: Path) -> str:
+        path.mkdir(exist_ok=True)
+        count = transformers.save(path, tensors, trunk, recipe.detector, classes, sizes)
+        return f"{count} tensors with configuration and image processor"
+
+    about = f"The {kind} of {where}, for transformers.\nIts labels: {_listed(classes, 0)}"
+    return Export(make, _text(about, trunk, [transformers.how_to_load(recipe.detector, file)]))
+
+
+def _to_onnx(where: str, file: str) -> Export:
+    trained, classes, recipe = load_detector(where)
+    if recipe.detector.kind not in onnx.KINDS:
+        raise UserError(f"run {where}: is a {recipe.detector.kind}; --to onnx takes {', '.join(onnx.KINDS)}")
+    onnx.require()
+
+    def make(path: Path) -> str:
+        names = onnx.export(path, trained, classes)
+        found = onnx.difference(path, trained)
+        return f"image -> {', '.join(names)}; onnxruntime finds the same to {found:.1e} (px or score)"
+
+    about = (
+        f"The {recipe.detector.kind} of {where}, whole, with normalisation. Images keep their size, so resize them as "
+        f"in training: shorter side {recipe.min_size[-1]} px, longest {recipe.max_size} px.\n"
+        f"Its labels: {_listed(classes, 1)}"
+    )
+    return Export(make, _text(about, recipe.trunk, [onnx.how_to_load(file)]))
+
+
+def _safetensors(tensors: dict[str, Tensor], text: str) -> Export:
     content = save({key: value.contiguous() for key, value in tensors.items()}, metadata={"format": "pt"})
-    for target, data in ((path, content), (readme, text.encode())):
-        partial = target.with_name(target.name + ".partial")
-        partial.write_bytes(data)
-        partial.replace(target)
-    return readme
+    return _bytes(content, f"{len(tensors)} tensors", text)
 
 
-def _in_detector(key: str) -> str:
-    return f"roi_heads.{key}" if key.startswith("box_head.") else key
+def _bytes(content: bytes, said: str, text: str) -> Export:
+    def make(path: Path) -> str:
+        path.write_bytes(content)
+        return said
+
+    return Export(make, text)
+
+
+def _listed(classes: tuple[str, ...], first: int) -> str:
+    return ", ".join(f"{number} {name}" for number, name in enumerate(classes, first))
 
 
 def _text(about: str, trunk: TrunkConfig, code: list[str]) -> str:
     seen = f"It has seen RGB in 0..1, minus {list(trunk.mean)}, divided by {list(trunk.std)}."
-    return "\n".join([about, seen, "", "import math", "import torch, torchvision", *code, ""])
+    return "\n".join([about, seen, LICENCE, "", *code, ""])
 
 
-def _timm_code(trunk: TrunkConfig, file: str) -> list[str]:
-    grouped = ["from boxless.detectors.norms import convert_norms", 'convert_norms(model, "group", "this model")']
-    return [
-        "import timm",
-        "from safetensors.torch import load_file",
-        "",
-        f'model = timm.create_model("{trunk.backbone.removeprefix("timm:")}", num_classes=0)',
-        *(grouped if trunk.norm == "group" else []),
-        f'missing, unexpected = model.load_state_dict(load_file("{file}"), strict=False)  # a body lacks the head',
-        "assert not unexpected",
-    ]
-
-
-def _start(trunk: TrunkConfig) -> list[str]:
-    return [
-        "from safetensors.torch import load_file",
-        "",
-        f"norm = {_NORMS[trunk.norm]}",
-        f"model = torchvision.models.{trunk.backbone}({'' if trunk.backbone == 'swin_t' else 'norm_layer=norm'})",
-    ]
-
-
-def _one_stage_code(recipe: FinetuneRecipe, classes: int, file: str) -> list[str]:
-    trunk, settings, retinanet = recipe.trunk, recipe.detector, recipe.detector.kind == "retinanet"
-    into_p6 = "widths[-1]" if retinanet else str(trunk.fpn_channels)
-    anchors = f"AnchorGenerator({retinanet_sizes(settings)}, ((0.5, 1.0, 2.0),) * 5)"
-    return [
-        "from torchvision.models.detection import FCOS, RetinaNet",
-        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
-        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
-        "from torchvision.ops.feature_pyramid_network import LastLevelP6P7",
-        *_start(trunk),
-        'levels = {"layer2": "0", "layer3": "1", "layer4": "2"}',
-        "widths = [model.inplanes // 4, model.inplanes // 2, model.inplanes]",
-        f"extra = LastLevelP6P7({into_p6}, {trunk.fpn_channels})",
-        f"backbone = BackboneWithFPN(model, levels, widths, {trunk.fpn_channels}, extra, norm)",
-        f"model = {_KINDS[settings.kind]}(",
-        "    backbone,",
-        f"    {classes},",
-        *([f"    anchor_generator={anchors},"] if retinanet else []),
-        f"    score_thresh={settings.score_threshold},",
-        f"    detections_per_img={settings.detections},",
-        *(f"    {option}," for option in _sizes(recipe)),
-        ")",
-        f'model.load_state_dict(load_file("{file}"))',
-    ]
-
-
-def _sizes(recipe: FinetuneRecipe) -> list[str]:
-    return [
-        f"image_mean={list(recipe.trunk.mean)}",
-        f"image_std={list(recipe.trunk.std)}",
-        f"min_size={recipe.min_size[-1]}",
-        f"max_size={recipe.max_size}",
-    ]
-
-
-def _parts(trunk: TrunkConfig) -> list[str]:
-    """Lines that build `backbone` and `box_head`."""
-    width, head = trunk.fpn_channels, trunk.box_head_width
-    box_head = {
-        "4conv1fc": f"FastRCNNConvFCHead(({width}, 7, 7), [{width}] * 4, [{head}], norm)",
-        "2fc": f"TwoMLPHead({width} * 49, {head})",
-    }
-    return [
-        "from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN",
-        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
-        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
-        "from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead",
-        "from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor",
-        "from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor",
-        *_start(trunk),
-        'levels = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
-        "widths = [model.inplanes // 8, model.inplanes // 4, model.inplanes // 2, model.inplanes]",
-        f"backbone = BackboneWithFPN(model, levels, widths, {width}, norm_layer=norm)",
-        f"box_head = {box_head[trunk.box_head]}",
-    ]
-
-
-_POOLING = (
-    "# boxless pools with half-pixel alignment (Detectron2's ROIAlignV2) and torchvision without. For the very same",
-    "# numbers add box_roi_pool=RoIPool() (and, with keypoints, keypoint_roi_pool=RoIPool(14)), after",
-    "# `from boxless.detectors.trunk import RoIPool`.",
-)
-
-
-def _pretrained_code(trunk: TrunkConfig, file: str) -> list[str]:
-    return [
-        *_parts(trunk),
-        "classes = 91  # yours, background included",
-        *_POOLING,
-        f"box_predictor = FastRCNNPredictor({trunk.box_head_width}, classes)",
-        "model = FasterRCNN(backbone, box_head=box_head, box_predictor=box_predictor)",
-        f'missing, unexpected = model.load_state_dict(load_file("{file}"), strict=False)',
-        "assert not unexpected",
-    ]
-
-
-def _detector_code(recipe: FinetuneRecipe, classes: int, keypoints: int, file: str) -> list[str]:
-    """The constructor with what differs from torchvision's defaults at test; sizes of training are left out."""
-    trunk, width, settings = recipe.trunk, recipe.trunk.fpn_channels, recipe.detector
-    proposals = max(settings.rpn_proposals // 2, settings.detections)
-    options = [
-        f"rpn_anchor_generator=AnchorGenerator({tuple((s,) for s in settings.anchor_sizes)}, ((0.5, 1.0, 2.0),) * 5)",
-        f"rpn_pre_nms_top_n_test={proposals}",
-        f"rpn_post_nms_top_n_test={proposals}",
-        "box_head=box_head",
-        f"box_predictor=FastRCNNPredictor({trunk.box_head_width}, {classes})",
-        f"box_score_thresh={settings.score_threshold}",
-        f"box_detections_per_img={settings.detections}",
-        *_sizes(recipe),
-    ]
-    if settings.kind == "keypoint_rcnn":
-        options += [
-            f"keypoint_head=KeypointRCNNHeads({width}, ({2 * width},) * 8)",
-            f"keypoint_predictor=KeypointRCNNPredictor({2 * width}, {keypoints})",
-        ]
-    if settings.kind == "mask_rcnn":
-        options += [
-            f"mask_head=MaskRCNNHeads({width}, ({width},) * 4, 1{', norm' if settings.mask_norm else ''})",
-            f"mask_predictor=MaskRCNNPredictor({width}, {width}, {classes})",
-        ]
-    return [
-        *_parts(trunk),
-        *_POOLING,
-        f"model = {_KINDS[settings.kind]}(",
-        "    backbone,",
-        *(f"    {option}," for option in options),
-        ")",
-        f'model.load_state_dict(load_file("{file}"))',
-    ]
+MAKERS: dict[str, Callable[[str, str], Export]] = {
+    "torchvision-backbone": _to_torchvision_backbone,
+    "torchvision-detector": _to_torchvision_detector,
+    "timm": _to_timm,
+    "detectron2": _to_detectron2,
+    "mmdetection": _to_mmdetection,
+    "transformers": _to_transformers,
+    "safetensors": _to_safetensors,
+    "onnx": _to_onnx,
+}

@@ -5,10 +5,20 @@ from pathlib import Path
 
 from boxless.detectors.trunk import TrunkConfig
 from boxless.errors import UserError
+from boxless.interop.hub import fetch, is_address
 from boxless.interop.weights import parts_in
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.folder import Run
+
+
+def local(where: str | None) -> str | None:
+    """A place that a user names, fetched first where it is on the Hugging Face Hub (hf://user/name).
+
+    Raises:
+        UserError: where it cannot be fetched.
+    """
+    return str(fetch(where)) if where is not None and is_address(where) else where
 
 
 def weights_file(where: str | Path) -> Path:
@@ -20,6 +30,8 @@ def weights_file(where: str | Path) -> Path:
     path = Path(where)
     if path.is_dir():
         run = Run(path)
+        if not run.weights.is_file() and (path / "model.safetensors").is_file():
+            return path / "model.safetensors"  # a folder of transformers
         if not run.weights.is_file():
             state = "did not finish; run the same command again" if run.recipe_file.is_file() else "is not a run"
             raise UserError(f"weights {path}: this folder {state} (no weights.safetensors)")

@@ -1,0 +1,39 @@
+"""`boxless convert`."""
+
+from pathlib import Path
+
+
+def convert(file: str, out: str, quiet: bool = False) -> Path:
+    """Keep the tensors alone of a checkpoint that holds other things too, without running code from it.
+
+    Once is enough: pretrain, compare and finetune take what it writes. Names stay as they are.
+
+    Args:
+        file: Checkpoint of torch.save with objects beside the weights (arguments, logs), or a pickle of NumPy's arrays,
+            as Detectron2 has them.
+        out: The .safetensors file to write.
+        quiet: Print nothing.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    from safetensors.torch import save
+
+    from boxless.errors import UserError
+    from boxless.interop.files import converted
+
+    path = Path(out)
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise UserError(f"out {out}: expected the name of a file that ends in .safetensors")
+    tensors, left = converted(Path(file))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(save({key: value.clone().contiguous() for key, value in tensors.items()}, {"format": "pt"}))
+    partial.replace(path)
+    if not quiet:
+        note = f"; left out: {', '.join(left)}" if left else ""
+        print(f"{path}: {len(tensors)} tensors{note}")
+    return path

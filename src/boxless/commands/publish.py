@@ -1,0 +1,35 @@
+"""`boxless publish`."""
+
+from pathlib import Path
+
+
+def publish(run: str, to: str, quiet: bool = False) -> str:
+    """Put a finished run where others can take it from, with a model card made from it.
+
+    The card (README.md) tells recipe, data, results with their spread over seeds, use and limits; read it and say where
+    the data are from. Names and pictures of your images, and paths of your machine, stay behind.
+
+    Args:
+        run: Folder that boxless pretrain or finetune wrote.
+        to: A folder to write; or hf://user/name, a repository of the Hugging Face Hub, made private where it is new.
+        quiet: Print nothing.
+
+    Returns:
+        The folder, or the repository's page.
+
+    Raises:
+        UserError: For anything that the caller can mend.
+    """
+    import tempfile
+
+    from boxless.interop.hub import is_address, upload
+    from boxless.runs.publishing import prepare
+
+    if is_address(to):
+        with tempfile.TemporaryDirectory() as folder:
+            place = upload(prepare(run, Path(folder)), to)
+    else:
+        place = str(prepare(run, Path(to)))
+    if not quiet:
+        print(f"{place}: read its README.md, the model card, and say there where the data are from")
+    return place

@@ -1,0 +1,224 @@
+"""Detectron2's names of ResNets, pyramids and two-stage detectors, of RetinaNet, and its file.
+
+Its loader takes a pickle {"model": {name: array}, "__author__": ..., "matching_heuristics": True}: without an author
+it would take the names for Caffe2's. The heuristic gives a tensor to every module whose name ends in the tensor's, so a
+bare body ("res2.0.conv1.weight") fills C4 detectors and pyramids alike.
+
+Both libraries' anchors of a place go through sizes and ratios, torchvision's through sizes fastest, Detectron2's
+through ratios (`generate_cell_anchors`): the rows that predict them are reordered where a place has several sizes.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig
+from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
+
+RATIOS = 3
+"""Of anchors, in all of boxless' detectors."""
+BODIES = ("", "backbone.bottom_up.", "backbone.", "roi_heads.")
+"""What may stand before a module's name, or be left out."""
+
+
+def from_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, ...]]:
+    """A body, a trunk or a detector in torchvision's names: its tensors in Detectron2's, and the keys left out.
+
+    Args:
+        tensors: names begin with backbone.body., or with conv1 and layer1 where they are of a bare body.
+    """
+    if not any(key.startswith("backbone.") for key in tensors):
+        return renamed(tensors, {name: _body(name) for name in resnet_modules()})
+    first = 3 if "backbone.fpn.inner_blocks.3.0.weight" not in tensors else 2
+    single = not any(key.startswith("backbone.fpn.") for key in tensors)
+    return renamed(_reordered(background_last(tensors), to_detectron=True), _table(first, single))
+
+
+def to_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, ...]]:
+    """The way back; names may lack their beginnings, as in files that were made for the heuristic."""
+    first = 2 if any("fpn_lateral2." in key for key in tensors) else 3
+    back = {theirs: ours for single in (True, False) for ours, theirs in _table(first, single).items()}
+    convolutional = any("box_head.conv1." in key for key in tensors)
+    back["roi_heads.box_head.fc1"] = "roi_heads.box_head.5" if convolutional else "roi_heads.box_head.fc6"
+    names = {key: key.rpartition(".")[0] for key in tensors}
+    full = {
+        key: next((begin + key for begin in BODIES if begin + module in back), key) for key, module in names.items()
+    }
+    found, left = renamed({full[key]: value for key, value in tensors.items()}, back)
+    return background_first(_reordered(found, to_detectron=False)), left
+
+
+def is_in_bgr(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file that says its colours' mean has blue first, as Detectron2's own (MSRA's) weights have."""
+    mean = tensors.get("pixel_mean")
+    return mean is not None and bool(mean.flatten()[0] < mean.flatten()[-1])
+
+
+def pickled(tensors: Tensors) -> bytes:
+    """The file's content."""
+    arrays = {key: value.numpy() for key, value in tensors.items()}
+    buffer = io.BytesIO()
+    pickle.dump({"model": arrays, "__author__": "boxless", "matching_heuristics": True}, buffer)
+    return buffer.getvalue()
+
+
+def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, keypoints: int, file: str) -> str:
+    """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
+    kind = "faster_rcnn" if detector is None else detector.kind
+    single = trunk.neck == "c4"
+    group = {"mask_rcnn": "InstanceSegmentation", "keypoint_rcnn": "Keypoints"}.get(kind, "Detection")
+    norm = {"batch": "BN", "sync": "SyncBN", "frozen": "FrozenBN", "group": "GN"}[trunk.norm]
+    depth = int(trunk.backbone.removeprefix("resnet"))
+    settings = [
+        f"RESNETS.DEPTH = {depth}",
+        *(["RESNETS.RES2_OUT_CHANNELS = 64"] if depth < 50 else []),
+        "RESNETS.STRIDE_IN_1X1 = False  # torchvision's stride: with True it would load too, and be wrong",
+        f'RESNETS.NORM = "{norm}"',
+        f"PIXEL_MEAN = {[round(255 * value, 4) for value in trunk.mean]}  # RGB, 0..255",
+        f"PIXEL_STD = {[round(255 * value, 4) for value in trunk.std]}",
+    ]
+    if trunk.neck in ("fpn", "fpn_p3"):
+        settings += [f'FPN.NORM = "{norm}"', f"FPN.OUT_CHANNELS = {trunk.fpn_channels}"]
+    if trunk.neck == "fpn":
+        settings += _box_head(trunk, norm)
+    if single and detector is not None:
+        settings += ['ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"  # MoCo\'s: registered above']
+    if detector is not None:
+        settings += _detector_settings(detector, single, classes, keypoints, norm)
+    name = "C4" if single else "FPN"
+    return "\n".join(
+        [
+            "from detectron2 import model_zoo",
+            "from detectron2.checkpoint import DetectionCheckpointer",
+            "from detectron2.modeling import build_model",
+            *(_EXTRA_NORM if single and detector is not None else ()),
+            "",
+            f'cfg = model_zoo.get_config("COCO-{group}/{kind}_R_50_{name}_1x.yaml")',
+            'cfg.INPUT.FORMAT = "RGB"',
+            *(f"cfg.MODEL.{setting}" for setting in settings),
+            "model = build_model(cfg)",
+            f'DetectionCheckpointer(model).load("{file}")',
+        ]
+    )
+
+
+_EXTRA_NORM = (
+    "from detectron2.layers import get_norm",
+    "from detectron2.modeling import ROI_HEADS_REGISTRY, Res5ROIHeads",
+    "",
+    "",
+    "@ROI_HEADS_REGISTRY.register()",
+    "class Res5ROIHeadsExtraNorm(Res5ROIHeads):",
+    "    @classmethod",
+    "    def _build_res5_block(cls, cfg):",
+    "        block, channels = super()._build_res5_block(cfg)",
+    '        block.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))',
+    "        return block, channels",
+    "",
+)
+
+
+def _box_head(trunk: TrunkConfig, norm: str) -> list[str]:
+    convolutions, linear = (4, 1) if trunk.box_head == "4conv1fc" else (0, 2)
+    return [
+        f"ROI_BOX_HEAD.NUM_CONV = {convolutions}",
+        f"ROI_BOX_HEAD.CONV_DIM = {trunk.fpn_channels}",
+        f"ROI_BOX_HEAD.NUM_FC = {linear}",
+        f"ROI_BOX_HEAD.FC_DIM = {trunk.box_head_width}",
+        f'ROI_BOX_HEAD.NORM = "{norm}"',
+    ]
+
+
+def _detector_settings(detector: DetectorConfig, single: bool, classes: int, keypoints: int, norm: str) -> list[str]:
+    sizes = detector.anchor_sizes
+    if detector.kind == "retinanet":
+        octave = [[round(side * 2 ** (third / 3), 4) for third in range(3)] for side in sizes]
+        return [f"RETINANET.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {octave}"]
+    levels = [list(sizes)] if single else [[size] for size in sizes]
+    settings = [f"ROI_HEADS.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {levels}"]
+    if detector.kind == "mask_rcnn" and detector.mask_norm:
+        settings += [f'ROI_MASK_HEAD.NORM = "{norm}"']
+    if detector.kind == "keypoint_rcnn":
+        settings += [f"ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {keypoints}"]
+    return settings
+
+
+def _reordered(tensors: Mapping[str, Tensor], to_detectron: bool) -> Tensors:
+    """The rows that predict something of a place's anchors, in the order of the other library."""
+
+    def changed(key: str, rows: Tensor) -> Tensor:
+        module = key.rpartition(".")[0]
+        of_retinanet = module in ("head.classification_head.cls_logits", "head.regression_head.bbox_reg")
+        per_anchor = {"rpn.head.cls_logits": 1, "rpn.head.bbox_pred": 4}.get(module)
+        if per_anchor is None and not of_retinanet:
+            return rows
+        sizes = 3 if per_anchor is None else len(rows) // (RATIOS * per_anchor)
+        slow, fast = (RATIOS, sizes) if to_detectron else (sizes, RATIOS)
+        return rows.reshape(slow, fast, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+    return {key: changed(key, value) for key, value in tensors.items()}
+
+
+def _body(name: str) -> str:
+    """A ResNet's module: layer1.0.bn2 is res2.0.conv2.norm."""
+    stage, _, rest = name.partition(".")
+    if not rest:
+        return {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"}[stage]
+    block, _, part = rest.partition(".")
+    part = part.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    part = f"conv{part[2:]}.norm" if part.startswith("bn") else part
+    return f"res{int(stage[-1]) + 1}.{block}.{part}"
+
+
+def _table(first: int, single: bool) -> dict[str, str]:
+    """torchvision's modules of a trunk or a detector, and Detectron2's.
+
+    Args:
+        first: level of the pyramid's finest map.
+        single: whether there is no pyramid.
+    """
+    begin = "backbone." if single else "backbone.bottom_up."
+    table = {f"backbone.body.{name}": begin + _body(name) for name in resnet_modules()}
+    for name in resnet_modules():
+        if name.startswith("layer4."):
+            theirs = f"roi_heads.{_body(name)}"
+            table |= {f"roi_heads.box_head.{name}": theirs}
+    table["roi_heads.box_head.norm"] = "roi_heads.res5.norm"
+    for number in range(4):
+        for ours, theirs in (("inner", "lateral"), ("layer", "output")):
+            level = f"backbone.fpn_{theirs}{number + first}"
+            table |= {
+                f"backbone.fpn.{ours}_blocks.{number}.0": level,
+                f"backbone.fpn.{ours}_blocks.{number}.1": f"{level}.norm",
+            }
+        head = f"roi_heads.box_head.conv{number + 1}"
+        table |= {f"roi_heads.box_head.{number}.0": head, f"roi_heads.box_head.{number}.1": f"{head}.norm"}
+        mask = f"roi_heads.mask_head.mask_fcn{number + 1}"
+        table |= {f"roi_heads.mask_head.{number}.0": mask, f"roi_heads.mask_head.{number}.1": f"{mask}.norm"}
+        for ours, theirs in (("classification", "cls"), ("regression", "bbox")):
+            table[f"head.{ours}_head.conv.{number}.0"] = f"head.{theirs}_subnet.{2 * number}"
+    for number in range(8):
+        table[f"roi_heads.keypoint_head.{2 * number}"] = f"roi_heads.keypoint_head.conv_fcn{number + 1}"
+    return table | _HEADS
+
+
+_HEADS = {
+    "backbone.fpn.extra_blocks.p6": "backbone.top_block.p6",
+    "backbone.fpn.extra_blocks.p7": "backbone.top_block.p7",
+    "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
+    "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
+    "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
+    "roi_heads.box_head.5": "roi_heads.box_head.fc1",  # behind four convolutions
+    "roi_heads.box_head.fc6": "roi_heads.box_head.fc1",
+    "roi_heads.box_head.fc7": "roi_heads.box_head.fc2",
+    "roi_heads.box_predictor.cls_score": "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.bbox_pred": "roi_heads.box_predictor.bbox_pred",
+    "roi_heads.mask_predictor.conv5_mask": "roi_heads.mask_head.deconv",
+    "roi_heads.mask_predictor.mask_fcn_logits": "roi_heads.mask_head.predictor",
+    "roi_heads.keypoint_predictor.kps_score_lowres": "roi_heads.keypoint_head.score_lowres",
+    "head.classification_head.cls_logits": "head.cls_score",
+    "head.regression_head.bbox_reg": "head.bbox_pred",
+}

@@ -1,0 +1,210 @@
+"""MMDetection 3's names of ResNets, pyramids and two-stage detectors, of RetinaNet, and its file.
+
+Its ResNets have torchvision's names but for group norms, and its anchors torchvision's order (`scale_major`). Where its
+pyramid has norms, P6 and P7 of RetinaNet have them too; boxless' have biases instead, and get norms that only add them.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig
+from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
+
+EPSILON = 1e-5
+"""Of batch norms, there and here."""
+
+
+def from_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, ...]]:
+    """A body, a trunk or a detector in torchvision's names: its tensors in MMDetection's, and the keys left out.
+
+    Args:
+        tensors: names begin with backbone.body., or with conv1 and layer1 where they are of a bare body.
+    """
+    grouped = not any(key.endswith("running_mean") for key in tensors)
+    if not any(key.startswith("backbone.") for key in tensors):
+        return renamed(tensors, {name: _body(name, grouped) for name in resnet_modules()})
+    normed = "backbone.fpn.inner_blocks.0.1.weight" in tensors
+    given = _with_norms(tensors) if normed else tensors
+    return renamed(background_last(given), _table(_laterals(tensors, "backbone.fpn.inner_blocks."), grouped))
+
+
+def to_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, ...]]:
+    """The way back."""
+    laterals = _laterals(tensors, "neck.lateral_convs.")
+    back = {theirs: ours for grouped in (True, False) for ours, theirs in _table(laterals, grouped).items()}
+    convolutional = any("shared_convs.0." in key for key in tensors)
+    back["roi_head.bbox_head.shared_fcs.0"] = "roi_heads.box_head.5" if convolutional else "roi_heads.box_head.fc6"
+    found, left = renamed(tensors, back)
+    return background_first(_without_norms(found)), left
+
+
+def saved(tensors: Tensors, classes: Sequence[str]) -> bytes:
+    """The file's content."""
+    buffer = io.BytesIO()
+    torch.save({"meta": {"dataset_meta": {"classes": tuple(classes)}}, "state_dict": tensors}, buffer)
+    return buffer.getvalue()
+
+
+def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, file: str) -> str:
+    """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
+    kind = "faster_rcnn" if detector is None else detector.kind
+    single = trunk.neck == "c4"
+    config = {
+        "faster_rcnn": "faster-rcnn_r50-caffe_c4-1x_coco.py" if single else "faster-rcnn_r50_fpn_1x_coco.py",
+        "mask_rcnn": f"mask-rcnn_r50{'-caffe-c4' if single else '_fpn'}_1x_coco.py",
+        "retinanet": "retinanet_r50_fpn_1x_coco.py",
+    }[kind]
+    kinds = {"batch": "BN", "sync": "SyncBN", "frozen": "BN", "group": "GN"}
+    norm = f"dict(type={kinds[trunk.norm]!r}{', num_groups=32' if trunk.norm == 'group' else ''})"
+    depth = int(trunk.backbone.removeprefix("resnet"))
+    widths = [64 * 2**stage * (1 if depth < 50 else 4) for stage in range(4)]
+    lines = [
+        "model = cfg.model",
+        f"model.data_preprocessor.update(mean={[round(255 * value, 4) for value in trunk.mean]},",
+        f"    std={[round(255 * value, 4) for value in trunk.std]}, bgr_to_rgb=True)",
+        f"model.backbone.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)",
+    ]
+    if not single:
+        extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if kind == "retinanet" else ""
+        lines += [f"model.neck.update(in_channels={widths}, out_channels={trunk.fpn_channels}, norm_cfg={norm}{extra})"]
+    if kind == "retinanet":
+        lines += [
+            f"model.bbox_head.update(num_classes={classes}, in_channels={trunk.fpn_channels},",
+            f"    feat_channels={trunk.fpn_channels})",
+        ]
+    elif not single:
+        lines += _heads(trunk, norm)
+    else:
+        lines += [f"model.roi_head.shared_head.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)"]
+        if detector is not None:
+            lines += ["model.roi_head.shared_head.type = 'ResLayerExtraNorm'  # of OpenMMLab's MMSelfSup"]
+    if detector is not None and kind != "retinanet":
+        lines += [f"model.roi_head.bbox_head.num_classes = {classes}"]
+        if kind == "mask_rcnn":
+            lines += [f"model.roi_head.mask_head.num_classes = {classes}"]
+            lines += [f"model.roi_head.mask_head.norm_cfg = {norm}"] if detector.mask_norm else []
+    if detector is not None:
+        lines += _anchors(detector, single)
+    return "\n".join(
+        [
+            "from mmdet.apis import init_detector",
+            "from mmengine.config import Config",
+            "",
+            f'cfg = Config.fromfile("configs/{kind}/{config}")  # of MMDetection\'s repository',
+            *lines,
+            f'detector = init_detector(cfg, "{file}")',
+        ]
+    )
+
+
+def _heads(trunk: TrunkConfig, norm: str) -> list[str]:
+    lines = [
+        f"model.rpn_head.update(in_channels={trunk.fpn_channels}, feat_channels={trunk.fpn_channels})",
+        f"model.roi_head.bbox_roi_extractor.out_channels = {trunk.fpn_channels}",
+    ]
+    sizes = f"in_channels={trunk.fpn_channels}, fc_out_channels={trunk.box_head_width}"
+    if trunk.box_head == "2fc":
+        return [*lines, f"model.roi_head.bbox_head.update({sizes})"]
+    return [
+        *lines,
+        "model.roi_head.bbox_head.update(type='Shared4Conv1FCBBoxHead',",
+        f"    conv_out_channels={trunk.fpn_channels}, norm_cfg={norm}, {sizes})",
+    ]
+
+
+def _anchors(detector: DetectorConfig, single: bool) -> list[str]:
+    sizes = detector.anchor_sizes
+    if detector.kind == "retinanet":
+        scale = f"octave_base_scale={sizes[0] / 8:g}"
+        return [f"model.bbox_head.anchor_generator.{scale}  # if each level's are twice the last one's"]
+    if single:
+        return [f"model.rpn_head.anchor_generator.scales = {[size / 16 for size in sizes]}"]
+    scales = f"[{sizes[0] / 4:g}]"
+    return [f"model.rpn_head.anchor_generator.scales = {scales}  # if each level's are twice the last one's"]
+
+
+def _laterals(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).partition(".")[0] for key in tensors if key.startswith(prefix)})
+
+
+def _body(name: str, grouped: bool) -> str:
+    head, _, last = name.rpartition(".")
+    last = last.replace("bn", "gn") if grouped else last
+    return f"{head}.{last}" if head else last
+
+
+def _table(laterals: int, grouped: bool) -> dict[str, str]:
+    """torchvision's modules of a trunk or a detector, and MMDetection's."""
+    norm = "gn" if grouped else "bn"
+    bodies = resnet_modules()
+    table = {f"backbone.body.{name}": f"backbone.{_body(name, grouped)}" for name in bodies}
+    table |= {
+        f"roi_heads.box_head.{name}": f"roi_head.shared_head.{_body(name, grouped)}"
+        for name in bodies
+        if name.startswith("layer4.")
+    }
+    pairs = [("backbone.fpn.inner_blocks", "neck.lateral_convs", laterals)]
+    pairs += [("backbone.fpn.layer_blocks", "neck.fpn_convs", laterals)]
+    pairs += [("roi_heads.box_head", "roi_head.bbox_head.shared_convs", 4)]
+    pairs += [("roi_heads.mask_head", "roi_head.mask_head.convs", 4)]
+    pairs += [(f"head.{ours}_head.conv", f"bbox_head.{theirs}_convs", 4) for ours, theirs in _SUBNETS]
+    for ours, theirs, count in pairs:
+        for number in range(count):
+            table[f"{ours}.{number}.0"] = f"{theirs}.{number}.conv"
+            table[f"{ours}.{number}.1"] = f"{theirs}.{number}.{norm}"
+    for number, level in enumerate(("p6", "p7"), laterals):
+        table[f"backbone.fpn.extra_blocks.{level}"] = f"neck.fpn_convs.{number}.conv"
+        table[f"backbone.fpn.extra_blocks.{level}.norm"] = f"neck.fpn_convs.{number}.{norm}"
+    return table | _HEADS
+
+
+_SUBNETS = (("classification", "cls"), ("regression", "reg"))
+
+_HEADS = {
+    "rpn.head.conv.0.0": "rpn_head.rpn_conv",
+    "rpn.head.cls_logits": "rpn_head.rpn_cls",
+    "rpn.head.bbox_pred": "rpn_head.rpn_reg",
+    "roi_heads.box_head.norm": "roi_head.shared_head.norm",
+    "roi_heads.box_head.5": "roi_head.bbox_head.shared_fcs.0",  # behind four convolutions
+    "roi_heads.box_head.fc6": "roi_head.bbox_head.shared_fcs.0",
+    "roi_heads.box_head.fc7": "roi_head.bbox_head.shared_fcs.1",
+    "roi_heads.box_predictor.cls_score": "roi_head.bbox_head.fc_cls",
+    "roi_heads.box_predictor.bbox_pred": "roi_head.bbox_head.fc_reg",
+    "roi_heads.mask_predictor.conv5_mask": "roi_head.mask_head.upsample",
+    "roi_heads.mask_predictor.mask_fcn_logits": "roi_head.mask_head.conv_logits",
+    "head.classification_head.cls_logits": "bbox_head.retina_cls",
+    "head.regression_head.bbox_reg": "bbox_head.retina_reg",
+}
+
+_EXTRA = "backbone.fpn.extra_blocks."
+
+
+def _with_norms(tensors: Mapping[str, Tensor]) -> Tensors:
+    """P6's and P7's biases as those of norms that do nothing else."""
+    result = dict(tensors)
+    for key in [key for key in tensors if key.startswith(_EXTRA) and key.endswith(".bias")]:
+        bias, norm = result.pop(key), key.replace(".bias", ".norm.")
+        result[norm + "weight"] = torch.full_like(bias, 1 + EPSILON).sqrt()
+        result[norm + "bias"] = bias
+        result[norm + "running_mean"] = torch.zeros_like(bias)
+        result[norm + "running_var"] = torch.ones_like(bias)
+        result[norm + "num_batches_tracked"] = torch.tensor(0)
+    return result
+
+
+def _without_norms(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The way back: norms behind P6 and P7, as running statistics make them, taken into the convolutions."""
+    result = {key: value for key, value in tensors.items() if not (key.startswith(_EXTRA) and ".norm." in key)}
+    for level in ("p6", "p7"):
+        if f"{_EXTRA}{level}.norm.running_var" in tensors:
+            scale, shift, mean, variance = (
+                tensors[f"{_EXTRA}{level}.norm.{name}"] for name in ("weight", "bias", "running_mean", "running_var")
+            )
+            factor = scale / (variance + EPSILON).sqrt()
+            result[f"{_EXTRA}{level}.weight"] = result[f"{_EXTRA}{level}.weight"] * factor[:, None, None, None]
+            result[f"{_EXTRA}{level}.bias"] = shift - mean * factor
+    return result

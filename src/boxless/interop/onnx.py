@@ -1,0 +1,116 @@
+"""A whole detector as an ONNX file: an image in, boxes out, for images of any size.
+
+PyTorch's older exporter is used, which traces: torchvision's detectors have paths of their own for it, and its newer
+one does not take them. DETR and RT-DETR keep the size of the traced image in their positions, so they are left out.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from boxless.errors import UserError
+
+KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos")
+OPSET = 17
+SIZES = ((224, 320), (256, 192))
+"""Height and width of the images that a file is traced and tried with, px."""
+
+
+class _OneImage(nn.Module):
+    """A detector of lists of images as a function of one."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Values of what is found in an image (3, H, W), in the order of `outputs`."""
+        return tuple(self.detector([image])[0].values())
+
+
+def require() -> None:
+    """See to it that ONNX and its runtime are there.
+
+    Raises:
+        UserError: where they are not.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        raise UserError("to: onnx needs onnx and onnxruntime; install them with pip install 'boxless[onnx]'") from None
+    assert onnx.__version__
+
+
+def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]:
+    """Write the file; returns the names of its outputs.
+
+    Args:
+        path: of the .onnx file.
+        detector: in evaluation mode, on the CPU.
+        classes: names, kept in the file's metadata; label k is classes[k - 1].
+    """
+    import onnx
+
+    image = _image(SIZES[0])
+    with torch.no_grad():
+        names = list(detector([image])[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: what torchvision's own paths for ONNX keep constant
+        torch.onnx.export(
+            _OneImage(detector).eval(),
+            (image,),
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=names,
+            dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "found"} for name in names}},
+        )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    onnx.save(model, path)
+    return names
+
+
+def difference(path: Path, detector: nn.Module) -> float:
+    """The largest difference between what onnxruntime and the detector find, px or score, on images of two sizes.
+
+    Infinite where they find different numbers of objects.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for size in SIZES:
+        image = _image(size)
+        with torch.no_grad():
+            expected = list(detector([image])[0].values())
+        given = [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
+        for one, other in zip(given, expected, strict=True):
+            if one.shape != other.shape:
+                return float("inf")
+            largest = max(largest, float((one.double() - other.double()).abs().max()) if one.numel() else 0.0)
+    return largest
+
+
+def how_to_load(file: str) -> str:
+    """The lines of Python that run the file."""
+    return "\n".join(
+        [
+            "import onnxruntime",
+            "",
+            f'session = onnxruntime.InferenceSession("{file}")',
+            'found = session.run(None, {"image": image})  # (3, H, W) float32, RGB in 0..1; boxes are in its px',
+        ]
+    )
+
+
+def _image(size: tuple[int, int]) -> Tensor:
+    return torch.rand(3, *size, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,46 @@
+"""timm's names: of its own models as it has them, and of torchvision's ResNets, which it names alike."""
+
+import torch
+
+from boxless.detectors.bodies import RESNETS
+from boxless.detectors.trunk import TrunkConfig
+from boxless.errors import UserError
+from boxless.interop.names import Tensors, without
+
+
+def from_torchvision(body: Tensors, trunk: TrunkConfig) -> Tensors:
+    """A body, without what stands before its names, in timm's.
+
+    Raises:
+        UserError: for one that timm names otherwise.
+    """
+    if trunk.backbone.startswith("timm:"):
+        return without(body, "model.")
+    if trunk.backbone not in RESNETS:
+        raise UserError(
+            f"to: timm has no {trunk.backbone} in torchvision's names; export it with --to torchvision-backbone"
+        )
+    if trunk.norm != "frozen":
+        return body
+    counts = {key.replace("running_mean", "num_batches_tracked") for key in body if key.endswith("running_mean")}
+    return body | {key: torch.tensor(0) for key in counts}
+
+
+def how_to_load(trunk: TrunkConfig, file: str) -> str:
+    """The lines of Python that load the file there."""
+    name, own = trunk.backbone.removeprefix("timm:"), trunk.backbone.startswith("timm:")
+    layer = ", norm_layer=lambda channels: torch.nn.GroupNorm(math.gcd(32, channels), channels)"
+    grouped = layer if trunk.norm == "group" and not own else ""
+    convert = ["from boxless.detectors.norms import convert_norms", 'convert_norms(model, "group", "this model")']
+    return "\n".join(
+        [
+            "import math",
+            "import timm, torch",
+            "from safetensors.torch import load_file",
+            "",
+            f'model = timm.create_model("{name}", num_classes=0{grouped})',
+            *(convert if trunk.norm == "group" and own else []),
+            f'missing, unexpected = model.load_state_dict(load_file("{file}"), strict=False)  # a body lacks the head',
+            "assert not unexpected",
+        ]
+    )

@@ -1,0 +1,218 @@
+"""DETR and RT-DETRv2 as folders that Hugging Face's `transformers` loads, and the names in them.
+
+Both libraries share the modules of transformer, hybrid encoder and decoder. The body is their `ResNet`, which is
+torchvision's by other names (stride in the 3x3 convolution).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boxless.detectors.hybrid_encoder import library as rt_detr_library
+from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig
+from boxless.interop.names import Tensors, resnet_modules
+
+BODIES = ("model.backbone.model.", "model.backbone.conv_encoder.model.", "backbone.model.", "resnet.", "")
+"""What stands before the body's names: of detectors as written now and earlier, of classifiers, of bare bodies."""
+
+_PARTS = {
+    "transformer.bbox_predictor.": "bbox_predictor.",
+    "transformer.": "model.",
+    "backbone.fpn.": "model.",
+    "rt_detr.": "model.",
+}
+
+
+def from_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors of boxless' DETR or RT-DETR, in the library's names."""
+    modules = {f"backbone.body.{name}": BODIES[0] + _body(name) for name in resnet_modules()}
+
+    def name(key: str) -> str:
+        module, _, last = key.rpartition(".")
+        if module in modules:
+            return f"{modules[module]}.{last}"
+        begin = next((begin for begin in _PARTS if key.startswith(begin)), "")
+        return _PARTS.get(begin, "") + key.removeprefix(begin)
+
+    return {name(key): value for key, value in tensors.items()}
+
+
+def to_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
+    """A body, DETR or RT-DETR of the library in boxless' names."""
+    begin = next(begin for begin in BODIES if begin + "embedder.embedder.convolution.weight" in tensors)
+    back = {begin + _body(name): f"backbone.body.{name}" for name in resnet_modules()}
+    hybrid = any(key.startswith("model.encoder_input_proj.") for key in tensors)
+
+    def name(key: str) -> str:
+        module, _, last = key.rpartition(".")
+        if module in back:
+            return f"{back[module]}.{last}"
+        if key.startswith("bbox_predictor."):
+            return f"transformer.{key}"
+        if not key.startswith("model."):
+            return key
+        key = _as_in_memory(key.removeprefix("model."))
+        encoder = hybrid and key.startswith(("encoder.", "encoder_input_proj."))
+        return ("backbone.fpn." if encoder else "rt_detr." if hybrid else "transformer.") + key
+
+    return {name(key): value for key, value in tensors.items() if not key.startswith(("class_embed.", "bbox_embed."))}
+
+
+def is_layout(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the library's ResNet."""
+    return any(key.endswith("embedder.embedder.convolution.weight") for key in tensors)
+
+
+def save(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    trunk: TrunkConfig,
+    detector: DetectorConfig,
+    classes: Sequence[str],
+    sizes: tuple[int, int],
+) -> int:
+    """Write what `from_pretrained` takes: configuration, weights, and the image processor's settings.
+
+    Args:
+        folder: exists.
+        tensors: of the detector, in boxless' names.
+        trunk: with a ResNet.
+        detector: of kind detr or rt_detr.
+        classes: names.
+        sizes: shorter and longest side of images, px.
+
+    Returns:
+        The number of tensors.
+    """
+    model, processor = (_detr if detector.kind == "detr" else _rt_detr)(trunk, detector, classes, sizes)
+    own, given = model.state_dict(), from_torchvision(tensors)
+    given |= {key: torch.tensor(0) for key in own if key.endswith("num_batches_tracked") and key not in given}
+    given |= {key: given[source] for key, source in _twice(own, given).items()}
+    model.load_state_dict({key: value for key, value in given.items() if key in own})
+    _save_quietly(model, folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    return len(own)
+
+
+def _save_quietly(model: Any, folder: Path) -> None:
+    from transformers.utils import logging
+
+    library: Any = logging
+    shown = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
+    model.save_pretrained(folder)
+    if shown:
+        library.enable_progress_bar()
+
+
+def how_to_load(detector: DetectorConfig, folder: str) -> str:
+    """The lines of Python that load the folder there."""
+    name = "Detr" if detector.kind == "detr" else "RTDetrV2"
+    note = "# The network takes sides that are multiples of 32; boxless keeps an image's shape and pads it to them."
+    return "\n".join(
+        [
+            f"from transformers import AutoImageProcessor, {name}ForObjectDetection",
+            "",
+            f'model = {name}ForObjectDetection.from_pretrained("{folder}").eval()',
+            note,
+            f'processor = AutoImageProcessor.from_pretrained("{folder}")',
+        ]
+    )
+
+
+def _as_in_memory(key: str) -> str:
+    """The library writes files in the names of its earlier versions."""
+    key = re.sub(r"layers\.(\d+)\.fc", r"layers.\1.mlp.fc", key)
+    return key.replace(".out_proj.", ".o_proj.").replace("encoder.encoder.", "encoder.aifi.")
+
+
+def _body(name: str) -> str:
+    """torchvision's layer1.0.bn2 is encoder.stages.0.layers.0.layer.1.normalization."""
+    kind = "convolution" if "conv" in name or name.endswith("downsample.0") else "normalization"
+    if not name.startswith("layer"):
+        return f"embedder.embedder.{kind}"
+    stage, block, part = name.split(".", 2)
+    place = "shortcut" if part.startswith("downsample") else f"layer.{int(re.sub(r'[a-z]', '', part)) - 1}"
+    return f"encoder.stages.{int(stage[-1]) - 1}.layers.{block}.{place}.{kind}"
+
+
+def _resnet(trunk: TrunkConfig, maps: Sequence[int]) -> Any:
+    from transformers import ResNetConfig
+
+    depths = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
+    basic = trunk.backbone in ("resnet18", "resnet34")
+    config: Any = ResNetConfig  # its type knows nothing of maps
+    return config(
+        depths=depths[trunk.backbone],
+        hidden_sizes=[64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
+        layer_type="basic" if basic else "bottleneck",
+        out_indices=list(maps),
+    )
+
+
+def _detr(
+    trunk: TrunkConfig, detector: DetectorConfig, classes: Sequence[str], sizes: tuple[int, int]
+) -> tuple[Any, dict[str, Any]]:
+    from transformers import DetrConfig, DetrForObjectDetection
+
+    own = trunk.transformer
+    config = DetrConfig(
+        backbone_config=_resnet(trunk, (1, 2, 3, 4)),
+        d_model=own.width,
+        encoder_layers=own.encoder_layers,
+        decoder_layers=own.decoder_layers,
+        encoder_attention_heads=own.heads,
+        decoder_attention_heads=own.heads,
+        encoder_ffn_dim=own.feedforward,
+        decoder_ffn_dim=own.feedforward,
+        dropout=own.dropout,
+        attention_dropout=own.dropout,
+        activation_dropout=own.dropout,
+        num_queries=own.queries,
+        eos_coefficient=detector.no_object,
+        **_labels(classes),
+    )
+    size = {"shortest_edge": sizes[0], "longest_edge": sizes[1]}
+    return DetrForObjectDetection(config), _processor("DetrImageProcessor", trunk, size)
+
+
+def _rt_detr(
+    trunk: TrunkConfig, detector: DetectorConfig, classes: Sequence[str], sizes: tuple[int, int]
+) -> tuple[Any, dict[str, Any]]:
+    from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
+
+    own = detector.rt_detr
+    _, settings = rt_detr_library(
+        trunk.fpn_channels,
+        trunk.hybrid,
+        num_queries=own.queries,
+        decoder_layers=own.layers,
+        num_denoising=own.denoising,
+    )
+    body = _resnet(trunk, (2, 3, 4))
+    plain = {**settings.to_dict(), **_labels(classes), "backbone_config": body, "freeze_backbone_batch_norms": False}
+    plain["encoder_in_channels"] = body.hidden_sizes[1:]
+    side = 32 * max(1, round(sizes[0] / 32))
+    model = RTDetrV2ForObjectDetection(RTDetrV2Config(**plain))
+    return model, _processor("RTDetrImageProcessor", trunk, {"height": side, "width": side})
+
+
+def _labels(classes: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: k for k, name in enumerate(classes)}}
+
+
+def _processor(kind: str, trunk: TrunkConfig, size: dict[str, int]) -> dict[str, Any]:
+    colours = {"image_mean": list(trunk.mean), "image_std": list(trunk.std)}
+    return {"image_processor_type": kind, "do_resize": True, "do_rescale": True, "do_normalize": True,
+            "do_pad": kind == "DetrImageProcessor", "size": size, **colours}  # fmt: skip
+
+
+def _twice(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
+    """RT-DETR's classifiers have a second name outside of the decoder."""
+    return {key: f"model.decoder.{key}" for key in own if key not in given and f"model.decoder.{key}" in given}
