@@ -33,7 +33,7 @@ FINETUNE = {
 def pretraining(scenes: Path, out: Path, method: str, **changes: Any) -> Run:
     """Eight steps of a method on eight scenes; SoCo with boxes of a grid."""
     own = {"method.small_size": 24, "proposals.method": "grid"} if method == "soco" else {}
-    recipe = {"soco": "soco-r50-fpn", "byol": "byol-r50"}[method]
+    recipe = {"soco": "soco-r50-fpn", "byol": "byol-r50", "moco": "moco-r50"}[method]
     settings = {**PRETRAIN, **own, **changes}
     return pretrain(str(scenes / "images" / "unlabelled"), str(out), recipe, quiet=True, **settings)
 
