@@ -163,7 +163,7 @@ def test_sigterm_ends_after_a_step_with_all_of_it_kept(
 ) -> None:
     labels = scenes / "annotations"
     given = {
-        "pretrain": ({"data": scenes / "images" / "unlabelled", "recipe": "byol-r50"}, PRETRAIN),
+        "pretrain": ({"data": scenes / "images" / "unlabelled", "recipe": "byol-r50"}, {**PRETRAIN, "workers": 1}),
         "finetune": ({"data": labels / "train.json", "val": labels / "val.json"}, FINETUNE),
     }[command]
     flags = [word for key, value in {**given[0], **given[1]}.items() for word in (f"--{key}", _spelt(value))]
@@ -171,8 +171,11 @@ def test_sigterm_ends_after_a_step_with_all_of_it_kept(
     words = [command, *flags, "--out", str(out)]
     process = in_process(_slow_cli, words)
     wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), process, 300)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGTERM)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(workers) == (command == "pretrain")
+    for pid in (process.pid, *map(int, workers)):  # as SLURM does
+        assert pid is not None
+        os.kill(pid, signal.SIGTERM)
     process.join(300)
     said = capfd.readouterr().err
     assert process.exitcode == 75, said

@@ -4,6 +4,7 @@ Every random number of a sample comes from (seed, epoch, row), and the order of 
 not depend on the number of workers, and a run that resumes at step s sees what an undisturbed one would have seen.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -251,5 +252,13 @@ def view_batches(
 
 
 def one_thread(_: int) -> None:
-    """Keep a data worker to one thread: the cores belong to the other workers and to training."""
+    """Keep a data worker to one thread, for the cores belong to the others and to training, and to its work.
+
+    Signals that ask a run to end reach its workers too (Ctrl-C, SLURM's), which it needs for the step that it finishes.
+    """
     torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # A second one is meant: of a run that does not wait for its worker any longer.
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None)
