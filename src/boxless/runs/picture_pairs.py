@@ -36,8 +36,8 @@ Pixels = NDArray[np.uint8]
 
 PAIR_SIZE = 225
 """Of views whose cells are compared, px: 32 k + 1, see `boxless.evaluation.correspondence`."""
-MEASURED = 64
-"""Images that the accuracy under flip and colour, and the cross-correlation, are over."""
+CORRELATED, FLIPPED = 64, 32
+"""Images that the cross-correlation is over (as in the course report), and the accuracy under flip and colour."""
 
 
 def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
@@ -59,7 +59,7 @@ def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
 @torch.no_grad()
 def draw_correlation(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageIndex, seed: int) -> Picture:
     """The cross-correlation of two views: of what the method compares, or of C5 where the run kept no checkpoint."""
-    count = min(MEASURED, len(index))
+    count = min(CORRELATED, len(index))
     table = known_boxes(index, recipe, run) if recipe.method.needs_boxes else None
     method = None if recipe.method.needs_boxes and table is None else trained_method(run, recipe)
     boxes = None if table is None else table.aligned_to(index)
@@ -147,7 +147,7 @@ def _pair(views: Sequence[View], row: int, maps: dict[str, list[Tensor]], first:
 
 def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterator[Picture]:
     """LC-loss's measure, as `boxless probe --kind correspondence` has it for whole data sets."""
-    rows, _ = readable(index, min(MEASURED, len(index)), seed)
+    rows, _ = readable(index, min(FLIPPED, len(index)), seed)
     dataset = PairDataset(index.subset(rows), PAIR_SIZE, seed)
     pairs = [pair for pair in (dataset[row] for row in range(len(rows))) if not pair.skipped]
     scores, examples, columns = [], {}, 1
