@@ -12,8 +12,8 @@ from boxless.figures.style import read_captions
 
 BUDGET = 3_500_000
 """Bytes of all pictures of a page, as base64."""
-WIDTHS = (1600, 1200, 900, 640, 420)
-"""Largest sides to try, px, one after the other until the pictures fit."""
+WIDTH = 1600
+"""Of a picture, px, where all fit."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,23 @@ class Embedded:
 
 def embedded(folders: Sequence[tuple[str, Path]]) -> tuple[list[Embedded], list[str]]:
     """The pictures figures/*.png of named runs, and a sentence for each file that is no picture."""
-    files, gaps = [], []
+    files = []
     for run, folder in folders:
         captions = read_captions(folder / "figures")
         for file in sorted((folder / "figures").glob("*.png")):
             files.append((run, file, captions.get(file.name, file.stem.replace("-", " ").replace("_", " "))))
-    for width in WIDTHS:
+    width, pictures = WIDTH, []
+    while True:
         pictures, gaps = [], []
         for run, file, caption in files:
             try:
                 pictures.append(Embedded(*_webp(file, width), caption, run))
             except (OSError, ValueError, Image.DecompressionBombError):
                 gaps.append(f"figures/{file.name} cannot be read; it is left out.")
-        if sum(len(picture.data) for picture in pictures) <= BUDGET:
-            break
-    return pictures, gaps
+        size = sum(len(picture.data) for picture in pictures)
+        if size <= BUDGET or width <= 200:
+            return pictures, gaps
+        width = max(200, int(width * min(0.9, 0.95 * (BUDGET / size) ** 0.5)))
 
 
 def _webp(file: Path, width: int) -> tuple[str, int, int]:
