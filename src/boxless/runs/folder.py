@@ -6,8 +6,11 @@ environment.json     versions, machine, command
 metrics.csv          step, name, value (and TensorBoard's events.* beside it)
 checkpoints/         the newest two states, with checksums
 weights.safetensors  what was trained, in torchvision's names
+progress.json        the newest report of progress
 summary.json         what came out
-figures/             pictures
+gallery.json         of a fine-tuning, images with labels and detections for a page
+figures/             pictures, with captions.json
+report.html          the page that boxless report writes
 ```
 """
 

@@ -120,7 +120,7 @@ def read_story(path: Path, name: str, evaluation: Path | None = None) -> Story:
         _json(path / "progress.json", gaps),
         read_metrics(path / "metrics.csv", gaps),
         _json(path / "labels.json", gaps),
-        tuple(found for folder in folders if (found := _json(folder / "gallery.json", gaps))),
+        tuple(found for folder in folders if (found := _gallery(folder / "gallery.json", gaps))),
         {folder.name: found for folder in folders if (found := _json(folder / "evaluation.json", gaps))},
         tuple(gaps),
     )
@@ -153,6 +153,14 @@ def read_metrics(file: Path, gaps: list[str]) -> Metrics:
     if broken:
         gaps.append(f"metrics.csv has {broken} lines that cannot be read; they are left out.")
     return metrics
+
+
+def _gallery(file: Path, gaps: list[str]) -> dict[str, Any]:
+    content = _json(file, gaps)
+    if content and not {"data", "images", "score", "counts", "confusions", "classes", "shown"} <= content.keys():
+        gaps.append(f"{file.name} is incomplete; the detections are left out: boxless evaluate writes it again.")
+        return {}
+    return content
 
 
 def _json(file: Path, gaps: list[str]) -> dict[str, Any]:
