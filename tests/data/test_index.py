@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -95,7 +96,9 @@ def test_many_links_are_cached_until_a_folder_changes(tmp_path, cache, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(index_module, "_scan", lambda root: pytest.fail("scanned again"))
         patched.setattr(os, "scandir", lambda path: pytest.fail("listed a folder"))
+        allocated = pa.total_allocated_bytes()
         second = index_images(root, cache)
+        assert pa.total_allocated_bytes() == allocated  # mapped, not copied
         assert second.keys().equals(first.keys()) and second.fingerprint == first.fingerprint
         assert second.path(12_345) == first.path(12_345)
     fill(root, "050/new.jpg")

@@ -104,8 +104,9 @@ def open_shards(where: str | Path) -> ShardIndex:
     for file in (rows, *files):
         file.check()
     table = _read_index(rows)
-    columns = {name: table[name].to_numpy() for name in ("shard", "offset", "size", "crc32")}
-    keys = table["key"].combine_chunks()
+    # Written as one chunk; what joins chunks would copy it into memory.
+    columns = {name: table[name].chunk(0).to_numpy() for name in ("shard", "offset", "size", "crc32")}
+    keys = table["key"].chunk(0)
     index = ShardIndex({"": around}, keys, place, files, columns, proposals, categories)
     index.__dict__["fingerprint"] = fingerprint
     return index
