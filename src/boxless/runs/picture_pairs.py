@@ -102,10 +102,10 @@ def cell_places(cells: int, size: int) -> Tensor:
 
 @torch.inference_mode()
 def draw_correspondence(
-    networks: Sequence[Frozen], recipe: PretrainRecipe | None, index: ImageIndex, seed: int
+    networks: Sequence[Frozen], reference: Frozen, recipe: PretrainRecipe, index: ImageIndex, seed: int
 ) -> Iterator[Picture]:
     """Which cell of a view was found where in another; and how often a cell is found in a mirrored copy."""
-    config = (recipe or PretrainRecipe()).method.at_size(PAIR_SIZE)
+    config = recipe.method.at_size(PAIR_SIZE)
     specs = tuple(replace(spec, size=PAIR_SIZE, resize_of=None, min_boxes=0) for spec in config.views()[:2])
     if len(specs) < 2 or specs[0].scale is None:
         specs = (replace(specs[0], scale=(0.3, 1.0)), replace(specs[-1], scale=(0.3, 1.0)))
@@ -122,7 +122,7 @@ def draw_correspondence(
         f"Two views of {len(pairs)} images, lines from cells of the first to where they truly are in the second and to "
         f"the cell that is most alike. Found in the right cell: {listed}.",
     )
-    yield from _flipped(networks, index, seed)
+    yield from _flipped([reference, *(network for network in networks if network is not reference)], index, seed)
 
 
 def _c5(network: Frozen, image: Tensor) -> Tensor:

@@ -77,10 +77,14 @@ class Sitting:
         return self.data
 
     @cached_property
+    def loaded(self) -> list[Frozen]:
+        """Random weights, and the runs' networks."""
+        return load_frozen(self.runs, None, self.seed)
+
+    @property
     def networks(self) -> list[Frozen]:
         """The runs' networks; beside a single one, random weights."""
-        loaded = load_frozen(self.runs, None, self.seed)
-        return loaded[-len(self.runs) :] if len(self.runs) > 1 else [loaded[-1], loaded[0]]
+        return self.loaded[-len(self.runs) :] if len(self.runs) > 1 else [self.loaded[-1], self.loaded[0]]
 
     @property
     def pretraining(self) -> PretrainRecipe:
@@ -143,7 +147,7 @@ KINDS = {
     "pca": Kind(BOTH, IMAGES, _one(lambda s: features.draw_pca(s.networks, s.index, s.seed))),
     "attention": Kind(BOTH, IMAGES, _one(lambda s: features.draw_attention(s.networks, s.index, s.seed))),
     "correspondence": Kind(
-        PRETRAINED, IMAGES, lambda s: pairs.draw_correspondence(s.networks, s.pretraining, s.index, s.seed)
+        PRETRAINED, IMAGES, lambda s: pairs.draw_correspondence(s.networks, s.loaded[0], s.pretraining, s.index, s.seed)
     ),
     "correlation": Kind(
         PRETRAINED,
