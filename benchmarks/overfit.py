@@ -105,6 +105,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The rows of the tables, with what is special about each. C4 has few boxes, each of which goes through layer4."""
 SLOW: dict[str, dict[str, Any]] = {
+    "faster_rcnn_c4": {"iterations": 100, "evaluate_every": 25},
     "retinanet": {"iterations": 200, "evaluate_every": 50},
     "sparse_rcnn": {"iterations": 300, "evaluate_every": 50},
     "detr": {"iterations": 150, "evaluate_every": 50},
@@ -147,10 +148,11 @@ def absolute(annotations: Path) -> dict[str, Any]:
 
 
 def with_keypoints(document: dict[str, Any]) -> dict[str, Any]:
-    """A COCO dict whose objects' keypoints are the four ends of their outlines; those of crowds have none."""
+    """A COCO dict whose objects' keypoints are the four ends of their outlines; crowds, and what has no outline,
+    have none."""
 
     def ends(entry: dict[str, Any]) -> dict[str, Any]:
-        if entry["iscrowd"]:
+        if entry["iscrowd"] or not entry.get("segmentation"):
             return entry
         numbers = [number for polygon in entry["segmentation"] for number in polygon]
         points = list(zip(numbers[::2], numbers[1::2], strict=True))
