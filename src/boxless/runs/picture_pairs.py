@@ -40,6 +40,11 @@ CORRELATED, FLIPPED = 64, 32
 """Images that the cross-correlation is over (as in the course report), and the accuracy under flip and colour."""
 
 
+def _few(index: ImageIndex, count: int, seed: int) -> ImageIndex:
+    """Some of the images that can be read."""
+    return index.subset(readable(index, count, seed)[0])
+
+
 def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
     """The method with all its heads as the newest checkpoint has them; None where a run kept none.
 
@@ -62,10 +67,8 @@ def draw_correlation(run: Path, recipe: PretrainRecipe, network: Frozen, index: 
     count = min(CORRELATED, len(index))
     table = known_boxes(index, recipe, run) if recipe.method.needs_boxes else None
     method = None if recipe.method.needs_boxes and table is None else trained_method(run, recipe)
-    boxes = None if table is None else table.aligned_to(index)
-    rows, _ = readable(index, count, seed)
-    few = index.subset(rows)
-    shown = seen(few, recipe.method.views(), None if boxes is None else boxes.take(np.array(rows)), count, seed)
+    few = _few(index, count, seed)
+    shown = seen(few, recipe.method.views(), None if table is None else table.aligned_to(few), seed)
     views = tuple(view.with_image(network.trunk.normalize(view.image)) for view in shown.views)
     output = None
     if method is not None:
@@ -109,7 +112,7 @@ def draw_correspondence(
     specs = tuple(replace(spec, size=PAIR_SIZE, resize_of=None, min_boxes=0) for spec in config.views()[:2])
     if len(specs) < 2 or specs[0].scale is None:
         specs = (replace(specs[0], scale=(0.3, 1.0)), replace(specs[-1], scale=(0.3, 1.0)))
-    shown = seen(index, specs, None, 3, seed)
+    shown = seen(_few(index, 3, seed), specs, None, seed)
     maps = {network.name: [_c5(network, view.image) for view in shown.views] for network in networks}
     pairs = [
         _pair(shown.views, row, maps, shown.pixels(0, row), shown.pixels(1, row)) for row in range(len(shown.sources))
@@ -147,9 +150,9 @@ def _pair(views: Sequence[View], row: int, maps: dict[str, list[Tensor]], first:
 
 def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterator[Picture]:
     """LC-loss's measure, as `boxless probe --kind correspondence` has it for whole data sets."""
-    rows, _ = readable(index, min(FLIPPED, len(index)), seed)
-    dataset = PairDataset(index.subset(rows), PAIR_SIZE, seed)
-    pairs = [pair for pair in (dataset[row] for row in range(len(rows))) if not pair.skipped]
+    few = _few(index, min(FLIPPED, len(index)), seed)
+    dataset = PairDataset(few, PAIR_SIZE, seed)
+    pairs = [dataset[row] for row in range(len(few))]
     scores, examples, columns = [], {}, 1
     for network in networks:
         found = []
@@ -189,7 +192,7 @@ def draw_emd(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageInd
     assert isinstance(recipe.method, SelfEMDConfig)
     plain = Photometric(jitter=0, gray=0, blur=0)
     specs = tuple(replace(spec, size=PAIR_SIZE, photometric=plain) for spec in recipe.method.views()[:2])
-    shown = seen(index, specs, None, 8, seed)
+    shown = seen(_few(index, 8, seed), specs, None, seed)
     row = max(range(len(shown.sources)), key=lambda row: _overlap(shown.views, row))
     views = [View(view.image[row : row + 1], view.from_source[row : row + 1]) for view in shown.views]
     images = [network.trunk.normalize(view.image) for view in views]

@@ -106,12 +106,11 @@ def small(image: Pixels, longest: int = LONGEST) -> tuple[Pixels, float]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
 
 
-def seen(index: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Boxes | None, count: int, seed: int) -> Seen:
-    """The views of a few images, cut and coloured as in training."""
-    rows, images = readable(index, count, seed)
-    shrunk = [small(image) for image in images]
-    dataset = ViewDataset(index.subset(rows), specs, boxes, seed)
-    batch = collate([dataset[0, row] for row in range(len(rows))], specs)
+def seen(few: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Boxes | None, seed: int) -> Seen:
+    """The views of a few images that can be read, in their order, cut and coloured as in training."""
+    shrunk = [small(decode(few.path(row))) for row in range(len(few))]
+    dataset = ViewDataset(few, specs, boxes, seed)
+    batch = collate([dataset[0, row] for row in range(len(few))], specs)
     generator = torch.Generator().manual_seed(seed)
     views = fill_resized(batch, specs)
     views = tuple(augment(view, spec.photometric, generator) for view, spec in zip(views, specs, strict=True))
@@ -138,7 +137,7 @@ def draw_views(index: ImageIndex, recipe: PretrainRecipe, out: Path, seed: int) 
     boxes = None
     if recipe.method.needs_boxes:
         boxes = (known_boxes(index, recipe, out) or boxes_now(few, recipe)).aligned_to(few)
-    shown = seen(few, recipe.method.views(), boxes, ROWS, seed)
+    shown = seen(few, recipe.method.views(), boxes, seed)
     sources = View(torch.empty(len(shown.sources), 0, LONGEST, LONGEST), _shrinking(shown.scales))
     frames = (sources, *shown.views)
     images = [

@@ -1,0 +1,46 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from boxless.data.index import index_images
+from boxless.detectors.trunk import TrunkConfig
+from boxless.methods.soco import SoCoConfig
+from boxless.proposals.production import make_proposals
+from boxless.proposals.random_boxes import RandomBoxes
+from boxless.recipes.schema import PretrainRecipe, ProposalOptions
+from boxless.runs.picture_views import draw_views, small
+from boxless.runs.pretraining import proposal_file
+
+
+def test_the_boxes_of_views_are_those_of_their_image(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        pixels = random.integers(0, 256, (90 + 10 * number, 700 - 60 * number, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    index = index_images(tmp_path / "images", tmp_path / "cache")
+    recipe = PretrainRecipe(SoCoConfig().at_size(64), TrunkConfig(), proposals=ProposalOptions(method="random"))
+    table = make_proposals(index, proposal_file(index, recipe, tmp_path / "run"), RandomBoxes(), 1, True).table
+    own = {}  # size of an image as drawn -> its boxes as drawn
+    for row in range(6):
+        image, scale = small(np.asarray(Image.open(index.path(row))))
+        own[image.shape] = table.aligned_to(index).boxes(row) * scale
+
+    for settings in (
+        recipe,
+        replace(recipe, proposals=ProposalOptions("random", file=str(tmp_path / "other.parquet"))),
+    ):
+        if settings.proposals.file:
+            table.write(settings.proposals.file)
+        grid = np.reshape(draw_views(index, settings, tmp_path / "run", seed=3).figure.axes, (4, 4))
+        for source, *views in grid:
+            boxes = own[np.asarray(source.images[0].get_array()).shape]
+            drawn = [
+                line.get_xydata() for line in source.lines if len(line.get_xydata()) == 5 and line.get_linewidth() == 2
+            ]
+            assert 0 < len(drawn) <= 4 and all(len(view.lines) == len(drawn) for view in views)
+            for corners in drawn:
+                box = np.concatenate([corners.min(0), corners.max(0)])
+                assert np.abs(boxes - box).max(1).min() < 1e-3
