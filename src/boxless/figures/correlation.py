@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from boxless.figures.style import DIVERGING, MUTED, blank, colour, note, styled
 
-SHOWN = 128
+SHOWN = 64
 """Dimensions drawn: a cell of more would be smaller than a point of the screen."""
 
 
