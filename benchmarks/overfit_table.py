@@ -52,8 +52,8 @@ def section(content: dict[str, Rows]) -> str:
     second = (
         "`python benchmarks/overfit.py finetune --weights RUN`, on coco256's two splits: each kind starts from a short "
         "pretraining, learns a little from all labelled images, and `boxless evaluate` measures it on others. This "
-        "shows which parts a kind takes over, and that it can be trained and measured from there; so few steps make no "
-        f"detector. {_conditions(tuned)}"
+        "shows which parts a kind takes over, and that it can be trained and measured from there. So few steps make no "
+        f"detector: scores stay near 0 and say nothing about the pretraining. {_conditions(tuned)}"
     )
     return "\n\n".join(
         [
