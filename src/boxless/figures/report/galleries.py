@@ -1,5 +1,6 @@
 """Images with labels and detections, of several runs beside each other."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,10 +25,9 @@ def merged(stories: Sequence[Story]) -> list[dict[str, Any]]:
             run = {"run": number, "name": story.name, **{name: gallery[name] for name in names}}
             known["runs"].append(run)
             for shown in gallery["shown"]:
-                image = known["images"].setdefault(
-                    (shown["file"], shown["jpeg"]), {**{k: v for k, v in shown.items() if k != "found"}, "found": {}}
-                )
-                image["found"][number] = shown["found"]
+                own = {name: value for name, value in shown.items() if name != "found"}
+                same = shown["file"], shown["jpeg"], json.dumps(shown["truth"])  # labels may have been mended since
+                known["images"].setdefault(same, {**own, "found": {}})["found"][number] = shown["found"]
     kept = max(1, IMAGES // max(1, len(sets)))
     return [{**each, "images": _some(list(each["images"].values()), kept)} for each in sets.values()]
 
