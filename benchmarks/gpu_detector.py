@@ -7,6 +7,8 @@ channels_last, and RoIAlign as Detectron2 has it, which takes more samples.
 https://github.com/pytorch/vision/tree/main/references/detection
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
@@ -77,7 +79,7 @@ def torchvision_step(arch: str, side: int, batch: int, half: bool) -> Step:
         with torch.autocast(device, torch.float16, enabled=half):
             losses = detector(images, targets)
             loss = sum(losses.values())
-        assert float(loss) == float(loss)
+        assert math.isfinite(float(loss.detach()))
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)

@@ -41,7 +41,7 @@ class Sizes:
     workers: int = 16
 
 
-TINY = Sizes("resnet18", 32, 4, 64, 2, 1, 1, 16, 64, 0)
+TINY = Sizes("resnet18", 32, 4, 64, 2, 0, 1, 16, 64, 0)
 
 
 def recipe_of(name: str, sizes: Sizes, compiled: bool) -> PretrainRecipe:

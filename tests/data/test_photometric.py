@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from boxless.data.photometric import _blur_together, _gray, _jitter, augment, blur
+from boxless.data.photometric import _draw, _gray, _jitter, augment, blur, together
+from boxless.data.photometric_cpu import CHANGES, one_by_one
 from boxless.data.specs import Photometric
 from boxless.geometry.affine import identity
 from boxless.geometry.view import View
@@ -25,6 +26,13 @@ def augmented(image: Tensor, seed: int = 0, **settings: object) -> Tensor:
     return augment(View(image, identity(len(image))), changed, generator).image
 
 
+def alone(name: str, image: Tensor, amounts: list[float]) -> Tensor:
+    """A change of images (B, 3, H, W) as a processor makes it."""
+    pixels = [one.permute(1, 2, 0).contiguous().numpy().copy() for one in image]
+    changed = [CHANGES[name](one, amount) for one, amount in zip(pixels, amounts, strict=True)]
+    return torch.stack([torch.from_numpy(one).permute(2, 0, 1) for one in changed])
+
+
 @pytest.mark.parametrize(
     ("name", "factors", "expected"),
     [
@@ -42,17 +50,18 @@ def test_colour_operations_are_torchvisions(name: str, factors: list[float], exp
     # torchvision rounds the weight of red to 0.2989, so that its grey of white is 0.9999.
     torch.testing.assert_close(ours, theirs, atol=2e-5 if name in ("brightness", "hue") else 2e-4, rtol=0)
     assert ours.min() >= 0 and ours.max() <= 1
+    torch.testing.assert_close(alone(name, image, factors), ours, atol=3e-6, rtol=0)
 
 
 def test_grey_blur_and_solarize_are_torchvisions() -> None:
     image = pixels(size=40)
     scaled = image / 255
     torch.testing.assert_close(_gray(scaled), reference.rgb_to_grayscale(scaled), atol=1e-3, rtol=0)  # 0.2989
+    torch.testing.assert_close(alone("gray", scaled, [1.0] * 4)[:, :1], _gray(scaled), atol=1e-6, rtol=0)
     sigmas = [0.1, 0.7, 1.3, 2.0]
     theirs = [reference.gaussian_blur(one, [17, 17], [s, s]) for one, s in zip(scaled, sigmas, strict=True)]
-    torch.testing.assert_close(blur(scaled, torch.tensor(sigmas)), torch.stack(theirs), atol=3e-5, rtol=0)
-    on_gpu = _blur_together(scaled, torch.tensor(sigmas))
-    torch.testing.assert_close(on_gpu, torch.stack(theirs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone("blur", scaled, sigmas), torch.stack(theirs), atol=3e-5, rtol=0)
+    torch.testing.assert_close(blur(scaled, torch.tensor(sigmas)), torch.stack(theirs), atol=1e-5, rtol=0)
     solarized = augmented(image, solarize=1.0) * 255  # a value of 128 may round to either side of the threshold
     torch.testing.assert_close(solarized, reference.solarize(image, 128).float(), atol=1.01, rtol=0)
 
@@ -108,6 +117,13 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for threads in (3, 8):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         torch.testing.assert_close(augmented(image, 7, **settings), alone, atol=1e-5, rtol=0)
+
+
+def test_devices_change_images_alike() -> None:
+    image, settings = pixels(count=40), Photometric(blur=0.5, solarize=0.0)  # a value may round to 128 on either
+    flipped, steps = _draw(40, settings, torch.Generator().manual_seed(5))
+    batched = together(View(image, identity(40)).mirrored(flipped).image, steps)
+    torch.testing.assert_close(one_by_one(image, flipped, steps), batched, atol=3e-5, rtol=0)
 
 
 def test_flip_is_known_to_the_map() -> None:
