@@ -4,7 +4,9 @@ Every random number of a sample comes from (seed, epoch, row), and the order of 
 not depend on the number of workers, and a run that resumes at step s sees what an undisturbed one would have seen.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -260,5 +262,13 @@ def one_thread(_: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # A second one is meant: of a run that does not wait for its worker any longer.
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_told(run: int) -> None:
+    """End this data worker when its run, a process id, says so: one that ends by an error would wait for it forever."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
