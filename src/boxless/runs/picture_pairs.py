@@ -88,8 +88,8 @@ def draw_correlation(run: Path, recipe: PretrainRecipe, network: Frozen, index: 
     return Picture(
         "correlation",
         correlation_matrix(matrix, len(first), what),
-        f"Cross-correlation of two views' embeddings ({what}) of {recipe.method.name}, over {len(first)} images: mean of "
-        f"the diagonal {diagonal:.2f}, mean size of the rest {off:.2f}. Barlow Twins wants 1 and 0.",
+        f"Cross-correlation of two views' embeddings ({what}) of {recipe.method.name}, over {len(first)} images: mean "
+        f"of the diagonal {diagonal:.2f}, mean size of the rest {off:.2f}. Barlow Twins wants 1 and 0.",
     )
 
 
