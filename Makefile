@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench startup
 
 demo: $(INSTALLED)
 	$(BIN)/boxless demo
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 # The libraries that boxless is measured against are needed here only.
 bench: $(PEERS)
 	$(BIN)/python benchmarks/bench.py
+
+# A million links, and 2.5 GB of boxes for a while.
+startup: $(INSTALLED)
+	$(BIN)/python benchmarks/startup.py --boxes
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("boxless needs Python 3.11 or newer, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12 test" % sys.version_info[:2])'
