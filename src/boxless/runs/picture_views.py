@@ -209,7 +209,7 @@ def draw_proposals(
         proposals_on_images([image for image, _ in shrunk], drawn, seed),
         f"Boxes without labels on {len(rows)} images, up to twelve of each drawn at random.",
     )
-    counts, sides = packed.counts(), np.sqrt(area(torch.from_numpy(packed.values)).numpy())
+    counts, sides = packed.counts(), np.sqrt(np.prod(packed.values[:, 2:] - packed.values[:, :2], axis=1))
     middle = (float(np.median(each)) if len(each) else 0.0 for each in (counts, sides))
     yield Picture(
         "proposals-statistics",
