@@ -105,7 +105,7 @@ def test_maps_cover_their_images() -> None:
         for axes in grid.T.flatten():
             height, width = images[0 if axes in grid[:, 0] else 1].shape[:2]
             assert all(tuple(shown.get_extent()) == (0, width, height, 0) for shown in axes.images)
-    assert [axes.get_title("left") for axes in drawn[0].axes[2::2]] == ["P2, 16 x 8", "P3, 8 x 4"]
+    assert [axes.get_title("left") for axes in drawn[0].axes[2::2]] == ["P2, 4 px a cell", "P3, 8 px a cell"]
     assert len(drawn[2].axes[2].images) == 2  # the image under its map
 
 

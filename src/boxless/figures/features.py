@@ -23,8 +23,7 @@ def level_maps(images: Sequence[Pixels], maps: Sequence[Mapping[str, Floats]]) -
         for axes, values in zip(grid[1:, column], levels.values(), strict=True):
             _over(axes, image, values, cmap=HEAT)
     for axes, name in zip(grid[1:, 0], names, strict=True):
-        height, width = maps[0][name].shape
-        axes.set_title(f"{name}, {width} x {height}")
+        axes.set_title(f"{name}, {images[0].shape[1] / maps[0][name].shape[1]:g} px a cell")
     note(figure, "length of each cell's feature vector; yellow: the longest of its map")
     return figure
 
