@@ -9,8 +9,8 @@ Every figure is taken in a process of its own: steps to warm up (and to compile)
 for the device at the end. Parts: `roofline` (rates of the card, FLOPs and bytes of a BYOL step), `byol` (synthetic
 views: ours eager and compiled, lightly's documented loop as written and in bf16-mixed), `files` (the same from JPEG
 files, ours and lightly's, and the loader without training), `soco`, `detector` (Faster R-CNN at 800 px against
-torchvision's reference loop), `waits` (what makes the host wait for the device within a step), `decoder` (one core's
-JPEG decoding with and without crops, and the GPU's decoder).
+torchvision's reference loop), `waits` (where the host waits for the device within a step, and how long a measure of
+health takes), `decoder` (one core's JPEG decoding with and without crops, and the GPU's decoder).
 
 Images are the given folder, else coco256 in $BOXLESS_DATA, else embedded photographs of 640 x 640 px. Without lightly,
 a plain PyTorch loop of the same network stands in for it, and its row says so. Each figure is written as soon as it is
@@ -53,6 +53,10 @@ RATIOS = {
 }
 
 
+STANDS_IN = "plain PyTorch in its place"
+"""What the rows say of a loop that is not lightly's."""
+
+
 def in_process(part: Callable[[Sizes, str], Figures], sizes: Sizes, images: str) -> dict[str, Any]:
     """A part's figures by a process of its own, or what went wrong."""
     spawn = multiprocessing.get_context("spawn")
@@ -88,7 +92,9 @@ def lines(rows: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         unit, goal = GOALS.get(name, ("images/s" if name in speeds else "times", None))
         verdict = "" if goal is None else "reached" if value >= goal else "not reached"
         measured = f"{value:,.0f}" if value > 100 else f"{value:.2f}"
-        found.append((name, f"{measured} {unit}", f"{goal:,} {unit}" if goal else "", verdict))
+        stands_in = any(STANDS_IN in rows[part] for part in (RATIOS[name] if name in ratios else (name,)))
+        note = f" ({STANDS_IN})" if stands_in else ""
+        found.append((name + note, f"{measured} {unit}", f"{goal:,} {unit}" if goal else "", verdict))
     return found
 
 

@@ -21,6 +21,7 @@ from boxless.data.loader import Order, ViewDataset, view_batches
 from boxless.methods.soco import SoCoConfig
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainRecipe
+from boxless.training.health import measure
 
 Figures = dict[str, float]
 
@@ -97,8 +98,9 @@ def byol(compiled: bool, layout: torch.memory_format, sizes: Sizes, images: str)
 
 
 def lightly_loop(mixed: bool, sizes: Sizes, images: str) -> Figures:
-    side = theirs if installed("lightly") else plain
-    return rate(partial(side, sizes.arch, sizes.size, sizes.batch, mixed=mixed), sizes.batch, sizes)
+    known = installed("lightly") is not None
+    step = partial(theirs if known else plain, sizes.arch, sizes.size, sizes.batch, mixed=mixed)
+    return rate(step, sizes.batch, sizes) | ({} if known else {"plain PyTorch in its place": 1.0})
 
 
 def byol_from_files(compiled: bool, sizes: Sizes, images: str) -> Figures:
@@ -197,6 +199,17 @@ def waits(name: str, sizes: Sizes, images: str) -> Figures:
     return waits_of(boxless_step(recipe_of(name, sizes, compiled=False), min(sizes.batch, 32)))
 
 
+def health(sizes: Sizes, images: str) -> Figures:
+    """What a measure of a batch's embeddings takes, for which a run waits every few steps."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vectors = torch.randn(2, sizes.batch, 256, device=device)
+    measure(*vectors)
+    began = time.perf_counter()
+    for _ in range(5):
+        measure(*vectors)
+    return {"ms": 200 * (time.perf_counter() - began)}
+
+
 def faster_rcnn(sizes: Sizes, images: str) -> Figures:
     make = partial(with_boxless_step, sizes.arch, sizes.side, sizes.detector_batch)
     return rate(make, sizes.detector_batch, sizes)
@@ -237,7 +250,11 @@ PARTS: dict[str, dict[str, Callable[[Sizes, str], Figures]]] = {
         "torchvision's reference loop": partial(torchvision_loop, False),
         "torchvision's reference loop, fp16": partial(torchvision_loop, True),
     },
-    "waits": {"waits, byol": partial(waits, "byol-r50"), "waits, soco": partial(waits, "soco-r50-fpn")},
+    "waits": {
+        "waits, byol": partial(waits, "byol-r50"),
+        "waits, soco": partial(waits, "soco-r50-fpn"),
+        "health": health,
+    },
     "decoder": {"decoder": decoder},
     "profile": {"profile, eager": partial(profiled, False), "profile, compiled": partial(profiled, True)},
 }

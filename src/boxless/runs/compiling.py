@@ -1,7 +1,7 @@
 """Kernels made for a run by torch.compile: which parts of a method get them, and when that pays.
 
-A ResNet's norms and activations move more bytes than its convolutions, and compiling joins them. Bodies and pyramids
-are compiled one by one and in place, so that their names, what is saved and what reads like a paper stay as they are.
+A ResNet's norms and activations move more bytes than its convolutions, and compiling joins them. Bodies are compiled
+one by one and in place, so that their names, what is saved and what reads like a paper stay as they are.
 """
 
 import os
@@ -10,7 +10,7 @@ import shutil
 import torch
 from torch import nn
 
-from boxless.detectors.trunk import Trunk
+from boxless.detectors.trunk import Backbone, Trunk
 from boxless.recipes.schema import PretrainRecipe
 from boxless.training.distributed import world_size
 
@@ -33,9 +33,13 @@ def is_compiled(recipe: PretrainRecipe, steps: int, device: torch.device) -> boo
 
 
 def compile_parts(method: nn.Module, trunk: Trunk) -> None:
-    """Compile a method's bodies and pyramids, of targets too, in place; the first steps do the work."""
+    """Compile a method's bodies, with their pyramids where it runs both as one, of targets too; the first steps do it.
+
+    A pyramid alone would take maps that gradients flow through, of which torch.compile warns.
+    """
     torch._dynamo.config.recompile_limit = 64  # views of several sizes, online and target: each a kernel of its own
-    kinds = {type(trunk.backbone.body), type(trunk.backbone.fpn)} - {nn.Identity}
-    for part in method.modules():
-        if type(part) in kinds:
-            part.compile(dynamic=False)
+    whole = [part for part in method.modules() if isinstance(part, Backbone)]
+    inside = {id(part) for each in whole for part in each.modules()}
+    bodies = [part for part in method.modules() if type(part) is type(trunk.backbone.body) and id(part) not in inside]
+    for part in (*whole, *bodies):
+        part.compile(dynamic=False)
