@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 a fault in boxless, 2 a mistake of the user, 75 stopped by a signal with what was done kept, 130
     interrupted, 141 the reader of the output went away.
     """
-    if "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # PyTorch's advice to programmers, once per process
     try:
         _run(sys.argv[1:] if argv is None else argv)
