@@ -118,6 +118,25 @@ def pieces(rank: int) -> dict[str, Any]:
     return {"dealt": dealt, "own": own(back), "all": back, "agreed": agreed(rows.clone()), "gradient": leaf.grad}
 
 
+def boxes_in_first_half(rank: int, world: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """SoCo's loss and gradients where the second half of the batch, and so the second process, has no box at all."""
+    torch.manual_seed(0)
+    config = sized("soco", SIZES, boxes=2, small_size=SIDE)
+    method = config.build(Trunk(TRUNK))
+    assert isinstance(method, nn.Module)
+    method = synchronize_norms(method)
+    halves = [share(view, rank, world) for view in draw_views(config, 0)]
+    views = tuple(view.with_image(view.image.float()) for view in halves)
+    boxes = torch.tensor([[0.0, 0, 30, 30], [4, 4, 20, 16], [10, 2, 30, 30]]).expand(BATCH, 3, 4)
+    valid = torch.zeros(BATCH, 3, dtype=torch.bool)
+    valid[: BATCH // 2] = True
+    boxes, valid = (each.chunk(world)[rank] for each in (boxes, valid))
+    loss = method(views, boxes, valid, torch.Generator().manual_seed(0)).loss
+    loss.backward()
+    gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+    return mean(loss.detach()), {key: sample(mean(gradient)) for key, gradient in gradients.items()}
+
+
 def uneven_norm(rank: int) -> dict[str, Tensor]:
     """Output, gradients and statistics of a batch norm with 2 rows on one process and 5 on the other."""
     norm, values, weights = norm_inputs()
@@ -144,7 +163,7 @@ def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     results = {name: train(name, rank, WORLD) for name in GATHERING}
-    results |= {"pieces": pieces(rank), "norm": uneven_norm(rank)}
+    results |= {"pieces": pieces(rank), "norm": uneven_norm(rank), "boxes": boxes_in_first_half(rank, WORLD)}
     torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -175,6 +194,16 @@ def test_processes_stay_alike(name: str, found: list[dict[str, Any]]) -> None:
         assert apart and all("running_" in key for key in apart)
     else:
         assert not apart
+
+
+def test_process_without_boxes_keeps_pace_with_one_that_has_some(found: list[dict[str, Any]]) -> None:
+    loss, gradients = boxes_in_first_half(0, 1)
+    for their_loss, theirs in (result["boxes"] for result in found):
+        torch.testing.assert_close(their_loss, loss, atol=1e-5, rtol=1e-4)
+        assert gradients.keys() <= theirs.keys()
+        for key, gradient in theirs.items():  # alone, a level on which no box falls has no gradient
+            expected = gradients.get(key, torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-2)
 
 
 def test_shuffled_rows_come_back(found: list[dict[str, Any]]) -> None:
