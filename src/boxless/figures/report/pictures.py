@@ -41,9 +41,10 @@ def embedded(folders: Sequence[tuple[str, Path]]) -> tuple[list[Embedded], list[
         captions = read_captions(folder / "figures")
         for file in sorted((folder / "figures").glob("*.png")):
             files.append((run, file, captions.get(file.name, file.stem.replace("-", " ").replace("_", " "))))
-    width, pictures = WIDTH, []
+    width = WIDTH
     while True:
-        pictures, gaps = [], []
+        pictures: list[Embedded] = []
+        gaps: list[str] = []
         for run, file, caption in files:
             try:
                 pictures.append(Embedded(*_webp(file, width), caption, run))
