@@ -1,6 +1,7 @@
 """Pretraining from shards is pretraining from the folder; a pack that is killed goes on to the same bytes."""
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import boxless
+from boxless.data.shards import open_shards
 from boxless.errors import UserError
 
 
@@ -94,6 +96,23 @@ def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path
     result = boxless.pack(data, str(out), shard_mb=2, quiet=True)
     assert result.written == result.shards - len(finished) + 1
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_is_altered_ends_a_run_with_one_line(packed: Path) -> None:
+    index = open_shards(packed / "packed")
+    for row in range(1, len(index)):  # the first is looked at before there are workers
+        sample = index.sample(row)
+        with open(sample.shard.place, "r+b") as file:
+            file.seek(sample.offset + 1000)
+            file.write(b"rot")
+    few = {**TRUNK, "method.size": 64, "batch_size": 4, "workers": 2}
+    flags = [word for key, value in few.items() for word in (f"--{key}", str(value))]
+    command = ["pretrain", "--data", index.place, "--recipe", "byol-r50", "--out", str(packed / "run"), *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "boxless", *command, "--quiet"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"boxless: error: \S+/shard-\d+\.tar: altered since it was packed: wrong .*\n", done.stderr)
 
 
 def test_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
