@@ -43,8 +43,9 @@ def pretrain(
     from boxless.data.index import index_images
     from boxless.recipes.catalogue import describe
     from boxless.recipes.overrides import override
+    from boxless.runs.boxes import prepare_boxes
     from boxless.runs.folder import Run
-    from boxless.runs.pretraining import check_start, prepare_boxes, run_pretraining, with_trunk_of
+    from boxless.runs.pretraining import check_start, run_pretraining, with_trunk_of
     from boxless.runs.setup import training_fabric
     from boxless.runs.stopping import stoppable
     from boxless.runs.weights import local, weights_file

@@ -21,10 +21,11 @@ from boxless.recipes.catalogue import describe, load, names
 from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import METHODS, CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize, table, write_table
+from boxless.runs.boxes import prepare_boxes
 from boxless.runs.finetuning import run_finetuning, with_trunk_of
 from boxless.runs.folder import Run
 from boxless.runs.labels import choose_labels
-from boxless.runs.pretraining import prepare_boxes, run_pretraining
+from boxless.runs.pretraining import run_pretraining
 from boxless.runs.pretraining import with_trunk_of as with_trunk_of_start
 from boxless.runs.weights import weights_file
 

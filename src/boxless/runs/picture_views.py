@@ -31,7 +31,7 @@ from boxless.proposals.production import ensure_proposals
 from boxless.proposals.recall import SIZES, labelled_pairs
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.pretraining import proposal_file, proposal_method
+from boxless.runs.boxes import proposal_file, proposal_method
 
 Pixels = NDArray[np.uint8]
 
