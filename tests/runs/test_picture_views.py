@@ -10,8 +10,8 @@ from boxless.methods.soco import SoCoConfig
 from boxless.proposals.production import make_proposals
 from boxless.proposals.random_boxes import RandomBoxes
 from boxless.recipes.schema import PretrainRecipe, ProposalOptions
-from boxless.runs.picture_views import draw_views, small
 from boxless.runs.boxes import proposal_file
+from boxless.runs.picture_views import draw_views, small
 
 
 def test_the_boxes_of_views_are_those_of_their_image(tmp_path: Path) -> None:

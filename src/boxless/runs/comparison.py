@@ -20,8 +20,8 @@ from boxless.errors import UserError
 from boxless.recipes.catalogue import describe, load, names
 from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import METHODS, CompareRecipe, FinetuneRecipe, PretrainRecipe
-from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize, table, write_table
 from boxless.runs.boxes import prepare_boxes
+from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize, table, write_table
 from boxless.runs.finetuning import run_finetuning, with_trunk_of
 from boxless.runs.folder import Run
 from boxless.runs.labels import choose_labels
