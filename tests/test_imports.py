@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "commands": {*ROOMS, "boxless"},
     "cli": {"commands", "recipes", "boxless", "launch"},
-    "boxless": {"commands", "recipes", "cli"},
+    "boxless": {"commands", "recipes", "figures", "cli"},
 }
 
 

@@ -65,7 +65,7 @@
     const drawing = svg("svg", { viewBox: `0 0 ${image.width} ${image.height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     const inner = node("div", { className: "inner" });
     inner.style.setProperty("--ratio", image.width / image.height);
-    const picture = node("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: "", decoding: "async" });
+    const picture = node("img", { src: `data:image/jpeg;base64,${image.jpeg}`, alt: "" });
     inner.append(picture, drawing);
     for (const item of [...items].reverse()) {
       const [x1, y1, x2, y2] = item.box, place = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
