@@ -5,6 +5,7 @@ python docs/make_gallery.py RUNS
 RUNS is a folder with the runs that ENTRIES name, each with its figures/. Where one is missing nothing is written.
 """
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from boxless.figures.style import read_captions
 
 HERE = Path(__file__).parent
-WIDTH, COLOURS = 720, 96
+WIDTH, COLOURS = 720, 64
 """Of the small pictures: px, and the size of their palettes."""
 LIMIT = 2**20
 """Bytes of all pictures together."""
@@ -173,11 +174,13 @@ def main(runs: Path) -> None:
         raise SystemExit("missing: " + ", ".join(missing))
     folder = HERE / "figures" / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
     parts = [HEAD.format(budget=BUDGET)]
     for entry in ENTRIES:
-        _shrink(_source(runs, entry), folder / f"{entry.file}.png")
+        small = _shrink(_source(runs, entry), folder / entry.file)
         alt = read_captions(_source(runs, entry).parent)[f"{entry.file}.png"].replace("[", "(").replace("]", ")")
-        picture = f"![{alt}](figures/gallery/{entry.file}.png)"
+        picture = f"![{alt}](figures/gallery/{small.name})"
         parts.append(f"## {entry.title}\n\n{entry.sentence}\n\n```\n{entry.command}\n```\n\n{picture}\n")
     size = sum(file.stat().st_size for file in folder.iterdir())
     (HERE / "gallery.md").write_text("\n".join(parts))
@@ -190,11 +193,18 @@ def _source(runs: Path, entry: Entry) -> Path:
     return runs / entry.run / "figures" / f"{entry.file}.png"
 
 
-def _shrink(source: Path, target: Path) -> None:
+def _shrink(source: Path, target: Path) -> Path:
+    """Write a small copy as PNG or JPEG, whichever is smaller: lines as the one, photographs as the other."""
     with Image.open(source) as image:
         small = image.convert("RGB")
-        small.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
-        small.quantize(COLOURS).save(target, optimize=True)
+    small.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+    forms = {".png": io.BytesIO(), ".jpg": io.BytesIO()}
+    small.quantize(COLOURS).save(forms[".png"], "PNG", optimize=True)
+    small.save(forms[".jpg"], "JPEG", quality=78, optimize=True)
+    suffix = min(forms, key=lambda suffix: len(forms[suffix].getvalue()))
+    written = target.with_suffix(suffix)
+    written.write_bytes(forms[suffix].getvalue())
+    return written
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def test_outcomes_have_their_colours_and_counts(judged) -> None:
     shown = Judged(picture(), data.images[0].boxes, data.images[0], found[0].boxes, found[0], matches[0])
     figure = laid_out(outcome_pairs({group: [shown] for group in GROUPS}, data.classes))
     left, right = figure.axes[:2]
-    assert [line.get_color() for line in left.lines] == [HUES[CORRECT]] * 2 + [HUES[MISSING]]
+    assert [line.get_color() for line in left.lines] == [HUES[CORRECT], HUES[WRONG_CLASS], HUES[MISSING]]
     assert [line.get_color() for line in right.lines] == [HUES[EXTRA], HUES[WRONG_CLASS], HUES[CORRECT]]
     assert "cow 80" in [text.get_text() for text in right.texts]
     laid_out(outcome_pairs({group: [] for group in GROUPS}, data.classes))

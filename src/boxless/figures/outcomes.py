@@ -59,7 +59,7 @@ def examples(matches: Sequence[Matches], found: Sequence[Detections], group: str
 
 @styled()
 def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -> Figure:
-    """A column of pairs for each outcome that has any: labels on the left, detections on the right, coloured by it."""
+    """Pairs for each outcome that there is: labels on the left, detections on the right, both in the outcome's colours."""
     shown = {name: pairs for name, pairs in groups.items() if pairs} or {CORRECT: []}
     rows = max(1, *(len(pairs) for pairs in shown.values()))
     across = 2 if len(shown) > 1 else 1
@@ -77,17 +77,17 @@ def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -
             _draw_found(right, judged, classes)
     note(
         figure,
-        "left: labels, black where nothing was found; right: detections with score, "
-        "blue correct, orange extra, purple wrong class",
+        "labels on the left, detections with scores on the right; blue: correct, orange: extra, black: missing, "
+        "pink: wrong class",
     )
     return figure
 
 
 def _draw_truth(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
-    missing = set(judged.matches.missing.tolist())
+    outcomes = dict(zip(judged.matches.objects.tolist(), judged.matches.outcomes, strict=True))  # -1 is of no object
     parts = judged.objects, judged.truth.labels, judged.truth.crowd
     for row, (box, label, crowd) in enumerate(zip(*parts, strict=True)):
-        hue = HUES[MISSING] if row in missing else MUTED if crowd else HUES[CORRECT]
+        hue = HUES[IGNORED] if crowd else HUES[outcomes.get(row, MISSING)]
         draw_box(axes, box, hue, _tag(judged, box, classes[label]), dashed=bool(crowd))
 
 
