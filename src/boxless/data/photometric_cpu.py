@@ -95,7 +95,7 @@ def _saturation(pixels: Pixels, factor: float) -> Pixels:
 
 def _hue(pixels: Pixels, turn: float) -> Pixels:
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)  # hue in degrees
-    cv2.add(hsv, (360 * (turn % 1), 0, 0, 0), dst=hsv)
+    cv2.add(hsv, np.array([360 * (turn % 1), 0, 0, 0]), dst=hsv)
     return _pixels(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))  # which takes hues above 360, but none below 0
 
 
