@@ -218,7 +218,6 @@ def _pretrain(
         "skipped": skipped,
     }
 
-
     def finish() -> None:
         save_trunk(run.weights, trunk, parts)
         write_json(out / "summary.json", summary)
