@@ -59,7 +59,7 @@ def examples(matches: Sequence[Matches], found: Sequence[Detections], group: str
 
 @styled()
 def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -> Figure:
-    """Pairs for each outcome that there is: labels on the left, detections on the right, both in the outcome's colours."""
+    """Pairs for each outcome that there is: labels on the left, detections on the right, coloured by the outcome."""
     shown = {name: pairs for name, pairs in groups.items() if pairs} or {CORRECT: []}
     rows = max(1, *(len(pairs) for pairs in shown.values()))
     across = 2 if len(shown) > 1 else 1
