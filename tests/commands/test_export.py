@@ -127,8 +127,8 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path):
         boxless.export(runs.boxes, str(tmp_path / "a.pth"))
     with pytest.raises(UserError, match="would overwrite the run's own weights"):
         boxless.export(runs.boxes, f"{runs.boxes}/../boxes/weights.safetensors")
-    with pytest.raises(UserError, match="to: onnx; expected torchvision-backbone or torchvision-detector"):
-        boxless.export(runs.boxes, str(tmp_path / "a.safetensors"), "onnx")
+    with pytest.raises(UserError, match="to: onyx; expected torchvision-backbone, torchvision-detector, timm, "):
+        boxless.export(runs.boxes, str(tmp_path / "a.safetensors"), "onyx")
     with pytest.raises(UserError, match="is not a run"):
         boxless.export(str(tmp_path), str(tmp_path / "a.safetensors"))
     copy = shutil.copytree(runs.boxes, tmp_path / "copy")

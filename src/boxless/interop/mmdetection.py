@@ -22,11 +22,9 @@ def from_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str,
     """A body, a trunk or a detector in torchvision's names: its tensors in MMDetection's, and the keys left out.
 
     Args:
-        tensors: names begin with backbone.body., or with conv1 and layer1 where they are of a bare body.
+        tensors: names begin with backbone.body.
     """
     grouped = not any(key.endswith("running_mean") for key in tensors)
-    if not any(key.startswith("backbone.") for key in tensors):
-        return renamed(tensors, {name: _body(name, grouped) for name in resnet_modules()})
     normed = "backbone.fpn.inner_blocks.0.1.weight" in tensors
     given = _with_norms(tensors) if normed else tensors
     return renamed(background_last(given), _table(_laterals(tensors, "backbone.fpn.inner_blocks."), grouped))
@@ -58,8 +56,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         "mask_rcnn": f"mask-rcnn_r50{'-caffe-c4' if single else '_fpn'}_1x_coco.py",
         "retinanet": "retinanet_r50_fpn_1x_coco.py",
     }[kind]
-    kinds = {"batch": "BN", "sync": "SyncBN", "frozen": "BN", "group": "GN"}
-    norm = f"dict(type={kinds[trunk.norm]!r}{', num_groups=32' if trunk.norm == 'group' else ''})"
+    norm = _norm(trunk)
     depth = int(trunk.backbone.removeprefix("resnet"))
     widths = [64 * 2**stage * (1 if depth < 50 else 4) for stage in range(4)]
     lines = [
@@ -99,6 +96,32 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
             f'detector = init_detector(cfg, "{file}")',
         ]
     )
+
+
+def how_to_load_body(trunk: TrunkConfig, file: str) -> str:
+    """The lines of Python that start a detector from a file with a body alone."""
+    basic = trunk.backbone in ("resnet18", "resnet34")
+    start = f"init_cfg=dict(type='Pretrained', checkpoint={file!r}, prefix='backbone.')"
+    return "\n".join(
+        [
+            "from mmdet.registry import MODELS",
+            "from mmdet.utils import register_all_modules",
+            "from mmengine.config import Config",
+            "",
+            "register_all_modules()",
+            "cfg = Config.fromfile('configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')  # or any other on a ResNet",
+            f"cfg.model.backbone.update(depth={trunk.backbone.removeprefix('resnet')}, norm_cfg={_norm(trunk)},",
+            f"    style='pytorch', frozen_stages=-1, norm_eval=False, {start})",
+            *(["cfg.model.neck.in_channels = [64, 128, 256, 512]"] if basic else []),
+            "model = MODELS.build(cfg.model)",
+            "model.init_weights()  # on C4 give roi_head.shared_head the same init_cfg, for its layer4",
+        ]
+    )
+
+
+def _norm(trunk: TrunkConfig) -> str:
+    kind = {"batch": "BN", "sync": "SyncBN", "frozen": "BN", "group": "GN"}[trunk.norm]
+    return f"dict(type={kind!r}{', num_groups=32' if kind == 'GN' else ''})"
 
 
 def _heads(trunk: TrunkConfig, norm: str) -> list[str]:

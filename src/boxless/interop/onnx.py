@@ -78,9 +78,9 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
 
 
 def difference(path: Path, detector: nn.Module) -> float:
-    """The largest difference between what onnxruntime and the detector find, px or score, on images of two sizes.
+    """The largest difference between what onnxruntime and the detector find, on images of two sizes.
 
-    Infinite where they find different numbers of objects.
+    It is relative where a value (a coordinate in px) is above 1, absolute below. Infinite where they find different numbers of objects.
     """
     import onnxruntime
 
@@ -96,7 +96,8 @@ def difference(path: Path, detector: nn.Module) -> float:
         for one, other in zip(given, expected, strict=True):
             if one.shape != other.shape:
                 return float("inf")
-            largest = max(largest, float((one.double() - other.double()).abs().max()) if one.numel() else 0.0)
+            apart = (one.double() - other.double()).abs() / other.double().abs().clamp(min=1)
+            largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
     return largest
 
 

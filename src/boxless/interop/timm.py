@@ -29,7 +29,7 @@ def from_torchvision(body: Tensors, trunk: TrunkConfig) -> Tensors:
 def how_to_load(trunk: TrunkConfig, file: str) -> str:
     """The lines of Python that load the file there."""
     name, own = trunk.backbone.removeprefix("timm:"), trunk.backbone.startswith("timm:")
-    layer = ", norm_layer=lambda channels: torch.nn.GroupNorm(math.gcd(32, channels), channels)"
+    layer = ", norm_layer=lambda channels, **_: torch.nn.GroupNorm(math.gcd(32, channels), channels)"
     grouped = layer if trunk.norm == "group" and not own else ""
     convert = ["from boxless.detectors.norms import convert_norms", 'convert_norms(model, "group", "this model")']
     return "\n".join(

@@ -220,11 +220,13 @@ def _to_mmdetection(where: str, file: str) -> Export:
             f"run {where}: MMDetection has norms behind P6 and P7, which group norms cannot stand in for; "
             "export it with --to detectron2, or its body with --to torchvision-backbone"
         )
-    named, left = mmdetection.from_torchvision(tensors)
+    bare = not any(key.startswith(BODY) for key in tensors)
+    named, left = mmdetection.from_torchvision({BODY + k: v for k, v in tensors.items()} if bare else tensors)
     assert not left, left
     about = f"{note} of {where}, in the names of MMDetection 3."
     about += f"\nIts labels: {_listed(classes, 0)}; background is the last row." if classes else ""
-    code = mmdetection.how_to_load(trunk, config, len(classes), file)
+    load, load_body = mmdetection.how_to_load, mmdetection.how_to_load_body
+    code = load_body(trunk, file) if bare else load(trunk, config, len(classes), file)
     said = f"{len(named)} tensors ({note.lower()})"
     return _bytes(mmdetection.saved(named, classes), said, _text(about, trunk, [code]))
 
@@ -278,7 +280,7 @@ def _to_onnx(where: str, file: str) -> Export:
     def make(path: Path) -> str:
         names = onnx.export(path, trained, classes)
         found = onnx.difference(path, trained)
-        return f"image -> {', '.join(names)}; onnxruntime finds the same to {found:.1e} (px or score)"
+        return f"image -> {', '.join(names)}; onnxruntime finds the same to {found:.0e} (relative)"
 
     about = (
         f"The {recipe.detector.kind} of {where}, whole, with normalisation. Images keep their size, so resize them as "

@@ -1,0 +1,462 @@
+"""Write docs/weights.md: what goes to other libraries and comes from them, and the largest difference that was seen.
+
+python docs/make_weights.py
+
+Networks are ResNet-18s with random weights and statistics: an error in names, rows, strides or colours shows with these
+as with any other. The tests go through the same cells.
+"""
+
+import contextlib
+import io
+import json
+import pickle
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import boxless
+from boxless.detectors.detector import build_detector, build_trunk, fitting
+from boxless.detectors.hybrid_encoder import DecoderConfig, HybridConfig
+from boxless.detectors.transformer import TransformerConfig
+from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig
+from boxless.detectors.two_stage import DetectorConfig
+from boxless.interop import detectron2, mmdetection, onnx, transformers
+from boxless.interop.files import converted
+from boxless.interop.weights import load_trunk
+from boxless.recipes.catalogue import describe
+from boxless.recipes.schema import FinetuneRecipe
+from boxless.runs.detecting import load_detector
+
+HERE = Path(__file__).parent
+HEAD = """# Weights in and out
+
+Made by `python docs/make_weights.py`.
+
+## Out: `boxless export`
+
+```
+boxless export --run runs/few --to torchvision-detector --out detector.safetensors
+boxless export --run runs/few --to detectron2 --out detector.pkl
+boxless export --run runs/few --to mmdetection --out detector.pth
+boxless export --run runs/detr --to transformers --out detr/
+boxless export --run runs/few --to onnx --out detector.onnx
+```
+
+Beside each file lies a text, NAME.README.txt, with the lines of Python that load it there, the normalisation, and the
+labels. The weights are yours. `--to safetensors` writes them as they are.
+
+EXPORTS
+
+Each cell is the largest difference of what the run finds here and there: of a backbone C5, of a detector boxes (px),
+scores, masks and keypoints, in transformers logits and boxes of all queries. – is refused, with a line that says what to
+take instead. ONNX is compared in onnxruntime on two images of different sizes, and differences are relative where a
+value is above 1. torchvision pools boxes a little differently; the text has the line that makes it the same.
+
+Detectron2 and MMDetection can not be installed from the registry. Their columns are what is lost on the way into their
+file and back: 0 is bit-equal. That every name and shape is the one they expect is tested against lists made from their
+code (`tests/interop/manifests.py`), and so is what names do not show: background is their last class and has no boxes
+and no masks; Detectron2 goes through a place's anchors by size first and torchvision by ratio; MMDetection has norms
+behind P6 and P7. What they have no name for (FCOS, Sparse R-CNN, DETR, RT-DETR; in MMDetection Keypoint R-CNN) goes as
+the backbone alone, and the command says so.
+
+Both would also load these weights with wrong settings, and be worse by several points of AP without a word: take the
+settings in the text. The stride is in the 3x3 convolution (`STRIDE_IN_1X1 = False`, `style='pytorch'`) and colours are
+RGB, 0..255 less 123.675, 116.28, 103.53, divided by 58.395, 57.12, 57.375.
+
+## In: `--init` and `--weights`
+
+`boxless pretrain --init`, `boxless compare --init` and `boxless finetune --weights` take a run, a file, or
+`hf://user/name` (with `pip install 'boxless[hub]'`). Names are recognised by the keys, and the first line says whose:
+
+```
+recognised: MoCo v2 (module.encoder_q.*)
+weights: 122 of 166 tensors, 79.4% of parameters; backbone ok, FPN new, RoI head new (from moco.pth)
+```
+
+IMPORTS
+
+The difference is that of C5 on one image. Stride and colours do not show in names either: what Detectron2 made from
+MSRA's weights is refused where the file gives it away (Caffe2's names, a mean that begins with blue), and otherwise the
+line reminds you.
+
+Files are read without running code from them. A checkpoint that holds other objects beside its tensors (arguments,
+logs), or a pickle of arrays as Detectron2 has them, is refused in one line; once, `boxless convert` keeps its tensors
+alone:
+
+```
+boxless convert --file pixpro.pth --out pixpro.safetensors
+```
+
+Objects of other programs become empty ones, whose code is not even imported; of a pickle, arrays are read and nothing
+else; a file that asks for anything more is not read.
+
+## To others: `boxless publish`
+
+```
+boxless publish --run runs/few --to published/
+boxless publish --run runs/few --to hf://user/name
+```
+
+writes weights, recipe, classes, the training's curves and a model card: data, scores with their spread over a
+comparison's seeds, training, intended use and limits. Names and pictures of your images and paths of your machine stay
+behind. A new repository is private until you change that on its page. Every command takes the folder for a run.
+"""
+CLASSES = ("ant", "bee", "cat")
+KEYPOINTS = ("head", "tail")
+SIDES = (96, 128)
+"""Height and width of the image that differences are measured on, px."""
+SMALL: dict[str, Any] = {"backbone": "resnet18", "fpn_channels": 64, "box_head_width": 64}
+TRUNK = TrunkConfig(
+    **SMALL,
+    hybrid=HybridConfig(heads=4, feedforward=64),
+    transformer=TransformerConfig(32, 4, 1, 2, 64, queries=20),
+)
+DETECTOR: dict[str, Any] = {
+    "anchor_sizes": (8, 16, 32, 64, 128),
+    "rpn_proposals": 60,
+    "score_threshold": 0.0,
+    "detections": 20,
+    "rt_detr": DecoderConfig(queries=30, layers=2),
+}
+KINDS = {
+    "Faster R-CNN": ("faster_rcnn", "fpn"),
+    "Mask R-CNN": ("mask_rcnn", "fpn"),
+    "Keypoint R-CNN": ("keypoint_rcnn", "fpn"),
+    "Mask R-CNN on C4": ("mask_rcnn", "c4"),
+    "RetinaNet": ("retinanet", "fpn"),
+    "FCOS": ("fcos", "fpn"),
+    "Sparse R-CNN": ("sparse_rcnn", "fpn"),
+    "DETR": ("detr", "fpn"),
+    "RT-DETRv2": ("rt_detr", "fpn"),
+}
+LIBRARIES = (
+    "torchvision-backbone",
+    "torchvision-detector",
+    "timm",
+    "detectron2",
+    "mmdetection",
+    "transformers",
+    "onnx",
+)
+Tensors = dict[str, Tensor]
+
+
+def write_run(folder: Path, name: str, norm: Any = "batch") -> Path:
+    """A fine-tuned run of one of KINDS, with random weights."""
+    kind, neck = KINDS[name]
+    config = DetectorConfig(kind, **DETECTOR)  # type: ignore[arg-type]
+    trunk = fitting(TrunkConfig(**{**vars(TRUNK), "neck": neck, "norm": norm}), config)
+    torch.manual_seed(0)
+    detector = build_detector(build_trunk(trunk, config), len(CLASSES), config, len(KEYPOINTS))
+    shake(detector)
+    recipe = FinetuneRecipe(detector=config, trunk=trunk, min_size=(64,), max_size=SIDES[1], precision="32-true")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(describe(recipe, "faster-rcnn-fpn"))
+    labels: dict[str, Any] = {"classes": CLASSES}
+    if kind == "keypoint_rcnn":
+        labels["skeleton"] = {"names": KEYPOINTS, "edges": []}
+    (folder / "labels.json").write_text(json.dumps(labels))
+    save_file(detector.state_dict(), folder / "weights.safetensors")
+    return folder
+
+
+def shake(module: nn.Module) -> None:
+    """Give norms other values than their first ones, and scores a spread, so that no two boxes tie."""
+    generator = torch.Generator().manual_seed(0)
+    scores = ("cls_logits", "cls_score", "class_labels", "class_embed", "enc_score_head", "score_lowres")
+    for key, value in module.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if value.ndim == 1 and any(word in key for word in ("norm", "bn", "downsample.1", "running", "weight")):
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+        elif any(word in key for word in scores):
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+
+
+def picture(height: int = SIDES[0], width: int = SIDES[1]) -> Tensor:
+    """(3, height, width), 0..1."""
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def largest(given: Iterator[Tensor] | list[Tensor], expected: Iterator[Tensor] | list[Tensor]) -> float:
+    """The largest difference of tensors, which have the same shapes."""
+    pairs = list(zip(given, expected, strict=True))
+    assert all(one.shape == other.shape for one, other in pairs), [(a.shape, b.shape) for a, b in pairs]
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel())
+
+
+@torch.no_grad()
+def export_difference(run: Path, name: str, library: str) -> float | None:
+    """Export a run, load it there by the lines in its text, and compare; None where it is refused.
+
+    Of a backbone C5 is compared; of a detector what it finds (boxes in px); of Detectron2's and MMDetection's files all
+    tensors, after they were read back.
+    """
+    suffix = {"detectron2": ".pkl", "mmdetection": ".pth", "onnx": ".onnx", "transformers": ""}
+    path = run.parent / f"{run.name}-{library}{suffix.get(library, '.safetensors')}"
+    try:
+        boxless.export(str(run), str(path), library, quiet=True)  # type: ignore[arg-type]
+    except boxless.errors.UserError:
+        return None
+    ours, _, recipe = load_detector(run)
+    if library == "onnx":
+        return onnx.difference(path, ours)
+    if library in ("detectron2", "mmdetection"):
+        return _read_back(path, ours.state_dict(), library)
+    model = _loaded(path)
+    image = picture()
+    if library in ("timm", "torchvision-backbone"):
+        maps = ours.backbone.body(image[None])
+        last = ours.roi_heads.box_head.layer4(maps["0"]) if recipe.trunk.neck == "c4" else maps["3"]
+        return largest([model(image[None])], [last.mean((2, 3))])
+    if library == "transformers":
+        return _as_in_transformers(model, ours, image, recipe.detector.kind)
+    if hasattr(model, "roi_heads"):  # as the text says
+        model.roi_heads.box_roi_pool = RoIPool()
+        if hasattr(model.roi_heads, "keypoint_head") and model.roi_heads.keypoint_head is not None:
+            model.roi_heads.keypoint_roi_pool = RoIPool(14)
+        if hasattr(model.roi_heads, "mask_head") and model.roi_heads.mask_head is not None:
+            model.roi_heads.mask_roi_pool = ours.roi_heads.mask_roi_pool
+    model.transform.min_size, model.transform.max_size = (SIDES[0],), SIDES[1]
+    found, expected = model([image])[0], ours([image])[0]
+    if recipe.trunk.neck == "fpn_p3":
+        expected["labels"] = expected["labels"] - 1
+    return largest([found[key] for key in expected], list(expected.values()))
+
+
+def _loaded(path: Path) -> Any:
+    """What the code in the text beside a file makes."""
+    text = (path / "README.txt" if path.is_dir() else path.with_suffix(".README.txt")).read_text()
+    lines = text.split("\n")
+    start = next(number for number, line in enumerate(lines) if line.startswith(("import ", "from ")))
+    names: dict[str, Any] = {}
+    with contextlib.chdir(path.parent), contextlib.redirect_stderr(io.StringIO()):
+        exec("\n".join(lines[start:]), names)
+    return names["model"].eval()
+
+
+def _as_in_transformers(model: Any, ours: nn.Module, image: Tensor, kind: str) -> float:
+    """Logits and boxes of all queries, before any is chosen."""
+    normalised, _ = ours.transform([image])  # type: ignore[operator]
+    there = model(pixel_values=normalised.tensors)
+    if kind == "detr":
+        features = ours.backbone.body(normalised.tensors)["3"]  # type: ignore[union-attr, operator]
+        states = ours.transformer(features, torch.ones_like(features[:, 0]).bool())[-1]  # type: ignore[operator]
+        logits, boxes = ours.class_labels_classifier(states), ours.transformer.boxes(states)  # type: ignore[operator, union-attr]
+    else:
+        outputs = ours.decoded(list(ours.backbone(normalised.tensors).values()))  # type: ignore[operator]
+        logits, boxes = outputs.intermediate_logits[:, -1], outputs.intermediate_reference_points[:, -1]
+    return largest([there.logits, there.pred_boxes], [logits, boxes])
+
+
+def _read_back(path: Path, own: Tensors, library: str) -> float:
+    """All tensors of the file, in torchvision's names again; background's boxes and masks are in no file."""
+    tensors, _ = converted(path)
+    module: Any = detectron2 if library == "detectron2" else mmdetection
+    back, left = module.to_torchvision(tensors)
+    assert not left, len(left)
+    if not any(key.startswith("backbone.") for key in back):
+        back = {f"backbone.body.{key}": value for key, value in back.items()}
+    assert back.keys() <= own.keys()
+    for key, value in back.items():
+        if key.endswith(("bbox_pred.weight", "bbox_pred.bias")) and key.startswith("roi_heads"):
+            value[:4] = own[key][:4]
+        if "mask_fcn_logits" in key:
+            value[:1] = own[key][:1]
+    return largest(list(back.values()), [own[key] for key in back])
+
+
+def behind(prefix: str, tensors: Tensors, wrong: bool = False) -> Tensors:
+    """Tensors under longer names; wrong ones where they are not to be taken."""
+    return {prefix + key: torch.zeros(()) if wrong else value for key, value in tensors.items()}
+
+
+def layouts(own: Tensors) -> dict[str, tuple[str, Callable[[Path], None]]]:
+    """Files in the names of other projects, made from a ResNet's tensors: what must be recognised, and their writer."""
+    other = torch.zeros(2, 2)
+    authors = Namespace(lr=0.1)
+    trunk = Trunk(TRUNK).state_dict()
+    transformer = {key: value for key, value in trunk.items() if "fpn" in key or "box_head" in key}
+    body = behind("backbone.body.", _bare(own))
+    whole = body | {(f"roi_heads.{key}" if "box_head" in key else key): value for key, value in transformer.items()}
+    toolbox, _ = mmdetection.from_torchvision(whole)
+
+    def saved(content: Any) -> Callable[[Path], None]:
+        return lambda path: torch.save(content, path)
+
+    def pickled(content: dict[str, Any]) -> Callable[[Path], None]:
+        arrays = {"model": {key: value.numpy() for key, value in content.items()}, "__author__": "them"}
+        return lambda path: path.write_bytes(pickle.dumps(arrays))
+
+    moco = {**behind("module.encoder_k.", own, wrong=True), **behind("module.encoder_q.", own), "module.queue": other}
+    dense = {**behind("encoder_k.0.", own, wrong=True), **behind("encoder_q.0.", own), **behind("backbone.", own)}
+    dino = {"student": behind("module.backbone.", own, wrong=True), "args": authors, "epoch": 3}
+    soco = {
+        key.replace("roi_head.bbox_head.shared_convs.", "module.head.").replace("backbone.", "module.encoder."): value
+        for key, value in toolbox.items()
+    }
+    return {
+        "MoCo v1": ("MoCo (module.encoder_q.*)", saved({"state_dict": moco | {"module.encoder_q.fc.weight": other}})),
+        "MoCo v2": (
+            "MoCo v2 (module.encoder_q.*)",
+            saved({"state_dict": moco | {"module.encoder_q.fc.2.weight": other}}),
+        ),
+        "DINO, whole checkpoint": (
+            "DINO (module.backbone.*)",
+            saved(dino | {"teacher": behind("module.backbone.", own) | {"module.head.last_layer.weight_v": other}}),
+        ),
+        "Barlow Twins, whole checkpoint": (
+            "Barlow Twins (module.backbone.*)",
+            saved(
+                {
+                    "model": behind("module.backbone.", own)
+                    | {"module.projector.0.weight": other, "module.bn.running_mean": other}
+                }
+            ),
+        ),
+        "VICReg, whole checkpoint": (
+            "VICReg (module.backbone.*)",
+            saved({"model": behind("module.backbone.", own) | {"module.projector.0.weight": other}}),
+        ),
+        "Barlow Twins, VICReg, DetCo: body": (
+            "a backbone in torchvision's or timm's names (*)",
+            saved({"state_dict": {key: value for key, value in own.items() if not key.startswith("fc.")}}),
+        ),
+        "SwAV": ("SwAV (module.*)", saved(behind("module.", own) | {"module.prototypes.weight": other})),
+        "DenseCL": (
+            "DenseCL (backbone.*)",
+            saved({"state_dict": dense | {"queue": other, "queue2": other, "encoder_q.1.mlp.0.weight": other}}),
+        ),
+        "PixPro": (
+            "PixPro (module.encoder.*)",
+            saved(
+                {
+                    "opt": authors,
+                    "model": behind("module.encoder_k.", own, wrong=True)
+                    | behind("module.encoder.", own)
+                    | {"module.projector.linear1.weight": other},
+                }
+            ),
+        ),
+        "SoCo": ("SoCo (module.encoder.*, module.neck.*, module.head.*)", saved({"model": _as_soco(soco)})),
+        "DETR": (
+            "DETR (backbone.0.body.*)",
+            saved({"model": behind("backbone.0.body.", own) | {"query_embed.weight": other}, "args": authors}),
+        ),
+        "UP-DETR": (
+            "UP-DETR (backbone.0.body.*)",
+            saved(
+                {"model": behind("backbone.0.body.", own) | {"patch2query.weight": other, "class_embed.bias": other}}
+            ),
+        ),
+        "torchvision, classifier": ("a backbone in torchvision's or timm's names (*)", saved(own)),
+        "torchvision, detector": (
+            "a detector in torchvision's names (backbone.body.*)",
+            saved(whole | {"rpn.head.cls_logits.weight": other}),
+        ),
+        "timm, in Hugging Face's wrapper": (
+            "a backbone in torchvision's or timm's names (timm_model.*)",
+            lambda path: save_file(behind("timm_model.", own), path.with_suffix(".safetensors")),
+        ),
+        "Detectron2, body": ("Detectron2 (res2.*", pickled(detectron2.from_torchvision(_bare(own))[0])),
+        "Detectron2, detector": (
+            "Detectron2 (backbone.bottom_up.res2.*",
+            saved({"model": detectron2.from_torchvision(whole)[0]}),
+        ),
+        "MMDetection": ("MMDetection (backbone.*", saved({"meta": {"epoch": 1}, "state_dict": toolbox})),
+        "transformers, ResNet": (
+            "Hugging Face transformers (embedder.*, encoder.stages.*)",
+            lambda path: save_file(_as_resnet(own), path.with_suffix(".safetensors")),
+        ),
+    }
+
+
+def _bare(own: Tensors) -> Tensors:
+    return {key: value for key, value in own.items() if not key.startswith("fc.")}
+
+
+def _as_soco(tensors: Tensors) -> Tensors:
+    def name(key: str) -> str:
+        if not key.startswith("module."):
+            key = f"module.{key}"
+        if (key.startswith("module.head.") and ".conv." in key) or (key.startswith("module.head.") and ".bn." in key):
+            number, kind, rest = key.removeprefix("module.head.").split(".", 2)
+            return f"module.head.{kind}{int(number) + 1}.{rest}"
+        return key.replace("module.roi_head.bbox_head.shared_fcs.0", "module.head.fc1")
+
+    return {name(key): value for key, value in tensors.items()}
+
+
+def _as_resnet(own: Tensors) -> Tensors:
+    named = transformers.from_torchvision(behind("backbone.body.", _bare(own)))
+    return {"resnet." + key.removeprefix("model.backbone.model."): value.clone() for key, value in named.items()}
+
+
+@torch.no_grad()
+def import_difference(folder: Path, write: Callable[[Path], None], own: nn.Module) -> tuple[str, float, bool]:
+    """Load a file into a trunk: the line that is said, the difference of C5, and whether it had to be converted."""
+    path = folder / "file.pth"
+    write(path)
+    path = path if path.is_file() else path.with_suffix(".safetensors")
+    needed = False
+    try:
+        torch.load(path, weights_only=True) if path.suffix == ".pth" else load_file(path)
+    except Exception:
+        needed = True
+        path = boxless.convert(str(path), str(folder / "converted.safetensors"), quiet=True)
+    with torch.device("meta"):
+        trunk = Trunk(TRUNK)
+    trunk.to_empty(device="cpu")
+    report = load_trunk(trunk, path, 1.0)
+    image = picture()[None]
+    expected = nn.Sequential(*list(own.eval().children())[:-2])(image)
+    difference = largest([trunk.eval().backbone.body(image)["3"]], [expected])
+    return report.recognised, difference, needed
+
+
+def new_resnet() -> nn.Module:
+    """A ResNet-18 with other weights and statistics than any new one."""
+    torch.manual_seed(7)
+    network = resnet18(weights=None)
+    shake(network)
+    return network
+
+
+def main() -> None:
+    """Measure all cells and write the page."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        rows = [_export_row(folder, name) for name in KINDS]
+        network = new_resnet()
+        lines = []
+        for name, (_, write) in layouts(network.state_dict()).items():
+            (folder / "in").mkdir(exist_ok=True)
+            for file in (folder / "in").iterdir():
+                file.unlink()
+            said, difference, needed = import_difference(folder / "in", write, network)
+            lines.append(f"| {name} | {said} | {'yes' if needed else ''} | {difference:.0e} |".replace("0e+00", "0"))
+    table = ["| run | " + " | ".join(LIBRARIES) + " |", "|---|" + "---|" * len(LIBRARIES), *rows]
+    inward = ["| file | recognised as | convert first | largest difference |", "|---|---|---|---|", *lines]
+    text = HEAD.replace("EXPORTS", "\n".join(table)).replace("IMPORTS", "\n".join(inward))
+    (HERE / "weights.md").write_text(text)
+
+
+def _export_row(folder: Path, name: str) -> str:
+    run = write_run(folder / name.replace(" ", "-"), name)
+    cells = []
+    for library in LIBRARIES:
+        found = export_difference(run, name, library)
+        cells.append("–" if found is None else "0" if found == 0 else f"{found:.0e}")
+        print(name, library, cells[-1], flush=True)
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
