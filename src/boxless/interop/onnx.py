@@ -80,7 +80,8 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
 def difference(path: Path, detector: nn.Module) -> float:
     """The largest difference between what onnxruntime and the detector find, on images of two sizes.
 
-    It is relative where a value (a coordinate in px) is above 1, absolute below. Infinite where they find different numbers of objects.
+    It is relative where a value (a coordinate in px) is above 1, absolute below, and infinite where they find different
+    numbers of objects.
     """
     import onnxruntime
 
