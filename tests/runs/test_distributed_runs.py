@@ -105,7 +105,7 @@ def pair(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pair")
     processes = both(free_port(), train_all, scenes, out)
     for process in processes:
-        process.join(300)
+        process.join(900)
     assert [process.exitcode for process in processes] == [0, 0]
     return out
 
@@ -148,10 +148,10 @@ def test_one_terminated_process_stops_both_and_one_goes_on(scenes: Path, tmp_pat
     out = tmp_path / "run"
     more = {"checkpoint_every": 2}
     processes = both(free_port(), _pretraining, scenes, out, more)
-    wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), processes[0], 300)
+    wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), processes[0], 900)
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
-        process.join(300)
+        process.join(900)
     assert [process.exitcode for process in processes] == [75, 75] and not Run(out).finished
     resumed = read_metrics(pretraining(scenes, out, "byol", **more).path)
     _, whole = read_metrics(pair / "byol")["loss"]
@@ -183,13 +183,13 @@ def test_sigterm_ends_after_a_step_with_all_of_it_kept(command: str, scenes: Pat
     out, said = tmp_path / "run", tmp_path / "said"
     words = [command, *flags, "--out", str(out)]
     process = in_process(_command, words, said)
-    wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), process, 300)
+    wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), process, 900)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) == (command == "pretrain")
     for pid in (process.pid, *map(int, workers)):  # as SLURM does
         assert pid is not None
         os.kill(pid, signal.SIGTERM)
-    process.join(300)
+    process.join(900)
     assert process.exitcode == 75, said.read_text()
     assert re.search(r"stopped by SIGTERM; \d of \d steps are kept, give the same command again", said.read_text())
     assert cli.main(words) == 0
@@ -212,7 +212,7 @@ def test_torchrun_is_terminated_and_goes_on(scenes: Path, tmp_path: Path) -> Non
         while not list(out.glob("checkpoints/step-*.sha256")):
             assert process.poll() is None, (tmp_path / "said").read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(300) != 0
+        assert process.wait(900) != 0
     text = (tmp_path / "said").read_text()
     assert "2 processes x 2 images = batch 4; peak rate 0.0046875 = 0.3 x 4 / 256" in text
     assert text.count("steps are kept, give the same command again to go on") == 1
