@@ -152,7 +152,7 @@ def wrong_files(folder: Path) -> dict[Path, tuple[Callable[[Path], object], str]
     msra = {"conv1_w": np.zeros((64, 3, 7, 7), np.float32), "res2_0_branch2a_w": np.zeros(3, np.float32)}
     bgr = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(2), "pixel_mean": torch.tensor([103.5, 116, 124])}
     contents: dict[str, tuple[object, Callable[[Path], object], str]] = {
-        "arguments.pth": ({"a": torch.ones(2), "args": argparse.Namespace()}, read_tensors, "Namespace .* boxless convert"),
+        "arguments.pth": ({"a": torch.ones(2), "b": argparse.Namespace()}, read_tensors, "Namespace .*boxless convert"),
         "detectron2.pkl": (pickle.dumps({"model": msra}), read_tensors, "perhaps of Detectron2 .* boxless convert"),
         "code.pth": ({"model": Attack()}, converted, "asks for .*mkdir, which is no data"),
         "code.pkl": (pickle.dumps({"model": Attack()}), converted, "holds .*mkdir, which is no array; nothing was run"),

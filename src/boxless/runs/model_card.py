@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.exporting import LICENCE
+from boxless.runs.export_files import LICENCE
 from boxless.runs.folder import Run
 
 
