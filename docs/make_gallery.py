@@ -26,9 +26,9 @@ Made by `python docs/make_gallery.py`. Each picture is what its command draws, m
 as SVG, and what it shows in words to `captions.json`. `boxless figures --run RUN --data DATA` draws everything that run
 and data allow.
 
-The runs are small ones, minutes on two CPU cores, with ResNet-18: 150 steps of 8 images of 64 px (Barlow Twins 96 of 16)
-from 256 of COCO's images; on steel surfaces (NEU-DET), 150 steps of 8 at 96 px from a tenth of the labels. The pictures
-show what is drawn, not what the methods are worth: [results.md](results.md) has what was measured.
+The runs are small ones, minutes on two CPU cores, with ResNet-18: 150 steps of 8 images of 64 px (Barlow Twins 96 of
+16) from 256 of COCO's images; on steel surfaces (NEU-DET), 150 steps of 8 at 96 px from a tenth of the labels. The
+pictures show what is drawn, not what the methods are worth: [results.md](results.md) has what was measured.
 """
 
 
