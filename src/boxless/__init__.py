@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# The command `recipes` and the package `boxless.recipes` share a name, and so do the two `figures`. Loading the packages
+# The command `recipes` and the package `boxless.recipes` share a name, and so do the two `figures`. Loading packages
 # first leaves the names to the commands for good; `from boxless.recipes.catalogue import load` works all the same.
 import boxless.figures
 import boxless.recipes  # noqa: F401

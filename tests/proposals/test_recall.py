@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from boxless.data.index import index_images
 from boxless.data.labels import read_labels
 from boxless.errors import UserError
-from boxless.proposals.recall import labelled_pairs, recall
 from boxless.proposals.packed import PackedBoxes
+from boxless.proposals.recall import labelled_pairs, recall
 
 
 def overlap(a, b):
