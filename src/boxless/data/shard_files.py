@@ -32,7 +32,7 @@ class ShardFile:
     """A file as it was packed: its `place`, a path or a URL; its size in bytes and its SHA-256 in hex."""
 
     place: str
-    bytes: int
+    size: int
     sha256: str
 
     @property
@@ -45,17 +45,17 @@ class ShardFile:
         if self.remote:
             return
         try:
-            size = os.stat(self.place).st_size
+            found = os.stat(self.place).st_size
         except OSError as error:
             raise UserError(f"{self.place}: missing ({error.strerror}); copy it anew, or pack again") from error
-        if size != self.bytes:
-            what = "cut short" if size < self.bytes else "not what was packed"
-            raise UserError(f"{self.place}: {what}: {size:,} of {self.bytes:,} bytes; copy it anew, or pack again")
+        if found != self.size:
+            what = "cut short" if found < self.size else "not what was packed"
+            raise UserError(f"{self.place}: {what}: {found:,} of {self.size:,} bytes; copy it anew, or pack again")
 
     def intact(self) -> bool:
         """Whether a file that is here has the size and the checksum that it was packed with; reads all of it."""
         try:
-            return os.stat(self.place).st_size == self.bytes and _digest(Path(self.place)) == self.sha256
+            return os.stat(self.place).st_size == self.size and _digest(Path(self.place)) == self.sha256
         except OSError:
             return False
 
@@ -98,13 +98,13 @@ class ShardFile:
 
     def _fetch(self, kept: Path) -> None:
         part = kept.with_name(f"{kept.name}.part")
-        _make_room(kept.parent, self.bytes)
+        _make_room(kept.parent, self.size)
 
         def transfer() -> None:
             files, path = file_system(self.place)
             files.get_file(path, str(part))
-            if part.stat().st_size < self.bytes:
-                raise _Damaged(f"cut short: {part.stat().st_size:,} of {self.bytes:,} bytes; copy it anew")
+            if part.stat().st_size < self.size:
+                raise _Damaged(f"cut short: {part.stat().st_size:,} of {self.size:,} bytes; copy it anew")
             if _digest(part) != self.sha256:
                 raise _Damaged(f"altered since it was packed: its SHA-256 is not {self.sha256[:16]}...; copy it anew")
 

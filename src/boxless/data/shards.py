@@ -74,8 +74,8 @@ class ShardIndex(ImageIndex):
 
     def require_room(self, shards: int) -> None:
         """Raise `UserError` where fewer than `shards` shards that were fetched can be kept at a time."""
-        size = shards * max(file.bytes for file in self.files)
-        if self.remote and cache_limit() < min(size, sum(file.bytes for file in self.files)):
+        size = shards * max(file.size for file in self.files)
+        if self.remote and cache_limit() < min(size, sum(file.size for file in self.files)):
             raise UserError(
                 f"{cache_folder()}: {shards} shards at a time take {size / 1e9:.1f} GB: set BOXLESS_CACHE_GB to that, "
                 "or shard_buffer lower"

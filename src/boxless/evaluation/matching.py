@@ -75,7 +75,7 @@ def confusion(data: LabelledData, found: Sequence[Detections], matches: Iterable
         for row, place, outcome in zip(matched.kept, matched.objects, matched.outcomes, strict=True):
             if outcome != IGNORED:
                 counts[image.labels[place] if place >= 0 else classes, detections.labels[row]] += 1
-        np.add.at(counts, (image.labels[matched.missing], classes), 1)
+        counts[:classes, classes] += np.bincount(image.labels[matched.missing], minlength=classes)
     return counts
 
 

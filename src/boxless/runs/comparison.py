@@ -126,11 +126,12 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
     Raises:
         UserError: where a word names nothing, or a detector without AP.
     """
-    known = [kind for kind in get_args(Kind) if kind != "fcn"]
+    known: list[Kind] = [kind for kind in get_args(Kind) if kind != "fcn"]
     choices = []
     for word in words or [recipe.finetune.detector.kind]:
         if word in known:
-            settings = replace(recipe.finetune, detector=replace(recipe.finetune.detector, kind=word))
+            kind = known[known.index(word)]
+            settings = replace(recipe.finetune, detector=replace(recipe.finetune.detector, kind=kind))
             choice = Finetuning(word, replace(settings, trunk=recipe.pretrain.trunk))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
             settings = load(word, FinetuneRecipe)

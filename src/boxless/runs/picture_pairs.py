@@ -157,9 +157,9 @@ def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterat
     for network in networks:
         found = []
         for pair in pairs:
-            image, changed = (_c5(network, each[None]) for each in (pair.image, pair.changed))
-            found.append(best_matches(image, changed))
-            columns = image.shape[-1]
+            maps, changed_maps = (_c5(network, each[None]) for each in (pair.image, pair.changed))
+            found.append(best_matches(maps, changed_maps))
+            columns = maps.shape[-1]
         matches = torch.cat(found)
         height = matches.shape[1] // columns
         scores.append(

@@ -276,7 +276,7 @@ def fabric_batches(fabric: Fabric, batches: Iterable[Batch]) -> Iterator[Batch]:
     if fabric.device.type != "cuda":
         yield from batches
         return
-    beside = torch.cuda.Stream(fabric.device)
+    beside = torch.cuda.Stream(fabric.device)  # type: ignore[no-untyped-call]
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(beside):
