@@ -39,7 +39,7 @@ def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_run_folder_has_what_the_layout_says(finished: Run) -> None:
     names = {path.name.split(".tfevents")[0] for path in finished.path.iterdir()}
     wanted = {"recipe.yaml", "environment.json", "metrics.csv", "checkpoints", "weights.safetensors", "summary.json"}
-    assert names == {*wanted, "lock", "events.out"}
+    assert names == {*wanted, "progress.json", "lock", "events.out"}
     summary = finished.summary
     assert (summary["method"], summary["steps"], summary["images_seen"]) == ("soco", 4, 16)
     assert summary["trains"] == ["backbone", "FPN", "RoI head"] and summary["health"] == "healthy"
