@@ -28,6 +28,7 @@ from typing import IO, Any
 import yaml
 
 from boxless.errors import UserError
+from boxless.launch import Processes
 
 FORMAT = 1
 """Version of the layout."""
@@ -138,6 +139,7 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any]) -> None:
         "torchvision": version("torchvision"),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "processes": Processes.of(os.environ).world,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
