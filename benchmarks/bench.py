@@ -49,7 +49,7 @@ def run(name: str, results: Path, quick: bool) -> str | None:
     if done.returncode == 0:
         return None
     print(done.stdout, file=sys.stderr)
-    return (done.stdout.strip().splitlines() or ["no word"])[-1]
+    return f"exit status {done.returncode}, {(done.stdout.strip().splitlines() or ['no word'])[-1]}"
 
 
 def against(name: str, ours: float, peer: float, unit: str, goal: float | None) -> Row:
