@@ -5,7 +5,6 @@ python docs/make_gallery.py RUNS
 RUNS is a folder with the runs that ENTRIES name, each with its figures/. Where one is missing nothing is written.
 """
 
-import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 from boxless.figures.style import read_captions
 
 HERE = Path(__file__).parent
-WIDTH, COLOURS = 720, 64
+WIDTH, COLOURS = 720, 192
 """Of the small pictures: px, and the size of their palettes."""
 LIMIT = 2**20
 """Bytes of all pictures together."""
@@ -194,16 +193,17 @@ def _source(runs: Path, entry: Entry) -> Path:
 
 
 def _shrink(source: Path, target: Path) -> Path:
-    """Write a small copy as PNG or JPEG, whichever is smaller: lines as the one, photographs as the other."""
+    """Write a small copy: lines on white as PNG with a palette, photographs as JPEG."""
     with Image.open(source) as image:
         small = image.convert("RGB")
     small.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
-    forms = {".png": io.BytesIO(), ".jpg": io.BytesIO()}
-    small.quantize(COLOURS).save(forms[".png"], "PNG", optimize=True)
-    small.save(forms[".jpg"], "JPEG", quality=78, optimize=True)
-    suffix = min(forms, key=lambda suffix: len(forms[suffix].getvalue()))
-    written = target.with_suffix(suffix)
-    written.write_bytes(forms[suffix].getvalue())
+    white = small.histogram()[255] / (small.width * small.height)
+    if white > 0.5:
+        written = target.with_suffix(".png")
+        small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(written, optimize=True)
+    else:
+        written = target.with_suffix(".jpg")
+        small.save(written, quality=78, optimize=True)
     return written
 
 
