@@ -175,7 +175,8 @@ def shake(module: nn.Module) -> None:
         if not value.is_floating_point():
             continue
         if value.ndim == 1 and any(word in key for word in ("norm", "bn", "downsample.1", "running", "weight")):
-            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+            drawn = torch.rand(value.shape, generator=generator)  # values stay near 1 through all layers
+            value.copy_(drawn + 1 if "var" in key else 0.25 + drawn / 2 if "weight" in key else drawn - 0.5)
         elif any(word in key for word in scores):
             value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
 

@@ -127,7 +127,7 @@ def test_two_processes_learn_what_one_learns(name: str, pair: Path, lone: Path) 
     for key, (steps, values) in alone.items():
         same, others = together[key]
         assert same == steps
-        assert others[0] == pytest.approx(values[0], rel=2e-4, abs=2e-5), key
+        assert others[0] == pytest.approx(values[0], rel=1e-3, abs=2e-5), key
         assert others == pytest.approx(values, rel=2e-2, abs=1e-3), key  # rounding grows tenfold in two steps
 
 

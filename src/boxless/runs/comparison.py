@@ -126,7 +126,7 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
     Raises:
         UserError: where a word names nothing, or a detector without AP.
     """
-    known: list[Kind] = [kind for kind in get_args(Kind) if kind != "fcn"]
+    known: tuple[Kind, ...] = get_args(Kind)
     choices = []
     for word in words or [recipe.finetune.detector.kind]:
         if word in known:
@@ -140,7 +140,7 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
         else:
             raise UserError(
                 f"detectors: {word!r} is no detector or recipe of fine-tuning{did_you_mean(word, known)}; "
-                f"detectors are {', '.join(known)}"
+                f"detectors are {', '.join(kind for kind in known if kind != 'fcn')}"
             )
         if choice.recipe.detector.kind == "fcn":
             raise UserError(f"detectors: {word} is FCN; compare measures AP: take finetune and evaluate for each start")
