@@ -20,8 +20,10 @@ from boxless.geometry.view import View
 from boxless.methods.contract import MethodConfig, as_module
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import PretrainRecipe
+from boxless.runs.arriving import fabric_batches
 from boxless.runs.compiling import compile_parts
-from boxless.runs.pretraining import Objective, fabric_batches, make_optimizer
+from boxless.runs.learner import make_optimizer
+from boxless.runs.objective import Objective
 from boxless.runs.setup import make_fabric, worker_count
 
 Step = Callable[[], Tensor]

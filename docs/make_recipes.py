@@ -18,7 +18,7 @@ from boxless.figures.style import PALETTE, blank, styled
 from boxless.recipes import catalogue, published
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.finetuning import Schedule
-from boxless.runs.pretraining import Plan
+from boxless.runs.schedule import Plan
 from boxless.training.optim import warmup_cosine
 
 HERE = Path(__file__).parent

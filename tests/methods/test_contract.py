@@ -26,7 +26,8 @@ from boxless.methods.parts import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.overrides import keys
 from boxless.recipes.schema import METHODS, PretrainOptim, PretrainRecipe
-from boxless.runs.pretraining import Objective, make_optimizer
+from boxless.runs.learner import make_optimizer
+from boxless.runs.objective import Objective
 from boxless.training.state import load_checkpoint, save_checkpoint
 
 WIDTH, HEIGHT, IMAGES = 120, 90, 4

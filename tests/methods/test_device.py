@@ -18,7 +18,8 @@ from boxless.geometry.view import View
 from boxless.methods.contract import MethodConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
-from boxless.runs.pretraining import Objective, make_optimizer
+from boxless.runs.learner import make_optimizer
+from boxless.runs.objective import Objective
 
 CHOSEN = ("byol", "soco", "joint", "pixpro", "detco", "dino", "swav")
 """Between them they have every part that another method has, but UP-DETR's: it matches boxes on the CPU, by SciPy."""

@@ -16,7 +16,8 @@ from boxless.methods.soco import SoCoConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.compiling import compile_parts, is_compiled
-from boxless.runs.pretraining import Objective, make_optimizer
+from boxless.runs.learner import make_optimizer
+from boxless.runs.objective import Objective
 
 SOCO = SoCoConfig(size=64, small_size=32, hidden=16, output=8)
 RECIPE = PretrainRecipe(SOCO, TrunkConfig("resnet18", fpn_channels=16, box_head_width=32), PretrainOptim("sgd", 0.05))

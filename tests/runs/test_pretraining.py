@@ -19,6 +19,7 @@ from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs import pretraining as module
 from boxless.runs.folder import Run
+from boxless.runs.objective import Objective
 from boxless.runs.pretraining import with_trunk_of
 from boxless.runs.schedule import Plan
 from boxless.training.health import Health
@@ -125,9 +126,9 @@ def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
     torch.save(weights, file)
     undisturbed = pretraining(scenes, tmp_path / "whole", "byol", init=str(file), **settings)
     at_first: dict[str, torch.Tensor] = {}
-    original = module.Objective.__call__
+    original = Objective.__call__
 
-    def interrupted(self: module.Objective, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
+    def interrupted(self: Objective, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
         if step == 0:
             at_first.update({key: value.clone() for key, value in self.method.state_dict().items()})
         if step == 3:  # a checkpoint lies at 3
@@ -135,7 +136,7 @@ def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
         return original(self, batch, step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.Objective, "__call__", interrupted)
+        patch.setattr(Objective, "__call__", interrupted)
         pretraining(scenes, tmp_path / "run", "byol", init=str(file), **settings)
     for key, value in weights.items():
         if not key.startswith("fc."):
