@@ -109,18 +109,21 @@ def test_a_killed_run_goes_on_where_it_was(folder, undisturbed, tmp_path):
     assert not Parts(out).folder.exists()
 
 
-def test_parts_that_do_not_fit_are_discarded_with_a_word(folder, undisturbed, tmp_path, capsys):
+def test_broken_parts_are_discarded_and_other_ones_refused_with_a_word(folder, undisturbed, tmp_path, capsys):
     out = tmp_path / "p.parquet"
     parts = Parts(out)
     parts.folder.mkdir()
     good = ProposalTable.open(undisturbed).take(np.arange(20))
     good.write(parts.folder / "good.parquet")
-    replace(good, settings={"method": "other"}).write(parts.folder / "other.parquet")
+    replace(good, settings={**good.settings, "max_side": 7}).write(parts.folder / "other.parquet")
+    with pytest.raises(UserError, match=r"unfinished run with other settings \(max_side was 7, is 96\); give these"):
+        make_proposals(index_images(folder), out, SMALL, workers=1)
+    (parts.folder / "other.parquet").unlink()
     (parts.folder / "broken.parquet").write_bytes((parts.folder / "good.parquet").read_bytes()[:500])
     (parts.folder / ".proposals-left").touch()
     made = make_proposals(index_images(folder), out, SMALL, workers=1)
     said = capsys.readouterr().err
-    assert "other.parquet: it was made with other settings" in said and "broken.parquet: it is broken" in said
+    assert "broken.parquet: it is broken" in said
     assert made.computed == 5
     assert out.read_bytes() == undisturbed.read_bytes()
     assert os.listdir(tmp_path) == ["p.parquet"]
@@ -140,7 +143,7 @@ def test_only_new_images_are_computed(folder, undisturbed, tmp_path, capsys):
 
 def test_a_table_made_otherwise_is_not_overwritten(folder, undisturbed, tmp_path):
     index = index_images(folder)
-    with pytest.raises(UserError, match=r"other settings \(max_side 96\)"):
+    with pytest.raises(UserError, match=r"other settings \(max_side was 96, is"):
         make_proposals(index, undisturbed, PRESETS["fast"])
     Image.new("RGB", (40, 40)).save(tmp_path / "other.png")
     with pytest.raises(UserError, match="other images"):

@@ -151,7 +151,7 @@ def test_one_terminated_process_stops_both_and_one_goes_on(scenes: Path, tmp_pat
     out = tmp_path / "run"
     more = {"checkpoint_every": 2}
     processes = both(free_port(), _pretraining, scenes, out, more)
-    wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), processes[0], 900)
+    wait_for(lambda: list(out.glob("checkpoints/step-*.pt")), processes[0], 900)
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
         process.join(900)
@@ -186,7 +186,7 @@ def test_sigterm_ends_after_a_step_with_all_of_it_kept(command: str, scenes: Pat
     out, said = tmp_path / "run", tmp_path / "said"
     words = [command, *flags, "--out", str(out)]
     process = in_process(_command, words, said)
-    wait_for(lambda: list(out.glob("checkpoints/step-*.sha256")), process, 900)
+    wait_for(lambda: list(out.glob("checkpoints/step-*.pt")), process, 900)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(workers) == (command == "pretrain")
     for pid in (process.pid, *map(int, workers)):  # as SLURM does
@@ -212,7 +212,7 @@ def test_torchrun_is_terminated_and_goes_on(scenes: Path, tmp_path: Path) -> Non
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "boxless"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen([*launcher, *words, *flags], stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while not list(out.glob("checkpoints/step-*.sha256")):
+        while not list(out.glob("checkpoints/step-*.pt")):
             assert process.poll() is None, (tmp_path / "said").read_text()
         process.send_signal(signal.SIGTERM)
         assert process.wait(900) != 0

@@ -22,6 +22,7 @@ def convert(file: str, out: str, quiet: bool = False) -> Path:
     """
     from safetensors.torch import save
 
+    from boxless.durable import written
     from boxless.errors import UserError
     from boxless.interop.files import converted
 
@@ -30,9 +31,8 @@ def convert(file: str, out: str, quiet: bool = False) -> Path:
         raise UserError(f"out {out}: expected the name of a file that ends in .safetensors")
     tensors, left = converted(Path(file))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save({key: value.clone().contiguous() for key, value in tensors.items()}, {"format": "pt"}))
-    partial.replace(path)
+    with written(path) as partial:
+        partial.write_bytes(save({key: value.clone().contiguous() for key, value in tensors.items()}, {"format": "pt"}))
     if not quiet:
         note = f"; left out: {', '.join(left)}" if left else ""
         print(f"{path}: {len(tensors)} tensors{note}")

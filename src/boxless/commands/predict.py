@@ -166,10 +166,11 @@ def _target(folder: Path, key: str, source: str, room: str = "images", suffix: s
 
 
 def _save(image: "Image", path: Path, form: str = "JPEG") -> None:
+    from boxless.durable import written
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format=form, quality=92)
-    partial.replace(path)
+    with written(path) as partial:
+        image.save(partial, format=form, quality=92)
 
 
 class _Report:

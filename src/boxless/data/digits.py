@@ -19,6 +19,7 @@ import skimage.data
 from faster_coco_eval import mask as coco_mask
 from sklearn.datasets import load_digits, load_sample_images
 
+from boxless.durable import content_to_disk
 from boxless.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -67,6 +68,7 @@ def make_scenes(out: Path, unlabelled: int, train: int, val: int, size: int = 96
         for part, count in (("unlabelled", unlabelled), ("train", train), ("val", val)):
             _write_part(building, part, count, size, seed)
         (building / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+        content_to_disk(building)
         os.replace(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import pyarrow.compute as pc
 from boxless.data.images import EXTENSIONS
 from boxless.data.labels import is_voc_split, read_labels
 from boxless.data.shard_files import is_packed
+from boxless.durable import written
 from boxless.errors import UserError
 
 LIST_EXTENSIONS = (".txt", ".csv", ".lst")
@@ -250,8 +250,7 @@ def _store(stored: Path, index: ImageIndex, stamps: dict[str, int]) -> None:
     table = pa.table({"key": index.keys_array}).replace_schema_metadata({b"boxless": json.dumps(facts).encode()})
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=stored.parent, delete=False) as file, pa.ipc.new_file(file, table.schema) as writer:
+        with written(stored, alone=False) as partial, pa.ipc.new_file(str(partial), table.schema) as writer:
             writer.write_table(table)
-        os.replace(file.name, stored)
-    except OSError:  # a cache that cannot be written only costs time
+    except (OSError, UserError):  # a cache that cannot be written only costs time
         pass

@@ -12,11 +12,10 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from tarfile import BLOCKSIZE, RECORDSIZE
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +25,13 @@ from boxless.data.index import ImageIndex
 from boxless.data.packed import sample_bytes
 from boxless.data.shard_files import MANIFEST, ShardFile
 from boxless.data.shards import FORMAT, INDEX, read_manifest
+from boxless.durable import locked, make_folder, written
 from boxless.errors import UserError
 
 Extras = Callable[[int], dict[str, bytes]]
 """What goes beside the image of a row: bytes by extension."""
 
+LOCK = ".lock"
 _PARTS = ".parts"
 _END = 2 * BLOCKSIZE  # bytes of zeros that end a tar file
 
@@ -78,7 +79,7 @@ class Plan:
         """Write a shard; images that cannot be read are left out."""
         start = self.ends[number - 1] if number else 0
         sha, at, samples, left_out = hashlib.sha256(), 0, [], []
-        with _replaced(path) as file:
+        with written(path) as partial, partial.open("wb") as file:
             for place in range(start, self.ends[number]):
                 row = int(self.rows[place])
                 try:
@@ -135,14 +136,9 @@ def pack_images(
         UserError: the folder holds shards of other data or settings, or cannot be written to.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        earlier = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
-        if earlier:
-            _refuse_other(plan, earlier["plan"], out)
-        if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
-            written = _mend(plan, earlier["shards"], out, workers, advance)
-        else:
-            written = _write_all(plan, facts, out, workers, advance)
+        make_folder(out)
+        with locked(out / LOCK, str(out)):
+            written_now = _pack(plan, facts, out, workers, advance)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror}); shards that are finished are kept") from error
     manifest = read_manifest(str(out / MANIFEST))
@@ -150,9 +146,18 @@ def pack_images(
         shards=len(manifest["shards"]),
         images=manifest["images"],
         bytes=sum(entry["bytes"] for entry in manifest["shards"]),
-        written=written,
+        written=written_now,
         left_out=[(key, reason) for key, reason in manifest["left_out"]],
     )
+
+
+def _pack(plan: Plan, facts: dict[str, Any], out: Path, workers: int, advance: Callable[[int], None]) -> int:
+    earlier = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
+    if earlier:
+        _refuse_other(plan, earlier["plan"], out)
+    if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
+        return _mend(plan, earlier["shards"], out, workers, advance)
+    return _write_all(plan, facts, out, workers, advance)
 
 
 def _mend(plan: Plan, shards: list[dict[str, Any]], out: Path, workers: int, advance: Callable[[int], None]) -> int:
@@ -252,21 +257,10 @@ def _refuse_other(plan: Plan, hash: str, out: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _replaced(path) as file:
-        file.write(content)
+    with written(path) as partial:
+        partial.write_bytes(content)
 
 
 def _extension(key: str) -> str:
     suffix = PurePosixPath(key).suffix.lower()
     return suffix[1:] if suffix in EXTENSIONS else "image"
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name once it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())  # what speaks of the file must not outlive it
-    os.replace(part, path)

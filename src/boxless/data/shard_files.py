@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from boxless.durable import to_disk
 from boxless.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -110,6 +111,7 @@ class ShardFile:
 
         try:
             patiently(self.place, transfer)
+            to_disk(part)  # what has its name is taken for whole from then on
             os.replace(part, kept)
         finally:
             part.unlink(missing_ok=True)

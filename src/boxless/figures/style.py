@@ -1,7 +1,6 @@
 """The one look of every figure, and how a figure is written to disk."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+
+from boxless.durable import write_text, written
 
 # Okabe and Ito, "Color Universal Design" (2008), told apart by colour-blind readers; without its yellow, which
 # vanishes on white.
@@ -136,17 +137,15 @@ def save(figure: Figure, path: Path | str, caption: str = "") -> tuple[Path, Pat
     """
     stem = Path(path)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    written = []
+    files = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         target = stem.with_name(stem.name + suffix)
-        half = stem.with_name(f".{stem.name}.{os.getpid()}{suffix}")
-        with styled():
+        with styled(), written(target, alone=False) as half:
             figure.savefig(half, format=suffix[1:], metadata=metadata)
-        os.replace(half, target)
-        written.append(target)
+        files.append(target)
     if caption:
-        _write_caption(written[0], caption)
-    return written[0], written[1]
+        _write_caption(files[0], caption)
+    return files[0], files[1]
 
 
 def read_captions(folder: Path | str) -> dict[str, str]:
@@ -160,6 +159,4 @@ def read_captions(folder: Path | str) -> dict[str, str]:
 
 def _write_caption(picture: Path, caption: str) -> None:
     captions = {**read_captions(picture.parent), picture.name: caption}
-    half = picture.with_name(f".{CAPTIONS}.{os.getpid()}")
-    half.write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
-    os.replace(half, picture.with_name(CAPTIONS))
+    write_text(picture.with_name(CAPTIONS), json.dumps(captions, indent=2, ensure_ascii=False) + "\n")

@@ -11,6 +11,7 @@ from torch import nn
 
 from boxless.detectors.bodies import TimmBody
 from boxless.detectors.trunk import Trunk
+from boxless.durable import written
 from boxless.errors import UserError
 from boxless.interop.files import read_tensors
 from boxless.interop.layouts import recognise
@@ -67,9 +68,8 @@ def save_trunk(path: Path, trunk: Trunk, parts: tuple[str, ...]) -> None:
         for name, tensor in trunk.state_dict(keep_vars=True).items()
         if id(tensor) in wanted
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt", "boxless.parts": ",".join(parts)})
-    partial.replace(path)
+    with written(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt", "boxless.parts": ",".join(parts)})
 
 
 def parts_in(path: Path) -> set[str]:

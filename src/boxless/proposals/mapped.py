@@ -9,10 +9,10 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import pyarrow as pa
 
+from boxless.durable import written
 from boxless.errors import UserError
 
 Mark = tuple[str, bytes]
@@ -76,15 +76,7 @@ def _fresh(file: Path, stamp: bytes) -> pa.Table | None:
 def _keep(file: Path, rows: pa.Table, stamp: bytes) -> None:
     rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _STAMP: stamp})
     try:
-        with NamedTemporaryFile(dir=file.parent, prefix=".proposals-", delete=False) as part:
-            try:
-                with pa.ipc.new_file(part, rows.schema) as writer:
-                    writer.write_table(rows)
-                part.close()
-                os.chmod(part.name, 0o644)
-                os.replace(part.name, file)
-            except BaseException:
-                Path(part.name).unlink(missing_ok=True)
-                raise
-    except OSError:
+        with written(file, alone=False) as partial, pa.ipc.new_file(str(partial), rows.schema) as writer:
+            writer.write_table(rows)
+    except (OSError, UserError):
         pass

@@ -2,15 +2,18 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from boxless.durable import locked, make_folder
 from boxless.errors import UserError
 from boxless.proposals.table import ProposalTable
 
 
 class Parts:
-    """The folder `<out>.parts`. Each part names its images and carries its settings, so it fits any later run."""
+    """The folder `<out>.parts`. Each part names its images and carries its settings."""
 
     def __init__(self, out: Path) -> None:
         self.folder = out.with_name(out.name + ".parts")
@@ -20,23 +23,47 @@ class Parts:
         digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
         return self.folder / f"{digest[:24]}.parquet"
 
-    def load(self, settings_hash: str, say: Callable[[str], None]) -> list[ProposalTable]:
-        """Return the parts that were made with these settings; delete broken and other ones, saying so."""
+    def load(self, settings: dict[str, Any], say: Callable[[str], None]) -> list[ProposalTable]:
+        """Return the parts, all made with these settings; delete broken ones, saying so.
+
+        Raises:
+            UserError: where some were made with other settings, naming those.
+        """
         found = []
         for file in sorted(self.folder.glob("*.parquet")):
             try:
                 part = ProposalTable.open(file)
             except UserError:
-                reason = "it is broken"
-            else:
-                if part.settings_hash == settings_hash:
-                    found.append(part)
-                    continue
-                reason = "it was made with other settings"
-            say(f"discarded {file}: {reason}")
-            file.unlink(missing_ok=True)
+                say(f"discarded {file}: it is broken")
+                file.unlink(missing_ok=True)
+                continue
+            if part.settings != settings:
+                raise UserError(
+                    f"{self.folder}: holds an unfinished run with other settings "
+                    f"({differences(part.settings, settings)}); give these back to continue it, give another --out, or "
+                    "delete that folder"
+                )
+            found.append(part)
         return found
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from the table and its parts.
+
+        Raises:
+            UserError: where one is working on them.
+        """
+        make_folder(self.folder.parent)
+        out = self.folder.with_suffix("")
+        with locked(out.with_name(f".{out.name}.lock"), str(out)):
+            yield
 
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs of two settings, in words."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:5])

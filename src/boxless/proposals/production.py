@@ -24,14 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
+from boxless.durable import in_words, make_folder
 from boxless.errors import UserError
 from boxless.proposals.engines import Engine, LocalProcesses, WorkerDied
 from boxless.proposals.grid import Grid
-from boxless.proposals.parts import Parts
+from boxless.proposals.parts import Parts, differences
 from boxless.proposals.progress import progress
 from boxless.proposals.random_boxes import RandomBoxes
 from boxless.proposals.selective_search import PRESETS, SelectiveSearch
-from boxless.proposals.table import Index, ProposalTable, TableBuilder, settings_hash
+from boxless.proposals.table import Index, ProposalTable, TableBuilder
 
 Method = SelectiveSearch | Grid | RandomBoxes
 Block = list[tuple[str, str]]  # (key, path)
@@ -74,21 +75,27 @@ def make_proposals(
         UserError: `out` holds something else, belongs to other images or has other settings; a worker died.
     """
     out = Path(out)
+    parts = Parts(out)
+    with parts.locked(), in_words(out):
+        return _make(index, out, parts, method, workers, quiet, engine)
+
+
+def _make(
+    index: Index, out: Path, parts: Parts, method: Method, workers: int | None, quiet: bool, engine: Engine | None
+) -> Produced:
     settings = settings_of(method)
     say = _silent if quiet else _say
     old = existing(out, index, settings)
-    parts = Parts(out)
-    finished = parts.load(settings_hash(settings), say)
+    finished = parts.load(settings, say)
     if finished:
         say(f"{out}: going on with {sum(map(len, finished))} images of an earlier run")
     todo = _lacking(index, [*old, *finished])
     started = time.monotonic()
     if len(todo):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        parts.folder.mkdir(exist_ok=True)
+        make_folder(parts.folder)
         engine = engine or LocalProcesses(min(workers or available_cores(), len(todo)))
         _compute(index, todo, method, settings, parts, engine, quiet)
-        finished = parts.load(settings_hash(settings), say)
+        finished = parts.load(settings, say)
     if finished or not old:
         _merged(index, old, finished, settings).write(out)
         table = ProposalTable.open(out)  # as training will, which makes what is mapped of a large one
@@ -128,15 +135,11 @@ def existing(out: Path, index: Index, settings: dict[str, Any]) -> list[Proposal
         return []
     table = ProposalTable.open(out)
     if table.settings != settings:
-        changed = {k: v for k, v in table.settings.items() if settings.get(k) != v}
-        raise UserError(f"{out}: made with other settings ({_brief(changed)}); give another --out or delete it")
+        changed = differences(table.settings, settings)
+        raise UserError(f"{out}: made with other settings ({changed}); give another --out or delete it")
     if len(table) and len(index) and (table.rows_of(index) < 0).all():
         raise UserError(f"{out}: belongs to other images ({table.keys[0].as_py()} ...); give another --out")
     return [table]
-
-
-def _brief(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())[:120] or "fewer settings"
 
 
 def _lacking(index: Index, tables: list[ProposalTable]) -> np.ndarray:

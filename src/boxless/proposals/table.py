@@ -7,12 +7,10 @@ metadata holds the settings as JSON under `boxless.proposals`.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from boxless.data.images import BadImage, image_size
+from boxless.durable import written
 from boxless.errors import UserError
 from boxless.proposals.limits import Array, whole_image
 from boxless.proposals.mapped import Mark, mapped_rows, mark_of
@@ -122,17 +121,12 @@ class ProposalTable:
         """Write the table, atomically; equal tables give equal bytes."""
         metadata = {_METADATA: json.dumps(self.settings, sort_keys=True).encode()}
         schema = pa.schema(_FIELDS, metadata=metadata)
-        with NamedTemporaryFile(dir=Path(path).parent, prefix=".proposals-", delete=False) as file:
-            try:
-                with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["skipped"]) as writer:
-                    for start in range(0, len(self), ROWS):
-                        writer.write_table(self._arrow(start, min(start + ROWS, len(self)), schema))
-                file.close()
-                os.chmod(file.name, 0o644)  # temporary files are private, results are not
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with (
+            written(Path(path)) as partial,
+            pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=["skipped"]) as writer,
+        ):
+            for start in range(0, len(self), ROWS):
+                writer.write_table(self._arrow(start, min(start + ROWS, len(self)), schema))
 
     def _arrow(self, start: int, end: int, schema: pa.Schema) -> pa.Table:
         packed = self.packed.take(np.arange(start, end))

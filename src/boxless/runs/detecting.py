@@ -20,6 +20,7 @@ from boxless.data.labelled import LabelledData, mask_area
 from boxless.data.segmentation import sides
 from boxless.detectors.detector import build_detector, keep_above
 from boxless.detectors.trunk import Trunk
+from boxless.durable import PARTIAL, to_disk
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, Scores, average_precision, visible_keypoints
 from boxless.evaluation.inference import as_list, detect
@@ -203,10 +204,8 @@ class PredictionFile:
 
     def __init__(self, path: Path, classes: Sequence[str], skeleton: Skeleton) -> None:
         self.path, self.images, self.objects = path, 0, 0
-        self._partial, self._rest = (
-            path.with_name(path.name + ".partial"),
-            path.with_name(path.name + ".objects.partial"),
-        )
+        names = (f"{path.name}{PARTIAL}", f"{path.name}.objects{PARTIAL}")
+        self._partial, self._rest = (path.with_name(name) for name in names)
         self._image_file, self._object_file = self._partial.open("w"), self._rest.open("w")
         categories = [
             {"id": number, "name": name, **skeleton.as_coco()} for number, name in enumerate(classes, start=1)
@@ -238,7 +237,9 @@ class PredictionFile:
             shutil.copyfileobj(rest, file)
             listed = [{"file_name": name, "reason": reason} for name, reason in skipped.items()]
             file.write(f'],\n"skipped": {json.dumps(listed, indent=1)}}}\n')
+        to_disk(self._partial)
         self._partial.replace(self.path)
+        to_disk(self.path.parent)
         self._rest.unlink()
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from boxless.detectors.trunk import TrunkConfig
+from boxless.durable import write_text, written
 from boxless.errors import UserError
 
 LICENCE = """\
@@ -42,13 +43,10 @@ def write(path: Path, export: Export) -> tuple[str, Path]:
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"out {path}: is a folder with files in it; name an empty or a new one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    said = export.write(partial)
-    partial.replace(path)
+    with written(path) as partial:
+        said = export.write(partial)
     readme = path / "README.txt" if path.is_dir() else path.with_suffix(".README.txt")
-    partial = readme.with_name(readme.name + ".partial")
-    partial.write_text(export.text)
-    partial.replace(readme)
+    write_text(readme, export.text)
     return said, readme
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from boxless.data.classes import ClassifiedData, ExampleDataset
 from boxless.data.loader import Paths, one_thread
 from boxless.detectors.trunk import LEVELS, Trunk
+from boxless.durable import written
 from boxless.evaluation.correspondence import PairDataset, best_matches
 from boxless.runs.frozen import Frozen
 from boxless.runs.setup import make_fabric
@@ -153,9 +154,8 @@ class Extractor:
         self._say(f"{network.name}: computing features of {count} images")
         tensors, skipped = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(tensors, partial, metadata={"skipped": json.dumps(skipped), "key": json.dumps(whole)})
-        partial.replace(path)
+        with written(path, alone=False) as partial:
+            save_file(tensors, partial, metadata={"skipped": json.dumps(skipped), "key": json.dumps(whole)})
         return tensors, skipped
 
     def _say(self, text: str) -> None:

@@ -21,6 +21,7 @@ from boxless.data.repeat_factor import repeat_factors
 from boxless.data.subsets import fingerprint
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
+from boxless.durable import written
 from boxless.errors import Unfinished, UserError
 from boxless.evaluation.average_precision import Scores, check_federated
 from boxless.evaluation.mean_iou import SegmentationScores
@@ -35,10 +36,11 @@ from boxless.runs.segmenting import check_sizes, training_set
 from boxless.runs.setup import training_fabric, worker_count
 from boxless.runs.weights import adopt, trunk_of
 from boxless.training.distributed import rank, synchronize_norms, world_size
+from boxless.training.guard import NonFiniteStep
 from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
-from boxless.training.loop import NonFiniteLoss, Progress, train
+from boxless.training.loop import Progress, train
 from boxless.training.optim import parameter_groups
 from boxless.training.precise_norms import estimate_norms
 from boxless.training.state import load_checkpoint, save_checkpoint
@@ -193,7 +195,7 @@ def _finetune(
             )
             if begin < progress.step == schedule.steps:
                 save()  # to measure the detector may take long
-    except NonFiniteLoss as error:
+    except NonFiniteStep as error:
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
     finally:
         journal.close()
@@ -275,9 +277,8 @@ def save_detector(path: Path, detector: nn.Module) -> None:
     """All of a detector's weights as safetensors, atomically."""
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: t.detach().cpu().contiguous() for name, t in detector.state_dict().items()}, partial)
-    partial.replace(path)
+    with written(path) as partial:
+        save_file({name: t.detach().cpu().contiguous() for name, t in detector.state_dict().items()}, partial)
 
 
 def _summary(

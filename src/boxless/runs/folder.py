@@ -4,7 +4,7 @@
 recipe.yaml          what was asked, every key; can be given back as --recipe
 environment.json     versions, machine, command
 metrics.csv          step, name, value (and TensorBoard's events.* beside it)
-checkpoints/         the newest two states, with checksums
+checkpoints/         the newest two states, checksums in their names
 weights.safetensors  what was trained, in torchvision's names
 progress.json        the newest report of progress
 summary.json         what came out
@@ -27,6 +27,8 @@ from typing import IO, Any
 
 import yaml
 
+from boxless.durable import PARTIAL, make_folder, write_text
+from boxless.durable import lock as lock_file
 from boxless.errors import UserError
 from boxless.launch import Processes
 
@@ -71,17 +73,6 @@ class Run:
         return self.path / "recipe.yaml"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def write_json(path: Path, content: object) -> None:
     """Write JSON whole or not at all; what is not a number becomes null, since JSON knows no NaN."""
     write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
@@ -112,17 +103,22 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder for the run")
     known = out / "recipe.yaml"
-    foreign = out.is_dir() and not known.exists() and any(p.name not in ("lock", "figures") for p in out.iterdir())
+    foreign = out.is_dir() and not known.exists() and any(not _begun(p.name) for p in out.iterdir())
     if foreign:
         raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    lock = _lock(out)
+    make_folder(out)
+    lock = lock_file(out / "lock", f"--out {out}")
     try:
         _describe_run(out, recipe, inputs)
     except BaseException:
         lock.close()
         raise
     return lock
+
+
+def _begun(name: str) -> bool:
+    """Whether a file may lie in the folder of a run before its recipe does: one may be killed while it begins."""
+    return name in ("lock", "figures") or name.endswith(PARTIAL)
 
 
 def _describe_run(out: Path, recipe: str, inputs: dict[str, Any]) -> None:
@@ -170,19 +166,3 @@ def _flat(content: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(content, dict):
         return {prefix.removesuffix("."): content}
     return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
-
-
-def _lock(out: Path) -> IO[str]:
-    lock = (out / "lock").open("w")
-    try:
-        import fcntl
-
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError as error:
-        lock.close()
-        raise UserError(
-            f"--out {out}: another process is working on this run; wait for it or name another folder"
-        ) from error
-    return lock

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from boxless.durable import PARTIAL, written
+from boxless.training.alarms import Alarm
 from boxless.training.display import Display, Report
 
 if TYPE_CHECKING:
@@ -56,7 +59,8 @@ class Journal:
         self.seed, self.total, self.every = seed, total, every
         self.images_per_step, self.title = images_per_step, title
         self.status = ""
-        self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
+        self.alarms: list[Alarm] = []
+        self._pending: list[dict[str, Tensor | float]] = []
         self._folder = folder
         if folder is not None:
             self._display, self._loggers = Display(quiet), loggers
@@ -81,28 +85,27 @@ class Journal:
             yield batch
             began = time.monotonic()
 
-    def record(
-        self, step: int, values: Mapping[str, Tensor | float], now: bool = False
-    ) -> Iterator[tuple[int, dict[str, float]]]:
-        """Take a step's scalars; yields (step, values) of all steps whose scalars were fetched just now.
+    def record(self, step: int, values: Mapping[str, Tensor | float], now: bool = False) -> None:
+        """Take a step's scalars, and write the mean of those since the last time when that is due, or `now`.
 
-        `now` writes the mean of what was not written yet, whether or not this step is due.
+        Scalars are fetched a few steps late, so that the device never waits for the log.
         """
-        on_device = any(isinstance(value, Tensor) and value.is_cuda for value in values.values())
         held = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
-        self._pending.append((step, held))
+        self._pending.append(held)
         self._counted += 1
-        due = now or (step + 1) % self.every == 0 or step + 1 == self.total
-        if not due and on_device:
+        if not now and (step + 1) % self.every and step + 1 != self.total:
             return
-        if not due:
-            yield step, {name: float(value) for name, value in held.items()}
-            return
-        fetched = [(past, {name: float(value) for name, value in items.items()}) for past, items in self._pending]
+        fetched = [{name: float(value) for name, value in items.items()} for items in self._pending]
         self._pending.clear()
-        yield from fetched
-        names = list(fetched[-1][1])
-        self.write(step, {name: sum(items[name] for _, items in fetched) / len(fetched) for name in names})
+        self.write(step, {name: sum(items[name] for items in fetched) / len(fetched) for name in fetched[-1]})
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Tell people of an alarm, and write it beside the scalars."""
+        self.alarms.append(alarm)
+        self.status = alarm.text
+        self.write(alarm.step, {f"alarm/{alarm.kind}": alarm.value})
+        if self._folder is not None:
+            self._display.say(f"{self.title}: {alarm.text}")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars of a step and, from time to time, a report."""
@@ -146,9 +149,9 @@ class Journal:
     def _keep(self, report: Report, folder: Path) -> None:
         """Write progress.json, whole or not at all."""
         self._report = replace(report, status=self.status)
-        partial = folder / "progress.json.partial"
+        partial = folder / f"progress.json{PARTIAL}"
         partial.write_text(json.dumps(asdict(self._report), indent=2) + "\n")
-        partial.replace(folder / "progress.json")
+        partial.replace(folder / "progress.json")  # often, and of no worth after a power cut: never waits for the disk
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -168,7 +171,6 @@ def _continued(path: Path, start: int) -> io.TextIOWrapper:
     if path.exists() and start > 0:
         lines = path.read_text().splitlines(keepends=True)[1:]
         kept += [line for line in lines if line.endswith("\n") and int(line.split(",", 1)[0]) < start]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    with written(path) as partial:
+        partial.write_text("".join(kept))
     return path.open("a", newline="")

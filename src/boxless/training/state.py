@@ -1,51 +1,96 @@
-"""Checkpoints of a run: written whole or not at all, checked when read, the one before kept."""
+"""Checkpoints of a run: written whole or not at all, checked when read, the one before kept.
+
+A checkpoint's name holds its checksum, `step-<n>-<first 16 digits of its SHA-256>.pt`, so that there is no moment in
+which one is there without its proof. Runs of version 0.1 before had the proof in a file beside it, and are read too.
+"""
 
 import hashlib
-import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from boxless.durable import PARTIAL, in_words, make_folder, to_disk
+
 KEEP = 2
 """How many checkpoints stay on disk."""
 
+_NAME = re.compile(r"step-(\d+)(?:-([0-9a-f]{16}))?\.pt")
+
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a state (tensors, numbers, strings, lists, dicts) as `step-<n>.pt` with its checksum beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save({"step": step, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = _digest(partial)
-    partial.replace(path)
-    path.with_suffix(".sha256").write_text(digest)
-    for old in checkpoints(folder)[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".sha256").unlink(missing_ok=True)
+    """Write a state (tensors, numbers, strings, lists, dicts) of a step; of earlier ones the newest stays.
+
+    Raises:
+        UserError: where the disk is full, say; the checkpoints before stay as they are.
+    """
+    make_folder(folder)
+    partial = folder / f"step{PARTIAL}"
+    try:
+        with in_words(folder):
+            with partial.open("wb") as file:
+                torch.save({"step": step, **state}, file)
+            to_disk(partial)
+            path = folder / f"step-{step:08d}-{_digest(partial)[:16]}.pt"
+            partial.replace(path)
+            to_disk(folder)
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in [each for each in checkpoints(folder) if each != path][: 1 - KEEP]:
+        _remove(old)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
+    found = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_step(path), path.stat().st_mtime_ns))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest state whose checksum holds, or None; damaged ones are removed."""
+    """The newest state whose checksum holds, or None; what is damaged is removed, saying so."""
     for path in reversed(checkpoints(folder)):
-        proof = path.with_suffix(".sha256")
-        if proof.exists() and proof.read_text() == _digest(path):
+        try:
+            whole = _holds(path)
+        except OSError as error:
+            _say(f"{path}: cannot be read ({error.strerror}); going on from the one before")
+            continue
+        if whole:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             return state
-        path.unlink()
-        proof.unlink(missing_ok=True)
+        _remove(path)
+        left = checkpoints(folder)
+        after = f"the one before, of step {_step(left[-1])}" if left else "the start, for there is none before"
+        _say(f"{path}: damaged (its checksum does not hold) and removed; going on from {after}")
     return None
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _holds(path: Path) -> bool:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    if match[2]:
+        return _digest(path).startswith(match[2])
+    proof = path.with_suffix(".sha256")
+    return proof.exists() and proof.read_text() == _digest(path)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

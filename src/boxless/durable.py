@@ -1,0 +1,187 @@
+"""Files that appear whole or not at all and outlast a power cut, and locks that die with their process.
+
+A file is written under another name, brought to the disk, renamed, and then its folder is brought to the disk, since a
+name is only an entry there: LWN, "Ensuring data reaches disk" (2011).
+"""
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from boxless.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial"
+"""What the name of a file ends in that is not whole; a later try writes over what a kill has left."""
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
+
+_held: set[IO[str]] = set()
+
+
+@contextlib.contextmanager
+def written(path: Path, alone: bool = True) -> Iterator[Path]:
+    """A name to write a file under, which becomes `path` once the block ends well; else `path` stays as it was.
+
+    `alone`: false where other processes may write the same file at the same time.
+
+    Raises:
+        UserError: where the disk is full, say.
+    """
+    partial = path.with_name(f"{path.name}{'' if alone else f'.{os.getpid()}'}{PARTIAL}")
+    try:
+        with in_words(path):
+            yield partial
+            (content_to_disk if partial.is_dir() else to_disk)(partial)
+            os.replace(partial, path)
+            to_disk(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as partial:
+        partial.write_text(text)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, that outlasts a power cut."""
+    new = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        to_disk(each.parent)
+
+
+def to_disk(path: Path) -> None:
+    """Return once a file's content, or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":  # which writes names down by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # file systems that know no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def content_to_disk(folder: Path) -> None:
+    """Return once all that a folder holds is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        to_disk(path)
+
+
+@contextlib.contextmanager
+def in_words(place: Path) -> Iterator[None]:
+    """Let what a disk refuses in the block (full, read-only, broken) become one line that names the place.
+
+    Raises:
+        UserError: that line.
+    """
+    before = threading.excepthook
+    if main := threading.current_thread() is threading.main_thread():  # is refused what TensorBoard's is
+        threading.excepthook = lambda of: None if _refusal(of.exc_value) else before(of)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{place}: cannot be written to ({reason}); what was kept before stays: mend that, and give the same "
+            "command again to go on"
+        ) from error
+    finally:
+        if main:
+            threading.excepthook = before
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the disk refused; PyTorch and safetensors hide it in errors of their own."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if match := _OF_RUST.search(str(error)):
+            number = int(match[1])
+        if number in _REFUSED:
+            return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def lock(path: Path, what: str) -> IO[str]:
+    """Hold a lock until it is closed or this process dies, by kill -9 too; nothing is left to be cleaned up.
+
+    Args:
+        path: of the lock's file.
+        what: is locked, for people.
+
+    Raises:
+        UserError: where another process holds it, saying which.
+    """
+    while True:
+        file = path.open("a+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{what}: {holder} is working on it; wait for that one, end it, or name another place"
+            ) from error
+        except OSError as error:
+            print(f"{path}: no locks here ({error.strerror}): start no second run on it", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()  # the one before has just removed it
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    for closed in [each for each in _held if each.closed]:
+        _held.discard(closed)
+    _held.add(file)
+    return file
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock in the block, and remove its file; see `lock`."""
+    with lock(path, what):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _let_go() -> None:
+    """A forked data worker outlives by seconds a run that was killed, and would hold its locks so long."""
+    for file in _held:
+        with contextlib.suppress(OSError):
+            os.close(file.fileno())  # the file object shares its buffer with nobody
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
