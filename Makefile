@@ -5,18 +5,22 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: demo test lint bench startup
+.PHONY: demo test lint docs bench startup
 
 demo: $(INSTALLED)
 	$(BIN)/boxless demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages, in site/. MkDocs Material prints an advertisement for its successor unless told not to.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The libraries that boxless is measured against are needed here only.
 bench: $(PEERS)

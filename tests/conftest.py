@@ -4,6 +4,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each has one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 hypothesis.settings.register_profile("boxless", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("boxless")
 
