@@ -10,6 +10,7 @@ from lightning.fabric.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from boxless.errors import UserError
+from boxless.training.alarms import Alarm
 from boxless.training.journal import Journal, read_metrics
 
 
@@ -22,7 +23,7 @@ def write(kept: Journal, steps: range, checkpoint: int = 3) -> None:
     for step in steps:
         if step % 5 == 0:
             kept.write(step, {"health": step / 7})
-        list(kept.record(step, {"loss": torch.tensor(step / 3), "rate": step * 0.1}, now=(step + 1) % checkpoint == 0))
+        kept.record(step, {"loss": torch.tensor(step / 3), "rate": step * 0.1}, now=(step + 1) % checkpoint == 0)
 
 
 def test_means_are_written_when_due_and_before_checkpoints(tmp_path: Path) -> None:
@@ -64,11 +65,12 @@ def test_start_from_0_forgets_an_earlier_try(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == {}
 
 
-def test_fetched_scalars_are_handed_back_once_all_are_known(tmp_path: Path) -> None:
-    kept = journal(tmp_path, every=3)
-    handed = [list(kept.record(step, {"loss": float(step)})) for step in range(3)]
-    assert handed[0] == [(0, {"loss": 0.0})] and handed[2][-1] == (2, {"loss": 2.0})
+def test_alarms_are_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = journal(tmp_path, quiet=False)
+    kept.alarm(Alarm(3, "gradient_norm", 250.0, "gradient norm 9 at step 3"))
     kept.close()
+    assert capsys.readouterr().err == "train: gradient norm 9 at step 3\n"
+    assert read_metrics(tmp_path) == {"alarm/gradient_norm": ([3], [250.0])}
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_time_spent_on_waiting_for_batches_is_told(tmp_path: Path) -> None:
         kept = journal(tmp_path, total=4, every=100)
         for step in kept.waited_for(batches(wait)):
             time.sleep(0.05)
-            list(kept.record(step, {"loss": 1.0}))
+            kept.record(step, {"loss": 1.0})
         kept.close()
         report = json.loads((tmp_path / "progress.json").read_text())
         assert least < report["data_wait"] + 1e-9 <= most and report["images_per_second"] < 2 / 0.05

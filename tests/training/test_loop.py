@@ -6,8 +6,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from boxless.training.guard import NonFiniteStep
 from boxless.training.journal import Journal, read_metrics
-from boxless.training.loop import NonFiniteLoss, Progress, train
+from boxless.training.loop import Progress, train
 
 
 class Loop:
@@ -79,7 +80,7 @@ def test_broken_loss_stops_naming_step_and_terms_before_it_is_saved(broken: floa
         term = loop.module.weight.sum() * (broken if step == 5 else 1)
         return {"loss": term * 2, "term": term.detach(), "fine": torch.tensor(1.0)}
 
-    with pytest.raises(NonFiniteLoss, match=r"^step 5: loss = (nan|inf), term = (nan|inf)$"):
+    with pytest.raises(NonFiniteStep, match=r"^step 5: loss = (nan|inf), term = (nan|inf)$"):
         loop.run(losses)
     assert [event for event in loop.events if event[0] == "save"] == [("save", 3)]
 
@@ -126,7 +127,7 @@ def test_a_batch_in_parts_is_the_whole_batch_for_weights_rates_and_journal(tmp_p
     assert rates == whole_rates == [0, 1, 2]
     torch.testing.assert_close(dict(parted.state_dict()), dict(whole.state_dict()), rtol=1e-12, atol=1e-14)
     ours, theirs = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
-    assert ours.keys() == theirs.keys() == {"loss", "largest", "learning_rate"}
+    assert ours.keys() == theirs.keys() == {"loss", "largest", "learning_rate", "gradient_norm"}
     for name, (steps, values) in theirs.items():
         assert ours[name][0] == steps == [0, 1, 2]
         assert ours[name][1] == pytest.approx(values, rel=1e-12)

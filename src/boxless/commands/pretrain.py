@@ -12,11 +12,12 @@ DEFAULT_RECIPE = "soco-small"
 
 
 def pretrain(
-    data: str | list[str],
-    out: str,
+    data: str | list[str] | None = None,
+    out: str | None = None,
     recipe: str = DEFAULT_RECIPE,
     init: str | None = None,
     preview: bool = False,
+    replay: str | None = None,
     quiet: bool = False,
     **overrides: Any,
 ) -> "Run":
@@ -24,13 +25,15 @@ def pretrain(
 
     Args:
         data: Images: a folder (searched through and through), several folders, a list file, or a labelled data set
-            whose labels are ignored.
+            whose labels are ignored. Needed, as out is, but for replay.
         out: Folder of the run. Given again, an unfinished run goes on where it was.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         init: Weights to start from: a run, whose trunk is then taken too, or a file of torchvision, timm, MoCo, DINO,
             Detectron2, MMDetection and others, whose names are recognised; hf://user/name fetches what was published
             on the Hugging Face Hub; by default none, from random weights.
         preview: Draw what the network would see, figures/views.png in the run's folder, and stop before training.
+        replay: A file replay-step-N.safetensors, which a run keeps of a step whose loss or gradient is NaN or infinite:
+            take that step again in float32, say in one line what first was not finite, and stop.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as optim.base_lr.
 
@@ -41,6 +44,7 @@ def pretrain(
         UserError: For anything that the caller can mend.
     """
     from boxless.data.index import index_images
+    from boxless.errors import UserError
     from boxless.recipes.catalogue import describe
     from boxless.recipes.overrides import override
     from boxless.runs.boxes import prepare_boxes
@@ -51,6 +55,11 @@ def pretrain(
     from boxless.runs.weights import local, weights_file
     from boxless.training.turns import alone, in_turn
 
+    if replay is not None:
+        return _replay(Path(replay))
+    if data is None or out is None:
+        missing = [flag for flag, value in (("--data", data), ("--out", out)) if value is None]
+        raise UserError(f"pretrain needs {' and '.join(missing)}: see boxless pretrain --help")
     init = local(init)
     settings: PretrainRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), init), overrides)
     start = weights_file(init) if init else None
@@ -82,6 +91,14 @@ def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quie
     if not quiet:
         print(f"what the network would see: {picture}; leave out --preview to train")
     return Run(folder)
+
+
+def _replay(file: Path) -> "Run":
+    from boxless.runs.folder import Run
+    from boxless.runs.replay import replay
+
+    print(replay(file))
+    return Run(file.parent)
 
 
 def recipe_of(arguments: dict[str, Any]) -> "PretrainRecipe":

@@ -14,6 +14,7 @@ from boxless.interop.weights import load_trunk
 from boxless.methods.contract import as_module
 from boxless.methods.moco import MomentumContrast
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.training.alarms import Alarm
 from boxless.training.distributed import synchronize_norms
 from boxless.training.health import Health, HealthRecord
 from boxless.training.optim import Lars, parameter_groups
@@ -67,6 +68,7 @@ class Learner:
         self.skipped.update(state["skipped"])
         for step, values in state["health"]:
             self.health.add(step, Health(*values))
+        self.health.alarms += [Alarm(*values) for values in state.get("alarms", [])]
         self._spent = state["seconds"]
 
     def content(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class Learner:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "health": [(s, list(astuple(v))) for s, v in zip(self.health.steps, self.health.values, strict=True)],
+            "alarms": [list(astuple(alarm)) for alarm in self.health.alarms],
             "skipped": self.skipped,
             "init": self.start,
             "seconds": self.seconds,

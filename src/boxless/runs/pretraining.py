@@ -23,15 +23,17 @@ from boxless.runs.compiling import compile_parts, is_compiled
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.learner import LEAST_LOADED, Learner
 from boxless.runs.objective import Objective
+from boxless.runs.replay import keep
 from boxless.runs.schedule import Plan, rates_in_words
 from boxless.runs.setup import training_fabric, worker_count
 from boxless.runs.weights import adopt
 from boxless.training.distributed import gather_rows, rank, world_size
+from boxless.training.guard import NonFiniteStep
 from boxless.training.health import measure
 from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
-from boxless.training.loop import NonFiniteLoss, Progress, train
+from boxless.training.loop import Progress, train
 from boxless.training.optim import warmup_cosine
 from boxless.training.state import load_checkpoint, save_checkpoint
 from boxless.training.turns import alone, check_same, shared, united
@@ -158,6 +160,8 @@ def _train(
         where, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet, loggers=loggers
     )
 
+    journal.alarms = learner.health.alarms
+
     def save() -> None:
         learner.skipped.update(united(learner.skipped))
         alone(lambda: save_checkpoint(run.path / "checkpoints", progress.step, learner.content()))
@@ -186,8 +190,11 @@ def _train(
             f"Lower optim.base_lr, raise method.momentum, or go on with stop_on_collapse=false\n"
             f"{learner.health.report()}"
         ) from None
-    except NonFiniteLoss as error:
-        raise UserError(f"{run.path}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr") from None
+    except NonFiniteStep as error:
+        raise UserError(
+            f"{run.path}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr; to see where it began: "
+            f"boxless pretrain --replay {keep(run.path, error)}"
+        ) from None
     finally:
         journal.close()
     if progress.step < plan.steps:

@@ -83,6 +83,13 @@ class Display:
         else:
             print(report, file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """Show a line that stays, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self.mode in ("bar", "plain"):
+            print(text, file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Leave the terminal as it was; the bar stays where it came to."""
         if self._bar is not None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from boxless.training.alarms import Alarm
+
 SPREAD_FLOOR = 0.05
 """Below this spread (1 = evenly over the sphere) embeddings count as the same."""
 RANK_FLOOR = 1.5
@@ -59,10 +61,11 @@ def measure(online: Tensor, target: Tensor) -> Health:
 
 @dataclass
 class HealthRecord:
-    """The measures of a run, and what they say."""
+    """The measures of a run and the alarms beside them, and what they say."""
 
     steps: list[int] = field(default_factory=list)
     values: list[Health] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)
 
     def add(self, step: int, health: Health) -> None:
         """Take the measures of a step."""
@@ -80,7 +83,7 @@ class HealthRecord:
 
     @property
     def verdict(self) -> str:
-        """One of: healthy, collapsing, collapsed at step N, unknown."""
+        """One of: healthy, unstable, collapsing, collapsed at step N, unknown."""
         if not self.values:
             return "unknown"
         if self.collapsed_at is not None:
@@ -89,15 +92,16 @@ class HealthRecord:
         best, last = max(spreads), _mean(spreads[-PATIENCE:])
         if last < SPREAD_FLOOR or (last < 0.25 * best and last < 0.2):
             return "collapsing"
-        return "healthy"
+        return "unstable" if any(alarm.kind == "loss" for alarm in self.alarms) else "healthy"
 
     def report(self) -> str:
-        """The verdict and its reasons in plain words, three lines."""
+        """The verdict and its reasons in plain words, three lines, and one for each alarm, at most three."""
         if not self.values:
             return "pretraining: unknown (no measure was taken)"
         first, last = self.values[0], self.values[-1]
         words = {
             "healthy": "different images still get different embeddings",
+            "unstable": "images still get different embeddings, but the loss exploded; lower the learning rate",
             "collapsing": "embeddings are growing alike; lower the learning rate or start from more momentum",
         }
         reason = words.get(self.verdict, "all images get the same embedding; nothing was learned from there on")
@@ -110,6 +114,7 @@ class HealthRecord:
             f"effective rank {first.rank:.0f} -> {last.rank:.0f}\n"
             f"  alignment {first.alignment:.2f} -> {last.alignment:.2f} (0 = positives agree), "
             f"uniformity {first.uniformity:.2f} -> {last.uniformity:.2f} (lower is more even)"
+            + "".join(f"\n  {alarm.text}" for alarm in self.alarms[-3:])
         )
 
 

@@ -1,6 +1,5 @@
 """The only training loop: pretraining passes a method, fine-tuning a detector."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,11 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from boxless.training.distributed import averaged, rank
+from boxless.training.alarms import Alarms
+from boxless.training.distributed import averaged, rank, world_size
+from boxless.training.guard import Guard, NonFiniteStep
 from boxless.training.journal import Journal
-
-
-class NonFiniteLoss(Exception):
-    """The loss or one of its terms became NaN or infinite; the weights may be lost since the last checkpoint."""
+from boxless.training.memory import OutOfMemory, is_out_of_memory, release
 
 
 @dataclass
@@ -41,6 +39,7 @@ def train(
     clip_norm: float | None = None,
     parts: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
     stop: Callable[[], bool] = lambda: False,
+    smaller: Callable[[], bool] | None = None,
 ) -> None:
     """Train until `progress.total` steps are done, or until `stop`.
 
@@ -60,39 +59,82 @@ def train(
         parts: a batch in equal parts, which `losses` takes one after the other where memory is short; losses and
             gradients are averaged over them.
         stop: asked after each step but the last, by all processes alike; true ends the loop after a checkpoint.
+        smaller: called where memory ran out: whether `parts` gives smaller ones now, to take the step again with.
 
     Raises:
-        NonFiniteLoss: naming the step and the terms.
+        NonFiniteStep: naming the step and the terms; no weight has seen it, or on a GPU those of one step alone.
+        OutOfMemory: where a step does not fit.
     """
     module.train()
+    guard = Guard(module, late=fabric.device.type == "cuda", overflows=_scaler(fabric) is not None)
+    alarms = Alarms()
+
+    def finite(looked_at: Iterable[tuple[int, dict[str, float]]]) -> None:
+        try:
+            for past, values in looked_at:
+                for alarm in alarms.see(past, values):
+                    journal.alarm(alarm)
+        except NonFiniteStep as error:
+            journal.status = f"stopped at {error}"
+            raise
+
     for batch in journal.waited_for(batches):
         step = progress.step
         rate = learning_rate(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        # Random draws inside modules depend on step and process alone, so that a resumed run repeats them.
-        torch.manual_seed(journal.seed * 1_000_003 + step + rank() * 2_654_435_761)
-        terms = averaged(_backward(fabric, module, parts(batch), losses, step), fabric.device)
-        if clip_norm is not None:
-            fabric.clip_gradients(module, optimizer, max_norm=clip_norm)
+        own = _gradients(fabric, module, optimizer, batch, parts, losses, step, journal.seed, smaller)
+        terms = dict(averaged(own, fabric.device))
+        terms |= _sizes(fabric, module, optimizer, clip_norm)
+        finite(guard.check(step, batch, terms, own["loss"]))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after_step(step)
         progress.step += 1
         stopping = progress.step < progress.total and stop()
         saving = stopping or (progress.step % save_every == 0 and progress.step < progress.total)
-        # Scalars are fetched a few steps late, so that the device never waits for the log; but none is left for after
-        # a checkpoint: a resumed run would miss it, and a checkpoint after a broken loss is worth nothing.
-        for past, values in journal.record(step, {**terms, "learning_rate": rate}, now=saving):
-            broken = {name: value for name, value in values.items() if not math.isfinite(value)}
-            if broken:
-                named = ", ".join(f"{name} = {value}" for name, value in broken.items())
-                journal.status = f"stopped at step {past}: {named}"
-                raise NonFiniteLoss(f"step {past}: {named}")
+        if saving or progress.step == progress.total:
+            finite(guard.settle())
+        # None is left for after a checkpoint: a resumed run would miss it.
+        journal.record(step, {**terms, "learning_rate": rate}, now=saving)
         if saving:
             save()
         if stopping:
             return
+
+
+def seed_step(seed: int, step: int, process: int) -> None:
+    """Make random draws inside modules depend on step and process alone, so that a run that goes on repeats them."""
+    torch.manual_seed(seed * 1_000_003 + step + process * 2_654_435_761)
+
+
+def _gradients(
+    fabric: Fabric,
+    module: nn.Module,
+    optimizer: Optimizer,
+    batch: Any,
+    parts: Callable[[Any], Sequence[Any]],
+    losses: Callable[[Any, int], Mapping[str, Tensor]],
+    step: int,
+    seed: int,
+    smaller: Callable[[], bool] | None,
+) -> Mapping[str, Tensor]:
+    """What `_backward` gives, in smaller parts where memory runs out."""
+    buffers = [buffer.clone() for buffer in module.buffers()] if smaller is not None else []
+    while True:
+        seed_step(seed, step, rank())
+        try:
+            return _backward(fabric, module, parts(batch), losses, step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here the error is gone, and with it the frames that held the step's tensors.
+        optimizer.zero_grad(set_to_none=True)
+        release()
+        if smaller is None or world_size() > 1 or not smaller():  # of several processes the others are waiting
+            raise OutOfMemory(step, batch)
+        for buffer, before in zip(module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
 
 def _backward(
@@ -113,3 +155,22 @@ def _backward(
     if len(of_parts) == 1:
         return of_parts[0]
     return {name: torch.stack([terms[name] for terms in of_parts]).mean(0) for name in of_parts[0]}
+
+
+@torch.no_grad()
+def _sizes(fabric: Fabric, module: nn.Module, optimizer: Optimizer, clip_norm: float | None) -> dict[str, Tensor]:
+    """The norm of all gradients together, before they are clipped, and half precision's loss scale."""
+    scaler = _scaler(fabric)
+    scales = {} if scaler is None else {"loss_scale": torch.tensor(scaler.get_scale(), device=fabric.device)}
+    if clip_norm is not None:
+        norm = fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
+        assert norm is not None
+        return {"gradient_norm": norm, **scales}
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1, device=fabric.device)
+    return {"gradient_norm": torch.linalg.vector_norm(norms) / scales.get("loss_scale", 1.0), **scales}
+
+
+def _scaler(fabric: Fabric) -> Any:
+    """Half precision's loss scale (torch.amp.GradScaler), or None."""
+    return getattr(fabric.strategy.precision, "scaler", None)
