@@ -21,6 +21,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from boxless.data.packed import Packed
+from boxless.data.returning import patient
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -67,6 +68,7 @@ def decode(path: str | Path) -> np.ndarray:
     return decode_reduced(path, 1.0)[0]
 
 
+@patient
 def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the image, shrunken by at most `min_scale` where that is cheaper to decode, and its full size (W, H).
 
@@ -85,6 +87,7 @@ def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tupl
         return _array(image), full
 
 
+@patient
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (W, H) in px after EXIF orientation, from the header only; raises `BadImage` like `decode`."""
     with _open(path) as (image, orientation):

@@ -23,6 +23,7 @@ import pyarrow as pa
 from boxless.data.images import EXTENSIONS
 from boxless.data.index import ImageIndex
 from boxless.data.packed import sample_bytes
+from boxless.data.returning import patient
 from boxless.data.shard_files import MANIFEST, ShardFile
 from boxless.data.shards import FORMAT, INDEX, read_manifest
 from boxless.durable import locked, make_folder, written
@@ -98,7 +99,7 @@ class Plan:
         return Part(at + len(tail), sha.hexdigest(), samples, left_out)
 
     def _sample(self, row: int, name: str) -> bytes:
-        image = Path(self.index.path(row)).read_bytes()
+        image = _content(self.index.path(row))
         return sample_bytes(name, {_extension(self.index.key(row)): image, **self.extras(row)})
 
 
@@ -259,6 +260,11 @@ def _refuse_other(plan: Plan, hash: str, out: Path) -> None:
 def _write(path: Path, content: bytes) -> None:
     with written(path) as partial:
         partial.write_bytes(content)
+
+
+@patient
+def _content(path: str | Path) -> bytes:
+    return Path(path).read_bytes()
 
 
 def _extension(key: str) -> str:

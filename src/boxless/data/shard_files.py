@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from boxless.data.returning import patient
 from boxless.durable import to_disk
 from boxless.errors import UserError
 
@@ -69,9 +70,7 @@ class ShardFile:
         for _ in range(5):
             path = self.local()
             try:
-                with open(path, "rb") as file:
-                    file.seek(offset)
-                    content = file.read(size)
+                content = _bytes(path, offset, size)
             except FileNotFoundError:
                 self.check()
                 continue  # another process has made room since
@@ -115,6 +114,13 @@ class ShardFile:
             os.replace(part, kept)
         finally:
             part.unlink(missing_ok=True)
+
+
+@patient
+def _bytes(path: str | Path, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def is_packed(where: str | Path) -> bool:
