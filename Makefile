@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: demo test lint docs bench startup
+.PHONY: demo test lint docs bench startup fuzz
 
 demo: $(INSTALLED)
 	$(BIN)/boxless demo
@@ -29,6 +29,10 @@ bench: $(PEERS)
 # A million links, and 2.5 GB of boxes for a while.
 startup: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py --boxes
+
+# 30,000 broken and hostile inputs, ten minutes of a core.
+fuzz: $(INSTALLED)
+	$(BIN)/python benchmarks/fuzz.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("boxless needs Python 3.11 or newer, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12 test" % sys.version_info[:2])'
