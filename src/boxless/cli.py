@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import boxless
-from boxless.errors import Unfinished, UserError
+from boxless.errors import Unfinished, UserError, is_out_of_memory
 from boxless.launch import Processes
 
 if TYPE_CHECKING:
@@ -82,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again, loudly
         return 141
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = " ".join(str(error).split())[:200] or "the system gave none"
+            print(f"boxless: error: out of memory ({reason}); smaller images or batches need less", file=sys.stderr)
+            return 2
         traceback.print_exc()
         print("boxless: this is a fault in boxless, not yours: please report it with the lines above", file=sys.stderr)
         return 1

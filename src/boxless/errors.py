@@ -1,4 +1,6 @@
-"""The one exception that commands turn into a single line and exit code 2."""
+"""What commands turn into a single line and an exit code."""
+
+_FULL = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class UserError(Exception):
@@ -30,3 +32,10 @@ class Unfinished(BaseException):
     def exit_code(self) -> int:
         """130 after Ctrl-C, else 75: a temporary failure (EX_TEMPFAIL), try again."""
         return 130 if self.signal == 2 else 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so: PyTorch's of a GPU, its RuntimeError where it is a processor's, or Python's own."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    )

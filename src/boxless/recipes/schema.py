@@ -198,9 +198,10 @@ class FinetuneRecipe:
     """Steps, instead of epochs."""
     batch_size: int = 16
     """Images per step over all processes."""
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     """Parts that a batch is gone through in, one after the other, where memory is short: gradients are averaged, norms
-    see the parts, and losses that are means over objects are means over each part's."""
+    see the parts, and losses that are means over objects are means over each part's. auto: more and more of them from
+    the step on at which memory runs out."""
     min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     """Shorter side, px: one is drawn per training image; the last is used for evaluation."""
     max_size: int = 1333

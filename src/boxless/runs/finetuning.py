@@ -41,9 +41,12 @@ from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
 from boxless.training.loop import Progress, train
+from boxless.training.memory import OutOfMemory
+from boxless.training.mishaps import mishaps
 from boxless.training.optim import parameter_groups
 from boxless.training.precise_norms import estimate_norms
-from boxless.training.state import load_checkpoint, save_checkpoint
+from boxless.training.state import fitting as fitting_state
+from boxless.training.state import load_checkpoint, restore_optimizer, save_checkpoint
 from boxless.training.turns import alone, check_same, shared
 
 
@@ -69,13 +72,14 @@ def run_finetuning(
     out: Path,
     weights: Path | None,
     quiet: bool,
+    allow_changes: bool = False,
 ) -> Run:
     """Fine-tune in a folder, continuing what is there; see `boxless.finetune`."""
     run = Run(out)
     fabric = training_fabric(recipe.precision)
     quiet = quiet or rank() > 0
     inputs = {"data": data.origin, "val": val.origin, "weights": str(weights) if weights else None}
-    with alone(lambda: start_run(out, recipe_text, inputs)) or nullcontext():
+    with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):
             _say(f"{out}: this run is finished already", quiet)
         else:
@@ -93,7 +97,7 @@ def _finetune(
     quiet: bool,
 ) -> None:
     out = run.path
-    check_divides(recipe.batch_size, world_size(), recipe.accumulate)
+    check_divides(recipe.batch_size, world_size(), 1 if recipe.accumulate == "auto" else recipe.accumulate)
     check_sizes(recipe)
     chosen = choose_labels(data, recipe)
     masks = recipe.detector.kind == "mask_rcnn"
@@ -126,8 +130,9 @@ def _finetune(
     progress, spent = Progress(0, schedule.steps), 0.0
     state = shared(alone(lambda: load_checkpoint(out / "checkpoints")))
     if state is not None:
-        detector.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        with fitting_state(out):
+            detector.load_state_dict(state["module"])
+            restore_optimizer(optimizer, state["optimizer"])
         progress.step, spent = state["step"], state["seconds"]
         _say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
     placed, optimizer = fabric.setup(detector, optimizer)
@@ -151,15 +156,24 @@ def _finetune(
         where, begin, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet, loggers=loggers
     )
     objective = Objective(fabric, placed, recipe)
+    if state is not None:
+        objective.accumulate = state.get("accumulate", objective.accumulate)
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
     began = time.monotonic()
 
     def save() -> None:
         tensors = {"module": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        content = {**tensors, "seconds": spent + time.monotonic() - began}
+        content = {**tensors, "accumulate": objective.accumulate, "seconds": spent + time.monotonic() - began}
         alone(lambda: save_checkpoint(out / "checkpoints", progress.step, content))
 
     stop = Interruption()
+
+    def smaller() -> bool:
+        more = objective.split()
+        if more:
+            at_a_time = f"{objective.accumulate} parts, {objective.fewest} image(s) at a time"
+            _say(f"memory is short: from step {progress.step} on each batch is gone through in {at_a_time}", quiet)
+        return more
 
     def look(step: int) -> None:
         try:
@@ -192,9 +206,12 @@ def _finetune(
                 recipe.optim.clip_norm,
                 objective.parts,
                 stop,
+                smaller if recipe.accumulate == "auto" else None,
             )
             if begin < progress.step == schedule.steps:
                 save()  # to measure the detector may take long
+    except OutOfMemory as error:
+        raise UserError(f"{out}: {error}, with {objective.fewest} images at a time; {_need_less(recipe)}") from None
     except NonFiniteStep as error:
         raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
     finally:
@@ -229,6 +246,8 @@ class Objective:
 
     def __init__(self, fabric: Fabric, detector: nn.Module, recipe: FinetuneRecipe) -> None:
         self.fabric, self.detector, self.recipe = fabric, detector, recipe
+        self.accumulate = 1 if recipe.accumulate == "auto" else recipe.accumulate
+        self.batch = recipe.batch_size // world_size()
 
     def __call__(self, samples: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
         """torchvision's losses and their sum."""
@@ -240,8 +259,27 @@ class Objective:
 
     def parts(self, samples: list[DetectionSample]) -> list[list[DetectionSample]]:
         """A batch in equal parts, for memory."""
-        size = len(samples) // self.recipe.accumulate
+        size = self.fewest
         return [samples[first : first + size] for first in range(0, len(samples), size)]
+
+    @property
+    def fewest(self) -> int:
+        """Images of a part."""
+        return self.batch // self.accumulate
+
+    def split(self) -> bool:
+        """Take the next larger number of equal parts; whether there is one."""
+        divisors = (parts for parts in range(2 * self.accumulate, self.batch + 1) if self.batch % parts == 0)
+        self.accumulate, before = next(divisors, self.accumulate), self.accumulate
+        return self.accumulate > before
+
+
+def _need_less(recipe: FinetuneRecipe) -> str:
+    if world_size() > 1:
+        return "give a larger --accumulate, or smaller images (--min-size, --max-size)"
+    if recipe.accumulate == "auto":
+        return "give smaller images (--min-size, --max-size) or close other programs"
+    return "give --accumulate auto, which goes through each batch in parts that fit"
 
 
 def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:

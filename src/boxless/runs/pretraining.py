@@ -20,6 +20,7 @@ from boxless.interop.weights import load_trunk, save_trunk
 from boxless.recipes.schema import PretrainRecipe
 from boxless.runs.arriving import equally_wide, fabric_batches
 from boxless.runs.compiling import compile_parts, is_compiled
+from boxless.runs.fitting import need_less
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.learner import LEAST_LOADED, Learner
 from boxless.runs.objective import Objective
@@ -34,8 +35,10 @@ from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
 from boxless.training.loop import Progress, train
+from boxless.training.memory import OutOfMemory
+from boxless.training.mishaps import mishaps
 from boxless.training.optim import warmup_cosine
-from boxless.training.state import load_checkpoint, save_checkpoint
+from boxless.training.state import fitting, load_checkpoint, save_checkpoint
 from boxless.training.turns import alone, check_same, shared, united
 
 
@@ -68,6 +71,7 @@ def run_pretraining(
     out: Path,
     init: Path | None,
     quiet: bool,
+    allow_changes: bool = False,
 ) -> Run:
     """Pretrain in a folder, continuing what is there; see `boxless.pretrain`."""
     run = Run(out)
@@ -75,7 +79,7 @@ def run_pretraining(
     quiet = quiet or rank() > 0
     inputs = {"images": len(index), "data": index.fingerprint, "init": str(init) if init else None}
     check_same("data", f"{len(index)} images ({index.fingerprint})")
-    with alone(lambda: start_run(out, recipe_text, inputs)) or nullcontext():
+    with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):
             _say(f"{out}: this run is finished already", quiet)
         else:
@@ -102,7 +106,8 @@ def _pretrain(
     learner = Learner(recipe, fabric.device, init if state is None else None)
     progress = Progress(0, plan.steps)
     if state is not None:
-        learner.restore(state)
+        with fitting(run.path):
+            learner.restore(state)
         progress.step = state["step"]
         _say(f"{run.path}: continuing at step {progress.step} of {plan.steps}", quiet)
     elif learner.start is not None:
@@ -190,6 +195,8 @@ def _train(
             f"Lower optim.base_lr, raise method.momentum, or go on with stop_on_collapse=false\n"
             f"{learner.health.report()}"
         ) from None
+    except OutOfMemory as error:
+        raise UserError(f"{run.path}: {error}; {need_less(objective, error, recipe)}") from None
     except NonFiniteStep as error:
         raise UserError(
             f"{run.path}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr; to see where it began: "

@@ -73,7 +73,7 @@ class Guard:
             return
         if device.type == "cuda":
             held.scalars = torch.empty(len(scalars), pin_memory=True).copy_(together, non_blocking=True)
-            held.there = torch.cuda.Event()
+            held.there = torch.cuda.Event()  # type: ignore[no-untyped-call]
             held.there.record()
         yield from self.settle()
         self._held = held

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from boxless.durable import PARTIAL, written
+from boxless.durable import PARTIAL, to_disk, written
 from boxless.training.alarms import Alarm
 from boxless.training.display import Display, Report
 
@@ -95,6 +94,22 @@ class Journal:
         self._counted += 1
         if not now and (step + 1) % self.every and step + 1 != self.total:
             return
+        self._write_mean(step)
+        if now:
+            self._to_disk()
+
+    def settle(self, step: int) -> None:
+        """Write the mean of what was not written yet, the last of it of `step`, before a checkpoint out of turn."""
+        if self._pending:
+            self._write_mean(step)
+        self._to_disk()
+
+    def _to_disk(self) -> None:
+        """See to it that no power cut leaves a checkpoint and not its rows."""
+        if self._folder is not None:
+            to_disk(self._folder / "metrics.csv")
+
+    def _write_mean(self, step: int) -> None:
         fetched = [{name: float(value) for name, value in items.items()} for items in self._pending]
         self._pending.clear()
         self.write(step, {name: sum(items[name] for items in fetched) / len(fetched) for name in fetched[-1]})

@@ -9,11 +9,13 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from boxless.errors import is_out_of_memory
 from boxless.training.alarms import Alarms
 from boxless.training.distributed import averaged, rank, world_size
 from boxless.training.guard import Guard, NonFiniteStep
 from boxless.training.journal import Journal
-from boxless.training.memory import OutOfMemory, is_out_of_memory, release
+from boxless.training.memory import OutOfMemory, release
+from boxless.training.mishaps import until_lost
 
 
 @dataclass
@@ -78,7 +80,16 @@ def train(
             journal.status = f"stopped at {error}"
             raise
 
-    for batch in journal.waited_for(batches):
+    begin = progress.step
+
+    def keep() -> str:
+        if progress.step > begin:
+            finite(guard.settle())
+            journal.settle(progress.step - 1)
+            save()
+        return f"{progress.step} of {progress.total} steps are kept"
+
+    for batch in journal.waited_for(until_lost(batches, keep)):
         step = progress.step
         rate = learning_rate(step)
         for group in optimizer.param_groups:
@@ -163,7 +174,7 @@ def _sizes(fabric: Fabric, module: nn.Module, optimizer: Optimizer, clip_norm: f
     scaler = _scaler(fabric)
     scales = {} if scaler is None else {"loss_scale": torch.tensor(scaler.get_scale(), device=fabric.device)}
     if clip_norm is not None:
-        norm = fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)  # type: ignore[arg-type]
+        norm = fabric.clip_gradients(module, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
         assert norm is not None
         return {"gradient_norm": norm, **scales}
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -5,10 +5,10 @@ import gc
 import sys
 from typing import Any
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _NEVER = 2**31 - 1
-
-_SAID = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class OutOfMemory(Exception):
@@ -24,17 +24,8 @@ class OutOfMemory(Exception):
         self.step, self.batch = step, batch
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: PyTorch's of a GPU, a RuntimeError where it is a processor's, or Python's own."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
-    )
-
-
 def release() -> None:
     """Let go of what a failed step held, for a smaller one."""
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
