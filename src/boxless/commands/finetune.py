@@ -16,6 +16,7 @@ def finetune(
     out: str,
     weights: str | None = None,
     recipe: str = DEFAULT_RECIPE,
+    allow_changes: bool = False,
     quiet: bool = False,
     **overrides: Any,
 ) -> "Run":
@@ -30,6 +31,8 @@ def finetune(
         weights: A run, whose trunk is then taken too, or a file of torchvision, timm, MoCo, DINO, Detectron2,
             MMDetection and others, whose names are recognised, or hf://user/name; by default nothing, from scratch.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        allow_changes: Go on with a run although settings or data are not those that it was started with, which is
+            refused else; says what differs.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as label_fraction.
 
@@ -58,7 +61,9 @@ def finetune(
         silent = quiet or rank() > 0
         train_data = training_labels(data, silent, segments)
         val_data = validation_labels(val, train_data.classes, silent, segments)
-        return run_finetuning(train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet)
+        return run_finetuning(
+            train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet, allow_changes
+        )
 
 
 def recipe_of(arguments: dict[str, Any]) -> "FinetuneRecipe":

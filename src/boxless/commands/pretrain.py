@@ -18,6 +18,7 @@ def pretrain(
     init: str | None = None,
     preview: bool = False,
     replay: str | None = None,
+    allow_changes: bool = False,
     quiet: bool = False,
     **overrides: Any,
 ) -> "Run":
@@ -34,6 +35,8 @@ def pretrain(
         preview: Draw what the network would see, figures/views.png in the run's folder, and stop before training.
         replay: A file replay-step-N.safetensors, which a run keeps of a step whose loss or gradient is NaN or infinite:
             take that step again in float32, say in one line what first was not finite, and stop.
+        allow_changes: Go on with a run although settings or data are not those that it was started with, which is
+            refused else; says what differs.
         quiet: Print nothing but errors.
         **overrides: Keys of the recipe, such as optim.base_lr.
 
@@ -77,7 +80,7 @@ def pretrain(
         if preview:
             return alone(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
         boxes = in_turn(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
-        return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet)
+        return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet, allow_changes)
 
 
 def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quiet: bool) -> "Run":

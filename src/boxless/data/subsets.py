@@ -136,6 +136,16 @@ def _names(file: Path) -> list[str]:
     return names
 
 
+def labels_digest(images: Iterable[LabelledImage]) -> str:
+    """16 hex digits that depend on the images' ids, boxes and labels."""
+    sha = hashlib.sha256()
+    for image in images:
+        sha.update(f"{image.image_id}\n".encode())
+        for values in (image.boxes, image.labels, image.crowd):
+            sha.update(values.tobytes())
+    return sha.hexdigest()[:16]
+
+
 def fingerprint(images: Iterable[LabelledImage]) -> str:
     """SHA-256 of the image ids, sorted as text, a line each: 64 hex digits that say which images these are."""
     lines = sorted(str(image.image_id) for image in images)

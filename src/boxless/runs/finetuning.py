@@ -18,7 +18,7 @@ from boxless.data.detection import DetectionDataset, DetectionSample, detection_
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Order
 from boxless.data.repeat_factor import repeat_factors
-from boxless.data.subsets import fingerprint
+from boxless.data.subsets import fingerprint, labels_digest
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.durable import written
@@ -78,7 +78,13 @@ def run_finetuning(
     run = Run(out)
     fabric = training_fabric(recipe.precision)
     quiet = quiet or rank() > 0
-    inputs = {"data": data.origin, "val": val.origin, "weights": str(weights) if weights else None}
+    inputs = {
+        "data": data.origin,
+        "labels": labels_digest(data.images),
+        "val": val.origin,
+        "val_labels": labels_digest(val.images),
+        "weights": str(weights) if weights else None,
+    }
     with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):
             _say(f"{out}: this run is finished already", quiet)

@@ -86,13 +86,14 @@ def _without_nan(content: object) -> object:
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
-def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
+def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool = False) -> IO[str]:
     """Make the folder of a run, or enter it again to continue.
 
     Args:
         out: the folder.
         recipe: the resolved recipe as YAML.
         inputs: data and weights that the run uses.
+        allow_changes: go on with other settings or data than the run began with, and say what differs.
 
     Returns:
         The lock, to be closed when the run ends or fails: a traceback that somebody keeps would hold it.
@@ -109,7 +110,7 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any]) -> IO[str]:
     make_folder(out)
     lock = lock_file(out / "lock", f"--out {out}")
     try:
-        _describe_run(out, recipe, inputs)
+        _describe_run(out, recipe, inputs, allow_changes)
     except BaseException:
         lock.close()
         raise
@@ -121,11 +122,26 @@ def _begun(name: str) -> bool:
     return name in ("lock", "figures") or name.endswith(PARTIAL)
 
 
-def _describe_run(out: Path, recipe: str, inputs: dict[str, Any]) -> None:
+def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool) -> None:
     known = out / "recipe.yaml"
     started = (out / "checkpoints").is_dir() or (out / "summary.json").exists()
     if known.exists() and started:
-        _refuse_changes(out, known.read_text(), recipe, inputs)
+        changed = _changes(out, known.read_text(), recipe, inputs)
+        if changed and not allow_changes:
+            raise UserError(
+                f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
+                "it, name another folder, or add --allow-changes"
+            )
+        for change in changed:
+            print(f"{out}: going on although {change}", file=sys.stderr, flush=True)
+    processes = Processes.of(os.environ).world
+    if started and (before := _environment(out).get("processes", processes)) != processes:
+        print(
+            f"{out}: going on with {processes} processes, not {before}: sums are rounded in another order, so that the "
+            "weights will not be bit for bit those of an undisturbed run",
+            file=sys.stderr,
+            flush=True,
+        )
     write_text(known, recipe)
     environment = {
         "format": FORMAT,
@@ -135,30 +151,32 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any]) -> None:
         "torchvision": version("torchvision"),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "processes": Processes.of(os.environ).world,
+        "processes": processes,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(out / "environment.json", environment)
 
 
-def _refuse_changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> None:
-    environment = out / "environment.json"
-    old_inputs = json.loads(environment.read_text())["inputs"] if environment.exists() else inputs
+def _environment(out: Path) -> dict[str, Any]:
+    file = out / "environment.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return known
+
+
+def _changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> list[str]:
+    """What differs from what a run was started with, but for `FREE` keys."""
+    old_inputs = _environment(out).get("inputs", inputs)
     changed = [
-        f"{key} was {old_inputs.get(key)}, is {value}" for key, value in inputs.items() if value != old_inputs.get(key)
+        f"{key} was {old_inputs[key]}, is {value}"
+        for key, value in inputs.items()
+        if value != old_inputs.get(key, value)  # an older version may have written down less
     ]
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(recipe))
     changed += [
-        f"{key} was {old.get(key)}, is {new.get(key)}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key) and key not in FREE
+        f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
     ]
-    if changed:
-        raise UserError(
-            f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); "
-            "give these back to continue it, or name another folder"
-        )
+    return changed
 
 
 def _flat(content: object, prefix: str = "") -> dict[str, object]:

@@ -18,6 +18,7 @@ from boxless.training.alarms import Alarm
 from boxless.training.distributed import synchronize_norms
 from boxless.training.health import Health, HealthRecord
 from boxless.training.optim import Lars, parameter_groups
+from boxless.training.state import restore_optimizer
 
 LEAST_LOADED = 0.99
 """Share of the backbone, and of each part that the start's weights hold, that must be loaded."""
@@ -63,7 +64,7 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint holds."""
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.start = state.get("init")
         self.skipped.update(state["skipped"])
         for step, values in state["health"]:

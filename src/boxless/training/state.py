@@ -7,12 +7,15 @@ which one is there without its proof. Runs of version 0.1 before had the proof i
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from boxless.durable import PARTIAL, in_words, make_folder, to_disk
+from boxless.errors import UserError
 
 KEEP = 2
 """How many checkpoints stay on disk."""
@@ -65,6 +68,31 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         after = f"the one before, of step {_step(left[-1])}" if left else "the start, for there is none before"
         _say(f"{path}: damaged (its checksum does not hold) and removed; going on from {after}")
     return None
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimizer the memory that a checkpoint holds; its settings, which may be changed ones, stay its own."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+@contextmanager
+def fitting(out: Path) -> Iterator[None]:
+    """Let a checkpoint that is not of this network end a run, in the folder `out`, with one line.
+
+    Raises:
+        UserError: that line.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{out}: its checkpoint is of another network or optimizer ({reason}); give the settings back that it was "
+            "started with, or name another folder"
+        ) from error
 
 
 def _step(path: Path) -> int:
