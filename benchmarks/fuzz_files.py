@@ -162,8 +162,8 @@ def _rezipped(random: Random, data: bytes) -> bytes:
         for name in old.namelist():
             body = old.read(name)
             if random.random() < 0.3:
-                body = random.choice((broken_bytes(random, body), bytes(3 * 10**8), b""))
-                if len(body) > 10**8:
+                body = random.choice((broken_bytes(random, body), bytes(3 * 10**7), b""))
+                if len(body) > 10**7:
                     new.writestr(name, body, zipfile.ZIP_DEFLATED)
                     continue
             new.writestr(random.choice((name,) * 9 + ("../../x", "/etc/x")), body)
@@ -204,7 +204,7 @@ def _pickle(random: Random, folder: Path) -> None:
     )
     if random.random() < 0.2:
         data = random.choice(programs)
-    elif random.random() < 0.6:
+    elif random.random() < 0.4:
         ops = [(op, at) for op, _, at in pickletools.genops(data)]
         at = random.choice(ops)[1]
         data = (
@@ -212,7 +212,7 @@ def _pickle(random: Random, folder: Path) -> None:
             + random.choice((b"", b"0", b"b", b"R", b"\x81", b"u", b"N", data[at : at + 9] * 2))
             + data[at + 1 :]
         )
-    else:
+    elif random.random() < 0.7:
         data = broken_bytes(random, data)
     path = folder / "weights.pkl"
     path.write_bytes(data)

@@ -5,21 +5,21 @@ An instance is a number in *_gtFine_instanceIds.png: class * 1000 + count; witho
 apart: it becomes `crowd`, as in Detectron2 (data/datasets/cityscapes.py).
 """
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem
+from boxless.data.images import BadImage, image_size
+from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem, number_problem
 from boxless.errors import UserError
+from boxless.foreign import parse_json
 
 CLASSES = {
     "person": 24,
@@ -103,7 +103,7 @@ def read(root: Path, split: str, classes: Sequence[str] | None = None) -> Labell
 def _read_image(file: CityscapesFile, label_of: dict[int, int]) -> LabelledImage | Problem:
     try:
         numbers = instance_ids(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (BadImage, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return Problem(str(file.image), "labels", f"label file cannot be read: {error}")
     height, width = numbers.shape
     found = [(number, mask) for number, mask in _masks(numbers) if _class(number) in label_of]
@@ -134,20 +134,27 @@ def instance_ids(file: CityscapesFile) -> NDArray[np.int32]:
     """An image's instance numbers (H, W), read or drawn.
 
     Raises:
-        OSError: there is no readable label file; ValueError, KeyError, TypeError: its content is broken.
+        BadImage: the image is none; OSError: there is no readable label file; ValueError, LookupError, TypeError,
+            AttributeError: its content is broken.
     """
+    size = image_size(file.image)
     path = file.label("instanceIds.png")
-    if path.is_file():
-        numbers = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if numbers is None or numbers.ndim != 2:
-            raise ValueError(f"{path}: expected a grey PNG of 16 bits")
-        return np.asarray(numbers, np.int32)
-    return _drawn(json.loads(file.label("polygons.json").read_text()))
+    if not path.is_file():
+        return _drawn(parse_json(file.label("polygons.json").read_text()), size)
+    with Image.open(path, formats=("PNG",)) as picture:
+        if picture.mode not in ("L", "I", "I;16") or picture.size != size:
+            raise ValueError(f"{path.name}: expected a grey PNG of {size[0]} x {size[1]} px")
+        try:
+            return np.asarray(picture, np.int32)
+        except Exception as error:  # Pillow raises anything on broken files
+            raise ValueError(f"{path.name}: cannot be decoded ({error})") from error
 
 
-def _drawn(labels: dict[str, Any]) -> NDArray[np.int32]:
+def _drawn(labels: dict[str, Any], size: tuple[int, int]) -> NDArray[np.int32]:
     """Instance numbers of polygons, later ones over earlier ones; classes without instances only cover."""
-    picture = Image.new("I", (labels["imgWidth"], labels["imgHeight"]), 0)
+    if (labels["imgWidth"], labels["imgHeight"]) != size:
+        raise ValueError(f"imgWidth and imgHeight are not the image's, {size[0]} x {size[1]} px")
+    picture = Image.new("I", size, 0)
     draw = ImageDraw.Draw(picture)
     ids, counts = CLASSES | _OTHERS, dict.fromkeys(CLASSES | _OTHERS, 0)
     for entry in labels["objects"]:
@@ -159,6 +166,10 @@ def _drawn(labels: dict[str, Any]) -> NDArray[np.int32]:
         if name in counts:
             number = number * 1000 + counts[name]
             counts[name] += 1
+            if counts[name] > 1000:
+                raise ValueError(f"more than 1000 objects of class {name}, which its numbers cannot tell apart")
+        if message := next(filter(None, (number_problem(point, 2) for point in entry["polygon"])), ""):
+            raise ValueError(f"polygon of {name}: {message}")
         draw.polygon([tuple(point) for point in entry["polygon"]], fill=number)
     return np.asarray(picture, np.int32)
 
@@ -171,8 +182,11 @@ def _masks(numbers: NDArray[np.int32]) -> list[tuple[int, dict[str, Any]]]:
     ends = np.append(starts[1:], flat.size)
     run_numbers = flat[starts]
     result = []
-    for number in np.unique(run_numbers[run_numbers >= min(CLASSES.values())]).tolist():
-        mine = run_numbers == number
+    order = np.argsort(run_numbers, kind="stable")
+    known, first = np.unique(run_numbers[order], return_index=True)
+    for number, mine in zip(known.tolist(), np.split(order, first[1:]), strict=True):
+        if number < min(CLASSES.values()):
+            continue
         edges = np.stack([starts[mine], ends[mine]], 1).ravel()
         counts = np.diff(edges, prepend=0, append=flat.size).tolist()
         rle = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)

@@ -6,6 +6,7 @@ LVIS is of the same form, but for images named by `coco_url` and what it says of
 import contextlib
 import gc
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from boxless.data.images import BadImage, image_size
 from boxless.data.keypoints import find_skeleton, from_coco
 from boxless.data.labelled import (
+    PIXEL_LIMIT,
     LabelledData,
     LabelledImage,
     Mask,
@@ -25,6 +27,7 @@ from boxless.data.labelled import (
     rle_runs,
 )
 from boxless.errors import UserError
+from boxless.foreign import inside, is_there
 
 
 def read(path: Path, images: Path | None = None, classes: Sequence[str] | None = None) -> LabelledData:
@@ -136,8 +139,8 @@ class _Reader:
 
     def frequencies(self, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Return LVIS's frequency group of each class; nothing where no category has one."""
-        group = {entry.get("name"): entry.get("frequency") for entry in self.data["categories"] if type(entry) is dict}
-        known = {name: value for name, value in group.items() if value in ("r", "c", "f")}
+        entries = [entry for entry in self.data["categories"] if type(entry) is dict and type(entry.get("name")) is str]
+        known = {entry["name"]: entry["frequency"] for entry in entries if entry.get("frequency") in ("r", "c", "f")}
         return tuple(known.get(name, "") for name in classes) if known else ()
 
     def looked_for(self, image: dict[str, Any], key: str, class_of: dict[int, int]) -> tuple[int, ...]:
@@ -157,9 +160,14 @@ class _Reader:
                 self.problem(f"image {image['id']}", "duplicate image id")
             elif not isinstance(image.get("file_name"), str) or not image["file_name"] or "\0" in image["file_name"]:
                 self.problem(f"image {image['id']}", "image without a file_name")
+            elif inside(Path(), image["file_name"]) is None:
+                self.problem(f"image {image['id']}", f"file_name leads out of the folder: {image['file_name']:.80}")
             else:
                 seen.add(image["id"])
                 entries.append(image)
+        if self.data["images"] and not entries:
+            last = self.problems[-1]
+            raise UserError(f"{self.path}: no usable entry under 'images', e.g. {last.entry}: {last.message}")
         folder = folder or self.folder([image["file_name"] for image in entries[:20]])
         found = [entry for image in entries if (entry := self.image(image, folder / image["file_name"]))]
         if not found:
@@ -168,10 +176,11 @@ class _Reader:
 
     def image(self, image: dict[str, Any], file: Path) -> tuple[dict[str, Any], Path] | None:
         entry = f"image {image['id']}"
-        if not file.exists():
+        if not is_there(file):
             self.problem(entry, f"missing image file: {file}")
             return None
-        if all(type(image.get(side)) is int and 0 < image[side] < 1e7 for side in ("width", "height")):
+        sides = image.get("width"), image.get("height")
+        if all(type(side) is int and side > 0 for side in sides) and math.prod(sides) <= PIXEL_LIMIT:
             return image, file
         try:
             width, height = image_size(file)
@@ -188,7 +197,7 @@ class _Reader:
         near = [here, here.parent / "images" / split, here.parent / split, here.parent / "images", here.parent]
         near += [here / "images" / split, here / split, here / "images", here.parent / "coco"]
         for folder in near:
-            if any((folder / name).exists() for name in names):
+            if any(is_there(folder / name) for name in names):
                 return folder
         looked = ", ".join(dict.fromkeys(str(folder) for folder in near[:4]))
         raise UserError(f"{self.path}: its images are not found; looked in {looked}; give images=FOLDER")
@@ -306,7 +315,8 @@ def _rle_problem(mask: dict[str, Any], size: np.ndarray) -> str:
         return f"RLE size is not the image's [height, width]: {mask.get('size')!r:.40}"
     try:
         runs = rle_runs(counts) if isinstance(counts, list | str) else []
-        if sum(runs) == size[0] * size[1] and min(runs) >= 0:
+        whole = {int}.issuperset(map(type, runs))
+        if whole and sum(runs) == size[0] * size[1] and min(runs) >= 0:
             return ""
     except (TypeError, ValueError):
         pass

@@ -83,7 +83,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         labelled = self.data.images[row]
         skipped = None
         try:
-            source = decode(labelled.path)
+            source = _decoded(labelled)
         except BadImage as error:
             skipped = (str(error.path), error.reason)
             source = np.full((labelled.height, labelled.width, 3), 128, np.uint8)
@@ -198,6 +198,15 @@ def detection_batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,
     )
+
+
+def _decoded(labelled: LabelledImage) -> NDArray[np.uint8]:
+    source = decode(labelled.path)
+    height, width = source.shape[:2]
+    if max(abs(width - labelled.width), abs(height - labelled.height)) > 1:  # VOC has images of a pixel more or less
+        sizes = f"is {width} x {height} px, its labels are for {labelled.width} x {labelled.height}"
+        raise BadImage(labelled.path, sizes)
+    return source
 
 
 def _without_objects(labelled: LabelledImage) -> LabelledImage:

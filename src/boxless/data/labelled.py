@@ -13,6 +13,8 @@ from boxless.data.keypoints import Skeleton, to_coco
 Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in source px; or a COCO RLE
 
 COORDINATE_LIMIT = 1e7  # px; beyond this float32 is coarser than a pixel
+PIXEL_LIMIT = 200_000_000  # of an image; larger ones are not read, whatever their labels say of them
+OBJECT_LIMIT = 10_000  # of an image; detectors compare all with all their boxes, which no memory has room for
 _NUMBERS = frozenset((int, float))
 
 
@@ -194,7 +196,7 @@ def mask_area(mask: Mask) -> float:
 def rle_runs(counts: list[int] | str | bytes) -> list[int]:
     """Return the run lengths (background first) of a COCO RLE; strings as in `rleFrString` of the COCO API.
 
-    Raises ValueError for a string that is cut off.
+    Raises ValueError for a string that is cut off or none of run lengths.
     """
     if isinstance(counts, list):
         return counts
@@ -202,6 +204,8 @@ def rle_runs(counts: list[int] | str | bytes) -> list[int]:
     value = shift = 0
     for byte in counts.encode() if isinstance(counts, str) else counts:
         bits = byte - 48  # five bits of value each, then "more follows"
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("no run lengths")
         value |= (bits & 0x1F) << shift
         shift += 5
         if bits & 0x20:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from boxless.data import cityscapes, coco, voc, yolo
-from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem, problem_report
+from boxless.data.labelled import OBJECT_LIMIT, LabelledData, LabelledImage, Mask, Problem, problem_report
 from boxless.data.subsets import joined
 from boxless.errors import UserError
 
@@ -46,6 +47,23 @@ def read_labels(
 
 
 def _read_one(
+    path: Path, split: str | None, role: Role, format: Format, images: Path | None, classes: Sequence[str] | None
+) -> LabelledData:
+    data = _read_format(path, split, role, format, images, classes)
+    crowded = [image for image in data.images if len(image.boxes) > OBJECT_LIMIT]
+    if not crowded:
+        return data
+    message = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}, has"
+    problems = [
+        Problem(data.origin, f"image {image.path.name}", f"{message} {len(image.boxes):,}") for image in crowded
+    ]
+    kept = [image for image in data.images if len(image.boxes) <= OBJECT_LIMIT]
+    if not kept:
+        raise UserError(f"{path}: no images left of {len(data)}; first: {problems[0]}")
+    return replace(data, images=tuple(kept), problems=(*data.problems, *problems))
+
+
+def _read_format(
     path: Path, split: str | None, role: Role, format: Format, images: Path | None, classes: Sequence[str] | None
 ) -> LabelledData:
     if is_voc_split(path):

@@ -39,8 +39,17 @@ class PackedSample:
         return _members(self)
 
     def proposals(self) -> NDArray[np.float32]:
-        """Boxes (N, 4), source px xyxy."""
-        boxes: NDArray[np.float32] = np.load(BytesIO(self.members()[PROPOSALS]), allow_pickle=False)
+        """Boxes (N, 4), source px xyxy.
+
+        Raises:
+            UserError: as `members` does, or there are no boxes.
+        """
+        try:
+            boxes: NDArray[np.float32] = np.load(BytesIO(self.members()[PROPOSALS]), allow_pickle=False)
+            if boxes.dtype != np.float32 or boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
+                raise ValueError(f"an array of {boxes.shape}, {boxes.dtype}")
+        except (LookupError, ValueError, EOFError, MemoryError) as error:
+            raise UserError(f"{self.shard.place}: at byte {self.offset} are no proposals ({error})") from error
         return boxes
 
 
@@ -85,9 +94,14 @@ def _members(sample: PackedSample) -> dict[str, bytes]:
             "or pack again where it was packed, which mends it"
         )
     members, at = {}, 0
-    while at < len(block):
-        header, start = block[at : at + BLOCKSIZE], at + BLOCKSIZE
-        name, size = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8)
-        members[name.partition(".")[2]] = block[start : start + size]
-        at = start + size + -size % BLOCKSIZE
+    try:
+        while at < len(block):
+            header, start = block[at : at + BLOCKSIZE], at + BLOCKSIZE
+            name, size = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8)
+            if not 0 <= size <= len(block) - start:
+                raise ValueError("a member reaches beyond the sample")
+            members[name.partition(".")[2]] = block[start : start + size]
+            at = start + size + -size % BLOCKSIZE
+    except ValueError as error:
+        raise UserError(f"{sample.shard.place}: no sample at byte {sample.offset} ({error}); pack again") from error
     return members

@@ -6,7 +6,6 @@ Since any image of a shard on this machine can be read at once, shards are but a
 which order, is the same as from the folder that was packed.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ from boxless.data.index import ImageIndex
 from boxless.data.packed import Packed, PackedSample
 from boxless.data.shard_files import MANIFEST, ShardFile, cache_folder, cache_limit, is_remote, read_whole
 from boxless.errors import UserError
+from boxless.foreign import parse_json
 
 INDEX = "index.arrow"
 FORMAT = "boxless shards 1"
 
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
+_COLUMNS = {"shard": pa.int32(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +97,14 @@ def open_shards(where: str | Path) -> ShardIndex:
         strange = [entry["file"] for entry in entries if not _SHARD.fullmatch(entry["file"])]
         if strange or not entries:
             raise ValueError(f"a shard is called {strange[0]!r:.60}" if strange else "it names no shard")
-        files = tuple(ShardFile(around + entry["file"], entry["bytes"], entry["sha256"]) for entry in entries)
-        rows = ShardFile(around + INDEX, manifest["index"]["bytes"], manifest["index"]["sha256"])
+        files = tuple(_file(around + entry["file"], entry) for entry in entries)
+        rows = _file(around + INDEX, manifest["index"])
         fingerprint, proposals, categories = (manifest[key] for key in ("fingerprint", "proposals", "categories"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{place}: broken ({error}); copy it anew, or pack again") from error
     for file in (rows, *files):
         file.check()
-    table = _read_index(rows)
-    # Written as one chunk; what joins chunks would copy it into memory.
-    columns = {name: table[name].chunk(0).to_numpy() for name in ("shard", "offset", "size", "crc32")}
-    keys = table["key"].chunk(0)
+    keys, columns = _read_index(rows, files)
     index = ShardIndex({"": around}, keys, place, files, columns, proposals, categories)
     index.__dict__["fingerprint"] = fingerprint
     return index
@@ -115,7 +113,7 @@ def open_shards(where: str | Path) -> ShardIndex:
 def read_manifest(place: str) -> dict[str, Any]:
     """Return the content of a manifest; raises `UserError` where there is none."""
     try:
-        manifest: dict[str, Any] = json.loads(read_whole(place))
+        manifest: dict[str, Any] = parse_json(read_whole(place))
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r:.40}, not {FORMAT!r}")
     except (ValueError, KeyError, TypeError) as error:
@@ -123,9 +121,33 @@ def read_manifest(place: str) -> dict[str, Any]:
     return manifest
 
 
-def _read_index(file: ShardFile) -> pa.Table:
+def _file(place: str, entry: dict[str, Any]) -> ShardFile:
+    size, sha256 = entry["bytes"], entry["sha256"]
+    if type(size) is not int or size < 0 or not re.fullmatch("[0-9a-f]{64}", sha256):  # the name of a file in the cache
+        raise ValueError(f"{place} has no size or no SHA-256")
+    return ShardFile(place, size, sha256)
+
+
+def _read_index(file: ShardFile, shards: Sequence[ShardFile]) -> tuple[pa.LargeStringArray, dict[str, NDArray[Any]]]:
+    """Return the keys and where each image lies, in shards that are known."""
     path = file.local()
     if not file.remote and not file.intact():
         raise UserError(f"{file.place}: altered since it was packed: wrong checksum; copy it anew, or pack again")
-    with pa.memory_map(str(path)) as source:  # shared by all processes, and read as needed
-        return pa.ipc.open_file(source).read_all()
+    try:
+        with pa.memory_map(str(path)) as source:  # shared by all processes, and read as needed
+            table = pa.ipc.open_file(source).read_all()
+        # Written as one chunk; what joins chunks would copy it into memory.
+        keys, *others = (table[name].chunk(0) for name in ("key", *_COLUMNS))
+        if [column.type for column in (keys, *others)] != [pa.large_string(), *_COLUMNS.values()]:
+            raise ValueError("its columns are of other types")
+        if any(column.null_count for column in (keys, *others)):
+            raise ValueError("it has empty entries")
+        columns = {name: column.to_numpy() for name, column in zip(_COLUMNS, others, strict=True)}
+        shard, offset, size = (columns[name] for name in ("shard", "offset", "size"))
+        if shard.min() < 0 or shard.max() >= len(shards) or offset.min() < 0 or size.min() <= 0:
+            raise ValueError("it names places that are in no shard")
+        if (size > np.array([each.size for each in shards])[shard] - offset).any():
+            raise ValueError("it names places beyond the end of a shard")
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{file.place}: not the index of shards ({error}); copy it anew, or pack again") from error
+    return keys, columns

@@ -16,12 +16,14 @@ import numpy as np
 from boxless.data.images import EXTENSIONS, BadImage, image_size
 from boxless.data.labelled import (
     COORDINATE_LIMIT,
+    PIXEL_LIMIT,
     LabelledData,
     LabelledImage,
     Problem,
     fit_boxes,
 )
 from boxless.errors import UserError
+from boxless.foreign import inside, is_there
 
 
 def read(
@@ -49,7 +51,11 @@ def read(
     problems: list[Problem] = []
     parsed = []
     for name in names:
-        image = _read_image(root / "Annotations" / f"{name}.xml", folder, files.get(name), problems)
+        xml = inside(root / "Annotations", f"{name}.xml")
+        if xml is None:
+            problems.append(Problem(str(origin), f"image {name:.80}", "leads out of the folder of annotations"))
+            continue
+        image = _read_image(xml, folder, files.get(name), problems)
         if image is not None:
             parsed.append(image)
     if not parsed:
@@ -96,11 +102,11 @@ def _read_image(xml: Path, folder: Path, name: Path | None, problems: list[Probl
         problems.append(Problem(str(xml), "file", f"annotation file cannot be read: {reason}"))
         return None
     file = folder / (name or Path(_text(tree, "filename")).name or xml.stem)
-    if not file.is_file():
+    if not is_there(file):
         problems.append(Problem(str(xml), "file", f"missing image file: {folder / xml.stem}.jpg"))
         return None
     size = [_number(tree, f"size/{side}") for side in ("width", "height")]
-    if not all(1 <= side < COORDINATE_LIMIT for side in size):  # NaN fails too
+    if not (min(size) >= 1 and size[0] * size[1] <= PIXEL_LIMIT):  # NaN fails too
         try:
             size = [float(side) for side in image_size(file)]
         except BadImage as error:

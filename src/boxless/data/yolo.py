@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from boxless.data.images import EXTENSIONS, BadImage, image_size
 from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem, fit_boxes
 from boxless.errors import UserError
+from boxless.foreign import is_folder, is_there, parse_yaml
 
 _ROUNDING = 1e-3  # values this far outside 0..1 are rounding
 
@@ -35,7 +35,7 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
     files = _files([images] if images else _places(path, config, split))
     if not files:
         raise UserError(f"{path}: no images in split '{split}'; looked for {' '.join(EXTENSIONS)}")
-    if not any(label_file(file).is_file() for file in files):
+    if not any(is_there(label_file(file)) for file in files):
         raise UserError(f"{path}: no label files for split '{split}'; expected e.g. {label_file(files[0])}")
     unwanted: Counter[int] = Counter()
     ids = _image_ids(files)
@@ -54,11 +54,11 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
 def load_config(path: Path) -> dict[str, Any]:
     """Return the data.yaml as a dict; raises `UserError` where it is not YAML or has no `names`."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:120]}") from error
+        config = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {str(error)[:120]}") from error
     if not isinstance(config, dict) or not config.get("names"):
         raise UserError(f"{path}: not a YOLO data file: lacks the key 'names' (class names by index)")
     return config
@@ -71,7 +71,7 @@ def label_file(image: Path) -> Path:
         if parts[n] == "images":
             parts[n] = "labels"
             break
-    return Path(*parts).with_suffix(".txt")
+    return Path(*parts[:-1], f"{Path(parts[-1]).stem}.txt")
 
 
 def _names(path: Path, config: dict[str, Any]) -> dict[int, str]:
@@ -95,7 +95,7 @@ def _places(path: Path, config: dict[str, Any], split: str) -> list[Path]:
     for entry in entries:
         # Roboflow writes ../train/images though the folder lies beside the file
         tries = [base / name for base in roots for name in (entry, entry.removeprefix("../"))]
-        place = next((place for place in tries if place.exists()), None)
+        place = next((place for place in tries if is_there(place) or is_folder(place)), None)
         if place is None:
             raise UserError(f"{path}: split '{split}': no such file or folder: {tries[0]}")
         places.append(place)
@@ -134,7 +134,7 @@ def _read_image(
     try:
         width, height = image_size(file)
     except BadImage as error:
-        kind = "unreadable image file" if file.exists() else "missing image file"
+        kind = "unreadable image file" if is_there(file) else "missing image file"
         problems.append(Problem(str(source), "file", f"{kind}: {error}"))
         return None
     labels, boxes, masks, entries = [], [], [], []

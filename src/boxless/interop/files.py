@@ -1,14 +1,14 @@
 """Tensors out of files, without running any code that a file holds."""
 
 import argparse
-import collections
 import io
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from boxless.errors import UserError
+from boxless.foreign import is_there
 from boxless.interop.names import Tensors
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "model_ema", "teacher", "student")
 """Keys that the weights lie under in a checkpoint; the first one that is there is taken."""
+FOREIGN_LIMIT = 100
+"""Kinds of objects beside the tensors of a checkpoint; each costs another reading."""
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -29,13 +32,13 @@ def read_tensors(path: Path) -> Tensors:
     Raises:
         UserError: where the file is missing, is none of these, or holds anything but plain tensors.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
+                return _tensors({key: file.get_tensor(key) for key in file.keys()}, path)  # noqa: SIM118 (no mapping)
+        except (SafetensorError, OSError, ValueError, LookupError) as error:
             raise UserError(f"{path}: not a safetensors file ({error})") from error
     try:
         content = _load(path)
@@ -53,7 +56,7 @@ def converted(path: Path) -> tuple[Tensors, tuple[str, ...]]:
     Raises:
         UserError: where the file has no tensors, or something is called in it that is no such object.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise UserError(f"{path}: no such file")
     foreign: list[str] = []
     while True:
@@ -65,12 +68,16 @@ def converted(path: Path) -> tuple[Tensors, tuple[str, ...]]:
             raise
         except Exception as error:
             name = _foreign(error)
-            if name is None or name in foreign:
+            if name is None or name in foreign or len(foreign) == FOREIGN_LIMIT:
                 return _arrays(path, name), ()
             foreign.append(name)
 
 
 def _load(path: Path) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are compressed, which torch.save never does: they may be of any size")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -107,12 +114,26 @@ def _tensors(content: object, path: Path) -> Tensors:
     for container in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
             content = content[container]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    named = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: value for key, value in named if isinstance(key, str) and _is_plain(value)}
     if not tensors:
         raise UserError(
             f"{path}: holds no named tensors; expected the state_dict of a backbone or a detector, or a run"
         )
+    size = path.stat().st_size
+    for key, value in tensors.items():
+        if value.numel() * value.element_size() > size:  # one number, shown a billion times
+            raise UserError(
+                f"{path}: {key} is said to be {tuple(value.shape)}, more than a file of {size:,} bytes holds"
+            )
     return tensors
+
+
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of numbers in memory: not a sparse, quantised or nested one, nor one without content."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
+        return False
+    return value.device.type == "cpu" and not value.is_quantized
 
 
 class _Nothing(argparse.Namespace):
@@ -131,34 +152,68 @@ class _Nothing(argparse.Namespace):
         pass
 
 
-class _Arrays(pickle.Unpickler):
-    """Python's documented way to restrict a pickle: nothing but arrays is found by name."""
+class _Array:
+    """What a pickle of a NumPy array says of it: its shape, its kind of numbers and their bytes; no code of NumPy."""
 
-    _known = frozenset(
-        (module, name)
-        for numpy in ("numpy.core", "numpy._core")
-        for module, name in (
-            (f"{numpy}.multiarray", "_reconstruct"),
-            (f"{numpy}.multiarray", "scalar"),
-            (f"{numpy}.numeric", "_frombuffer"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-        )
-    )
+    array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, content = state
+        if isinstance(content, str):  # protocols before 3 have bytes as text
+            content = content.encode("latin1")
+        numbers = np.frombuffer(content, kind.dtype)
+        self.array = numbers.reshape(shape, order="F" if fortran else "C")
+
+
+class _Kind:
+    """A kind of plain numbers, such as f4 or i8."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if not re.fullmatch("[fiub][1248]|bool", name):
+            raise pickle.UnpicklingError(f"numbers of kind {name!r:.20}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(">" if state[1] == ">" else "=")
+
+
+def _from_buffer(content: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", bytes(content)))
+    return array
+
+
+_NUMPY = {
+    "multiarray._reconstruct": lambda *_: _Array(),
+    "multiarray.scalar": lambda *_: None,  # single numbers are no weights
+    "numeric._frombuffer": _from_buffer,
+}
+
+
+class _Arrays(pickle._Unpickler):
+    """Reads pickles of arrays; nothing that a pickle names is imported or called.
+
+    Python's documented way to restrict a pickle, and the reader that is written in Python: that in C clears as much
+    memory as a pickle of ten bytes asks for.
+    """
+
+    _known: ClassVar[dict[str, Any]] = {
+        **{f"{numpy}.{name}": made for numpy in ("numpy.core", "numpy._core") for name, made in _NUMPY.items()},
+        "numpy.ndarray": None,
+        "numpy.dtype": _Kind,
+        "collections.OrderedDict": dict,
+        "_codecs.encode": lambda text, _: text,  # of protocols before 3: bytes as text of Latin 1
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle names.
 
         Raises:
-            pickle.UnpicklingError: for anything else.
+            pickle.UnpicklingError: for anything but arrays.
         """
-        if (module, name) not in self._known:
+        if f"{module}.{name}" not in self._known:
             raise pickle.UnpicklingError(f"{module}.{name}")
-        if module == "collections":
-            return collections.OrderedDict
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._known[f"{module}.{name}"]
 
 
 def _arrays(path: Path, name: str | None) -> Tensors:
@@ -174,7 +229,7 @@ def _arrays(path: Path, name: str | None) -> Tensors:
         raise UserError(f"{path}: holds {error or type(error).__name__}, which is no array; nothing was run") from error
     if isinstance(content, Mapping):
         content = content.get("model", content.get("blobs", content))
-    arrays = content if isinstance(content, Mapping) else {}
-    arrays = {str(key): np.asarray(value) for key, value in arrays.items() if isinstance(value, np.ndarray)}
-    numbers = {key: value for key, value in arrays.items() if value.dtype.kind in "fiub"}
-    return _tensors({key: torch.from_numpy(value.copy()) for key, value in numbers.items()}, path)
+    named = content.items() if isinstance(content, Mapping) else ()
+    arrays = {str(key): value.array for key, value in named if isinstance(value, _Array) and value.array is not None}
+    # torch has no other order of bytes
+    return _tensors({k: torch.from_numpy(v.astype(v.dtype.newbyteorder("="))) for k, v in arrays.items()}, path)

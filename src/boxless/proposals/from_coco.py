@@ -1,7 +1,6 @@
 """Proposals that somebody else made: the annotations of a COCO file, whatever drew them."""
 
 import hashlib
-import json
 import time
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from boxless.data.images import BadImage, image_size
+from boxless.data.labelled import COORDINATE_LIMIT, number_problem
 from boxless.errors import UserError
+from boxless.foreign import parse_json
 from boxless.proposals.limits import Array, whole_image
 from boxless.proposals.production import Produced, existing
 from boxless.proposals.table import Index, ProposalTable, TableBuilder
@@ -46,9 +47,11 @@ def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
     try:
         for annotation in document["annotations"]:
             if not annotation.get("iscrowd"):
-                x, y, w, h = map(float, annotation["bbox"])
+                if message := number_problem(annotation["bbox"], 4):
+                    raise ValueError(message)
+                x, y, w, h = annotation["bbox"]
                 boxes[annotation["image_id"]].append([x, y, x + w, y + h])
-        entries = {str(image["file_name"]): (image["id"], _size(image)) for image in document["images"]}
+        entries = {str(image["file_name"]): (boxes[image["id"]], _size(image)) for image in document["images"]}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: broken entry ({type(error).__name__}: {error}); expected COCO form") from error
     rows = _matches(index, list(entries))
@@ -56,20 +59,20 @@ def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
         raise UserError(f"{path}: its {len(entries)} file names match none of the images, e.g. {index.key(0)}")
     table = TableBuilder({"method": "coco", "file": path.name, "sha256": digest})
     for name, row in sorted(rows.items(), key=lambda item: item[1]):
-        image_id, size = entries[name]
+        own, size = entries[name]
         try:
             size = size or image_size(index.path(row))
         except BadImage as error:
             table.skip(index.key(row), error.reason)
         else:
-            table.add(index.key(row), size, *_clipped(boxes[image_id], size))
+            table.add(index.key(row), size, *_clipped(own, size))
     return table.table()
 
 
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     try:
         content = path.read_bytes()
-        document = json.loads(content)
+        document = parse_json(content)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a COCO file") from error
     except ValueError as error:
@@ -99,8 +102,10 @@ def _is_end(a: str, b: str) -> bool:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    stated = int(entry.get("width") or 0), int(entry.get("height") or 0)
-    return stated if min(stated) > 0 else None
+    width, height = entry.get("width"), entry.get("height")
+    if type(width) is int and type(height) is int and 0 < width < COORDINATE_LIMIT and 0 < height < COORDINATE_LIMIT:
+        return width, height
+    return None
 
 
 def _clipped(found: list[list[float]], size: tuple[int, int]) -> tuple[Array, int]:

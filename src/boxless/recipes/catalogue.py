@@ -7,9 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from boxless.errors import UserError
+from boxless.foreign import parse_yaml
 from boxless.recipes import shipped
 from boxless.recipes.overrides import did_you_mean, from_mapping, to_yaml
 
@@ -66,11 +65,11 @@ def _is_file(name_or_file: str | Path) -> bool:
 
 def _read(file: Path) -> tuple[str, dict[str, object]]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: can't read this recipe file ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a YAML file ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not a YAML file ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), str):
         raise UserError(
             f"{file}: expected a line `recipe: NAME` with the shipped recipe to start from (see boxless recipes)"

@@ -1,0 +1,71 @@
+"""What other people wrote: text that may nest, grow or ask for objects, and names of files that may lead anywhere."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+YAML_LIMIT = 2_000_000
+"""Characters of a YAML file; a megabyte takes half a minute, and a list of 20,000 classes half a megabyte."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of JSON; whatever is wrong with it is a ValueError, nesting without end included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML: plain values alone, none of them twice.
+
+    Aliases (`*name`) are refused: with them a file of a kilobyte holds lists of lists that no memory has room for.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if len(text) > YAML_LIMIT:
+        raise ValueError(f"longer than {YAML_LIMIT:,} characters")
+    try:
+        return yaml.load(text, _Plain)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # a wrong date raises ValueError, a wrong !!bool KeyError, ...
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The file that `name` says in a folder, perhaps in one below it; None where the name leads out of the folder.
+
+    Links are followed: who made the folder made them.
+    """
+    if os.path.isabs(name) or os.path.normpath(name).split(os.sep, 1)[0] == os.pardir:
+        return None
+    return folder / name
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; not a folder, device or pipe, nor a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; not where no folder can have the name."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+class _Plain(yaml.SafeLoader):
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise ValueError(f"line {event.start_mark.line + 1}: write *{event.anchor} out: aliases are not allowed")
+        return super().compose_node(parent, index)
