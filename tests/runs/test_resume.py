@@ -1,5 +1,6 @@
 """A run that is killed, broken or refused goes on as if nothing had happened."""
 
+import os
 import random
 import signal
 import time
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import finetuning, in_process, pretraining, wait_for
 
+from boxless.durable import lock
 from boxless.errors import UserError
 from boxless.runs.folder import Run, start_run
 
@@ -99,3 +101,127 @@ def test_failed_first_try_does_not_block_the_corrected_one(scenes: Path, tmp_pat
     run = pretraining(scenes, out, "byol", **short)
     assert run.finished and kept.value is not None
     assert run.summary["steps"] == 2
+
+
+def test_changes_are_made_when_told_and_said(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    broken_off(scenes, out, monkeypatch)
+    longer = {"epochs": 5, "optim.weight_decay": 0.5}
+    with pytest.raises(UserError, match=r"optim.weight_decay was .*, is 0\.5; epochs was 4.0, is 5.0\); .*--allow-changes"):
+        pretraining(scenes, out, "byol", **longer)
+    with pytest.raises(UserError, match=r"checkpoint is of another network or optimizer .*give the settings back"):
+        pretraining(scenes, out, "byol", allow_changes=True, **{"method.output": 8})
+    capsys.readouterr()
+    run = pretraining(scenes, out, "byol", allow_changes=True, **longer)  # the first try was the newest
+    said = capsys.readouterr().err
+    assert f"{out}: going on although method.output was 8, is 16" in said and "epochs was 4.0, is 5.0" in said
+    assert run.summary["steps"] == 10
+
+
+def broken_off(scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of eight steps that ended after its third."""
+    from boxless.methods.byol import BYOL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BYOL, "after_step", lambda self, step, total: step >= 3 and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretraining(scenes, out, "byol")
+
+
+def test_data_worker_that_dies_ends_a_run_with_one_line(scenes: Path, tmp_path: Path, whole: Run) -> None:
+    from boxless.data.loader import ViewDataset
+
+    out = tmp_path / "run"
+    sample = ViewDataset.__getitem__
+
+    def deadly(self: ViewDataset, place: tuple[int, int]) -> object:
+        if place[0] == 2 and os.getpid() != here:  # the third of four epochs
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample(self, place)
+
+    here = os.getpid()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ViewDataset, "__getitem__", deadly)
+        with pytest.raises(
+            UserError, match=r"a data worker died \(DataLoader worker .*give the same command again"
+        ) as e:
+            pretraining(scenes, out, "byol", workers=1)
+    assert "\n" not in str(e.value)
+    same_weights(pretraining(scenes, out, "byol", workers=2), whole)
+
+
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A pretraining that nothing disturbed."""
+    return pretraining(scenes, tmp_path_factory.mktemp("undisturbed") / "run", "byol")
+
+
+def same_weights(run: Run, undisturbed: Run) -> None:
+    ours, theirs = load_file(run.weights), load_file(undisturbed.weights)
+    assert ours.keys() == theirs.keys() and [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_vanish_end_a_run_with_all_of_it_kept(
+    workers: int, scenes: Path, tmp_path: Path, whole: Run
+) -> None:
+    from boxless.data import returning
+    from boxless.data.loader import ViewDataset
+
+    out = tmp_path / "run"
+    data = scenes / "images" / "unlabelled"
+    sample = ViewDataset.__getitem__
+
+    def vanishing(self: ViewDataset, place: tuple[int, int]) -> object:
+        if place[0] == 2 and data.exists():
+            data.rename(data.with_name("unmounted"))
+        return sample(self, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ViewDataset, "__getitem__", vanishing)
+        patch.setattr(returning, "PATIENCE", 0.3)
+        try:
+            with pytest.raises(UserError, match=r"unlabelled: vanished, .*; \d of 8 steps are kept, give the same"):
+                pretraining(scenes, out, "byol", workers=workers)
+        finally:
+            data.with_name("unmounted").rename(data)
+    same_weights(pretraining(scenes, out, "byol"), whole)
+
+
+def test_full_disk_ends_a_run_with_one_line_and_it_goes_on(scenes: Path, tmp_path: Path, whole: Run) -> None:
+    import resource
+
+    out = tmp_path / "run"
+    least = (whole.path / "metrics.csv").stat().st_size + 20_000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (least, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"run.*: cannot be written to \(File too large\); what was kept before stays"
+        ):
+            pretraining(scenes, out, "byol")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in out.rglob("*.partial")] == []
+    same_weights(pretraining(scenes, out, "byol"), whole)
+
+
+def test_locks_are_not_held_by_data_workers_that_outlive_a_run(tmp_path: Path) -> None:
+    held = lock(tmp_path / "lock", "it")
+    heard, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(say, b"here")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(heard, 4)
+        with pytest.raises(UserError, match=rf"it: process {os.getpid()} on .* is working on it"):
+            lock(tmp_path / "lock", "it")
+        held.close()
+        lock(tmp_path / "lock", "it").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -56,6 +56,7 @@ def compare(
         UserError: For anything that the caller can mend.
     """
     from boxless.data.index import index_images
+    from boxless.durable import locked, make_folder
     from boxless.errors import UserError
     from boxless.recipes.overrides import override
     from boxless.runs.comparison import resolve_detectors, resolve_starts, run_comparison
@@ -63,7 +64,9 @@ def compare(
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.pretraining import with_trunk_of
     from boxless.runs.reporting import write_report
+    from boxless.runs.stopping import stoppable
     from boxless.runs.weights import local
+    from boxless.training.mishaps import mishaps
 
     init = local(init)
     common = recipe_of({"recipe": recipe})
@@ -80,9 +83,12 @@ def compare(
     train_data = training_labels(labels, quiet)
     val_data = validation_labels(val, train_data.classes, quiet)
     images = index_images(data) if any(start.recipe for start in starts) else None
-    comparison = run_comparison(
-        images, train_data, val_data, starts, choices, fractions, seeds, settings, Path(out), jobs, quiet
-    )
+    folder = Path(out)
+    make_folder(folder)
+    with stoppable(), locked(folder / ".lock", f"--out {out}"), mishaps(folder):
+        comparison = run_comparison(
+            images, train_data, val_data, starts, choices, fractions, seeds, settings, folder, jobs, quiet
+        )
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     print(f"report: {write_report([out])}")
     return comparison

@@ -3,9 +3,11 @@
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -216,7 +218,25 @@ def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], j
         yield from (function(*each) for each in arguments)
         return
     with parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
-        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(*each) for each in arguments)
+        yield from Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(_with_parent)(function, *each) for each in arguments
+        )
+
+
+def _with_parent(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function gives in a process that ends as soon as the one that started it is gone, by kill -9 say."""
+    _watch(os.getppid())
+    return function(*arguments)
+
+
+@cache
+def _watch(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _folder(out: Path, start: Start) -> Path:

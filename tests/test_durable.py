@@ -1,0 +1,76 @@
+"""What a power cut leaves of checkpoints and files: never less than was there before."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from boxless.durable import write_text
+from boxless.errors import UserError
+from boxless.training.state import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture
+def power_cut(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("power_cut")
+
+
+def test_no_power_cut_costs_a_checkpoint_that_was_saved(power_cut: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    tried = 0
+    for step in range(1, 6):
+        folder.mkdir(exist_ok=True)
+        with power_cut.recorded(folder) as disk:
+            save_checkpoint(folder, step, {"w": torch.full((50,), float(step))})
+        for what, content in disk.ends():
+            power_cut.leave(tmp_path / "left", content)
+            state = load_checkpoint(tmp_path / "left")
+            found = 0 if state is None else state["step"]
+            assert found in (step - 1, step), what
+            assert state is None or torch.equal(state["w"], torch.full((50,), float(found)))
+            tried += 1
+        power_cut.leave(
+            tmp_path / "left", {name: disk.content_there.get(n, b"") for name, n in disk.names_there.items()}
+        )
+        state = load_checkpoint(tmp_path / "left")
+        assert state is not None and state["step"] == step  # once it has returned, nothing takes it away
+    assert tried >= 60
+
+
+def test_a_file_is_the_old_or_the_new_one_at_any_moment(power_cut: Any, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("old")
+    with power_cut.recorded(tmp_path) as disk:
+        write_text(tmp_path / "summary.json", "new")
+    ends = {content["summary.json"] for _, content in disk.ends()}
+    assert ends == {b"old", b"new"}
+    with power_cut.recorded(tmp_path) as disk:  # that the look-out sees what is done wrongly
+        (tmp_path / "half").write_text("newest")
+        (tmp_path / "half").replace(tmp_path / "summary.json")
+        disk.moment("after rename")
+    assert b"" in {content["summary.json"] for _, content in disk.ends()}
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file.partial").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    with pytest.raises(
+        UserError, match=r"x/file: cannot be written to \(Read-only file system\); what was kept before"
+    ):
+        refused(tmp_path / "x" / "file")
+
+
+def refused(path: Path) -> None:
+    import errno
+    import os
+
+    from boxless.durable import written
+
+    path.parent.mkdir()
+    with written(path):
+        raise RuntimeError("a library's own words") from OSError(errno.EROFS, os.strerror(errno.EROFS))
