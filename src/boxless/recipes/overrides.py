@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import functools
+import math
 import re
 from argparse import ArgumentError
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -69,15 +71,30 @@ def parse(key: str, expected: Any, value: object) -> Any:
     Raises:
         UserError: when the value is not of that type.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=expected)
+    parser = _reader(expected)
     try:
         if not isinstance(value, str):
-            return parser.parse_object({"value": value}).value
+            return _finite(parser.parse_object({"value": value}).value)
         bare = is_sequence(expected) and not _is_text(expected) and value != "null" and not value.startswith("[")
-        return parser.parse_args([f"--value=[{value}]" if bare else f"--value={value}"]).value
-    except ArgumentError:
-        raise UserError(f"{key}: expected {spell(expected)}, got {value!r}") from None
+        return _finite(parser.parse_args([f"--value=[{value}]" if bare else f"--value={value}"]).value)
+    except (ArgumentError, ValueError):
+        raise UserError(f"{key}: expected {spell(expected)}, got {value!r:.200}") from None
+
+
+def _finite(value: Any) -> Any:
+    """The value itself; raises ValueError where it is NaN or infinite, which no setting is."""
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(number)
+    return value
+
+
+@functools.cache
+def _reader(expected: Any) -> ArgumentParser:
+    """What reads one value of a type; made once, because a recipe has two hundred values."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=expected)
+    return parser
 
 
 def spell(expected: Any) -> str:
@@ -174,16 +191,20 @@ def _keys_of(group: str, leaves: Collection[str]) -> str:
 
 def _walk(node: object, prefix: str) -> Iterator[tuple[str, Key]]:
     """Yield leaves and groups alike, by dotted name."""
-    cls = type(node)
-    hints = get_type_hints(cls)
-    owners = [owner for owner in reversed(cls.__mro__) if dataclasses.is_dataclass(owner)]  # its own attributes alone
-    docs = [entry for owner in owners for entry in docstring_parser.parse_from_object(owner).params]
-    helps = {entry.arg_name: entry.description or "" for entry in docs}
+    hints, helps = _described(type(node))
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(node, field.name)
         yield name, Key(hints[field.name], value, " ".join(helps.get(field.name, "").split()))
         if _is_group(value):
             yield from _walk(value, f"{name}.")
+
+
+@functools.cache
+def _described(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
+    """Types and attribute docstrings of a dataclass's fields; read from its source once, which takes milliseconds."""
+    owners = [owner for owner in reversed(cls.__mro__) if dataclasses.is_dataclass(owner)]  # its own attributes alone
+    docs = [entry for owner in owners for entry in docstring_parser.parse_from_object(owner).params]
+    return get_type_hints(cls), {entry.arg_name: entry.description or "" for entry in docs}
 
 
 def _is_group(value: object) -> bool:
