@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from boxless.data.images import BadImage, image_size
+from boxless.data.labelled import COORDINATE_LIMIT
 from boxless.durable import written
 from boxless.errors import UserError
+from boxless.foreign import parse_json
 from boxless.proposals.limits import Array, whole_image
 from boxless.proposals.mapped import Mark, mapped_rows, mark_of
 from boxless.proposals.packed import PackedBoxes, values_of
@@ -91,8 +93,10 @@ class ProposalTable:
     def open(cls, path: str | Path) -> "ProposalTable":
         """Read a table; raises `UserError` if the file is missing, broken or something else."""
         try:
-            with pq.ParquetFile(path) as file:
-                settings = json.loads((file.schema_arrow.metadata or {})[_METADATA])
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                settings = parse_json((file.schema_arrow.metadata or {})[_METADATA])
+                if type(settings) is not dict or any(file.schema_arrow.field(f.name).type != f.type for f in _FIELDS):
+                    raise ValueError("its columns or settings are of other types")
                 column = file.schema_arrow.get_field_index("boxes")
                 groups = (file.metadata.row_group(i).column(column) for i in range(file.num_row_groups))
                 values = sum(group.num_values for group in groups)
@@ -100,7 +104,7 @@ class ProposalTable:
                 return cls._of(rows, settings, mark_of(path, rows))
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        except (OSError, LookupError, ValueError, MemoryError, pa.ArrowException) as error:
             message = f"{path}: broken, or no table of proposals; delete it and make it anew with `boxless propose`"
             raise UserError(message) from error
 
@@ -123,7 +127,9 @@ class ProposalTable:
         schema = pa.schema(_FIELDS, metadata=metadata)
         with (
             written(Path(path)) as partial,
-            pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=["skipped"]) as writer,
+            pq.ParquetWriter(
+                partial, schema, compression="zstd", use_dictionary=["skipped"], write_page_checksum=True
+            ) as writer,
         ):
             for start in range(0, len(self), ROWS):
                 writer.write_table(self._arrow(start, min(start + ROWS, len(self)), schema))
@@ -248,12 +254,24 @@ def _read(file: pq.ParquetFile, most: int) -> pa.Table:
     for group in range(file.num_row_groups):
         boxes = file.read_row_group(group, ["boxes"])["boxes"].combine_chunks()
         flat = boxes.flatten().to_numpy(zero_copy_only=False)
+        _check(boxes, flat)
         values[end : end + len(flat)] = flat
         lengths.append(np.asarray(boxes.value_lengths()).astype(np.int64))
         end += len(flat)
     offsets = pa.array(np.cumsum(np.concatenate(lengths)))
     columns = {name: facts[name].combine_chunks() for name in facts.column_names}
     return pa.table({**columns, "boxes": pa.LargeListArray.from_arrays(offsets, pa.array(values[:end]))})
+
+
+def _check(boxes: pa.ListArray, flat: NDArray[np.float32]) -> None:
+    if boxes.null_count or (np.asarray(boxes.value_lengths()) % 4).any():
+        raise ValueError("an entry is no list of boxes")
+    corners = flat.reshape(-1, 4)
+    # Said so that NaN fails too.
+    if not (
+        (corners[:, :2] >= 0).all() and (corners[:, 2:] > corners[:, :2]).all() and (flat < COORDINATE_LIMIT).all()
+    ):
+        raise ValueError("a box is none")
 
 
 def _whole(path: str) -> Array:

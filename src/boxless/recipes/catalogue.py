@@ -38,14 +38,16 @@ def load(name_or_file: str | Path, expected: type[R]) -> R:
         UserError: for an unknown name or key, an unreadable file, or a recipe of another kind than `expected`.
     """
     name, changes = _read(Path(name_or_file)) if _is_file(name_or_file) else (str(name_or_file), {})
-    recipe = importlib.import_module(_module(name)).RECIPE
-    if not isinstance(recipe, expected):
-        raise UserError(
-            f"recipe {name!r} is a {type(recipe).__name__}, expected a {expected.__name__}: see boxless recipes"
-        )
     try:
+        recipe = importlib.import_module(_module(name)).RECIPE
+        if not isinstance(recipe, expected):
+            raise UserError(
+                f"recipe {name!r} is a {type(recipe).__name__}, expected a {expected.__name__}: see boxless recipes"
+            )
         return from_mapping(recipe, changes)
     except UserError as error:
+        if not _is_file(name_or_file):
+            raise
         raise UserError(f"{name_or_file}: {error}") from error
 
 

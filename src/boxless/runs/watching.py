@@ -46,8 +46,9 @@ def make_server(runs: Sequence[str], port: int) -> ThreadingHTTPServer:
 
     try:
         return ThreadingHTTPServer((ADDRESS, port), Handler)
-    except OSError as error:
-        raise UserError(f"port {port}: cannot be used ({error.strerror}); name another, or 0 for any") from error
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"port {port}: cannot be used ({reason}); name another, or 0 for any") from error
 
 
 def serve(runs: Sequence[str], port: int, quiet: bool) -> None:

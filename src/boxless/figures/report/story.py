@@ -1,14 +1,13 @@
 """What a run's folder says of it, as far as it is there: a run may be unfinished, and files missing or broken."""
 
 import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from boxless.errors import UserError
+from boxless.figures.report.shapes import misfits
+from boxless.foreign import parse_json, parse_yaml
 
 Metrics = dict[str, tuple[list[int], list[float]]]
 """Name -> (steps, values)."""
@@ -105,8 +104,8 @@ def read_story(path: Path, name: str, evaluation: Path | None = None) -> Story:
         raise UserError(f"run {path}: {kind}; name a folder of boxless pretrain, finetune, compare or demo")
     try:
         text = recipe_file.read_text()
-        recipe = flat(yaml.safe_load(text))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        recipe = flat(parse_yaml(text))
+    except (OSError, ValueError) as error:
         raise UserError(f"{recipe_file}: cannot be read ({_short(error)}); copy it from the original run") from error
     folders = [path, *sorted(path.glob("evaluation-*"))] if evaluation is None else [evaluation]
     gaps = [f"{file} is missing: {lost}." for file, lost in EXPECTED.items() if not (path / file).is_file()]
@@ -141,10 +140,15 @@ def read_metrics(file: Path, gaps: list[str]) -> Metrics:
         lines = file.read_text(errors="replace").splitlines(keepends=True)[1:]
     except OSError:
         return metrics
-    for row in csv.reader(line for line in lines if line.endswith("\n")):
+    for line in lines:
+        if not line.endswith("\n"):
+            continue
         try:
+            (row,) = csv.reader([line])
             step, name, value = int(row[0]), row[1], float(row[2])
-        except (ValueError, IndexError):
+            if not 0 <= step < 1e15:
+                raise ValueError
+        except (ValueError, IndexError, csv.Error):
             broken += 1
             continue
         steps, values = metrics.setdefault(name, ([], []))
@@ -167,11 +171,14 @@ def _json(file: Path, gaps: list[str]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
     except (OSError, ValueError) as error:
         gaps.append(f"{file.name} cannot be read ({_short(error)}); what it says is left out.")
         return {}
-    return content if isinstance(content, dict) else {}
+    known = content if isinstance(content, dict) else {}
+    for key in (wrong := misfits(known, file.name)):
+        gaps.append(f"{file.name}: what it says of {key} is damaged and left out.")
+    return {key: value for key, value in known.items() if key not in wrong}
 
 
 def _short(error: Exception) -> str:
