@@ -1,0 +1,230 @@
+"""Every command and Python block of README and docs runs here, on a few small images; every link leads somewhere."""
+
+import functools
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documented import (
+    DETECTORS,
+    LAUNCHERS,
+    NOT_RUN,
+    OTHER_PROGRAMS,
+    PAGES,
+    PYTHON_NOT_RUN,
+    ROOT,
+    STARTS,
+    Block,
+    blocks,
+    make_world,
+    reason,
+    small,
+)
+from markdown.extensions.toc import slugify
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+import boxless
+from boxless import cli
+from boxless.recipes.catalogue import load, names
+from boxless.recipes.overrides import override
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+
+NAMES = {str(page.relative_to(ROOT)): page for page in PAGES}
+RUN, CHECKED = 80, 15
+"""Least numbers of snippets that run, and of commands that are only checked."""
+PARTS_OF_NAMES: set[str] = set()
+"""Words that look like a recipe and are none."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the names that pages use, in which everything runs."""
+    folder = tmp_path_factory.mktemp("world")
+    before, cache = Path.cwd(), os.environ.get("XDG_CACHE_HOME")
+    os.chdir(folder)
+    os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
+    try:
+        make_world(folder)
+        yield folder
+    finally:
+        os.chdir(before)
+        os.environ.pop("XDG_CACHE_HOME")
+        if cache is not None:
+            os.environ["XDG_CACHE_HOME"] = cache
+
+
+@pytest.fixture(scope="module")
+def done() -> set[str]:
+    """Commands that have run: pages share some."""
+    return set()
+
+
+def flags(settings: dict[str, str]) -> list[str]:
+    return [word for key, value in settings.items() for word in (f"--{key}", value)]
+
+
+def given(words: list[str], flag: str) -> list[str]:
+    """The values of a flag."""
+    values: list[str] = []
+    for word in words[words.index(flag) + 1 :] if flag in words else ():
+        if word.startswith("--"):
+            break
+        values.append(word)
+    return values
+
+
+def resolved(words: list[str]) -> tuple[object | None, Any]:
+    """The recipe of a command line before changes, and the parsed arguments; raises where a flag is unknown."""
+    name, *argv = words
+    module = import_module(f"boxless.commands.{name}")
+    function = getattr(module, name)
+    argv = [cli._as_declared(word) for word in argv]
+    if hasattr(module, "POSITIONAL") and argv and not argv[0].startswith("--"):
+        argv = [cli._flag(module.POSITIONAL), *argv]
+    recipe = cli._recipe(module, function, argv)
+    arguments, unknown = cli._parser(function, recipe).parse_known_args(argv)
+    assert not unknown, words
+    missing = [key for key in cli._types(function) if key not in cli._defaults(function) | vars(arguments)]
+    assert not missing, words
+    parsed = cli._parsed(function, arguments)
+    changes = {key: value for key, value in parsed.items() if key not in cli._types(function)}
+    if recipe is not None:
+        override(recipe, changes)
+    return recipe, parsed
+
+
+def prepare(words: list[str]) -> None:
+    """Make the runs that a command takes for granted."""
+    for word in [*given(words, "--weights"), *given(words, "--run"), *given(words, "--init")]:
+        path = Path(word)
+        if path.parent.name == "runs" and not (path / "summary.json").exists():
+            shutil.rmtree(path, ignore_errors=True)
+            start = STARTS.get(path.name)
+            if start is not None:
+                recipe = small("pretrain", load(start, PretrainRecipe), weights=False)
+                line = ["pretrain", "--data", "images", "--recipe", start, "--out", word, *flags(recipe)]
+            else:
+                kind = DETECTORS[path.name]
+                recipe = small("finetune", load(kind, FinetuneRecipe), weights=False)
+                line = ["finetune", "--recipe", kind, "--data", "NEU:train", "--val", "NEU:val", "--out", word]
+                line += flags(recipe)
+            assert cli.main([*line, "--quiet"]) == 0, line
+
+
+def kind_of(words: list[str], out: str) -> str:
+    """A command without its numbers, the name of its output and the order of its flags: one of a kind is run."""
+    plain = [word for word in words if word != out and not re.fullmatch(r"[\d.,]+", word)]
+    return " ".join(sorted(plain))
+
+
+def run(words: list[str], done: set[str]) -> None:
+    """Run a command of boxless with settings that make it small, once."""
+    words = [path for word in words for path in (["runs/soco", "runs/byol"] if word == "W" else [word])]
+    words = [f"runs/{word}" if word in STARTS and "--weights" in words else word for word in words]
+    out = Path((given(words, "--out") or ["nothing"])[0])
+    line = kind_of(words, str(out))
+    if line in done and (out.exists() or out.name in {**STARTS, **DETECTORS}):
+        return
+    prepare(words)
+    if words[0] in ("pretrain", "finetune", "compare"):
+        shutil.rmtree(out, ignore_errors=True)
+    recipe, _ = resolved(words)
+    small_enough = flags(small(words[0], recipe, weights=bool(given(words, "--weights"))))
+    assert cli.main([*words, *small_enough]) == 0, line
+    done.add(line)
+
+
+def run_python(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a block of Python; `pretrain` and `finetune` get settings that make them small."""
+    for name, kind in (("pretrain", PretrainRecipe), ("finetune", FinetuneRecipe)):
+        function = getattr(boxless, name)
+
+        @functools.wraps(function)
+        def short(*args: Any, function: Any = function, name: str = name, kind: Any = kind, **changes: Any) -> Any:
+            default = {"pretrain": "soco-small", "finetune": "faster-rcnn-fpn"}[name]
+            recipe = load(changes.get("recipe", default), kind)
+            shutil.rmtree(changes["out"], ignore_errors=True)
+            return function(*args, **{**changes, **small(name, recipe, weights="weights" in changes)})
+
+        monkeypatch.setattr(boxless, name, short)
+    exec(compile(block.text, str(block.page), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_page_shows_runs(
+    name: str, world: Path, done: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for block in blocks(NAMES[name]):
+        if block.language == "yaml" and (title := re.match(r"# (\S+\.yaml)\n", block.text)):
+            (world / title[1]).write_text(block.text)
+        if block.language == "python" and not any(part in block.text for part in PYTHON_NOT_RUN):
+            run_python(block, monkeypatch)
+        for words in block.commands:
+            if words[0] in LAUNCHERS:
+                words = words[words.index("boxless") :]
+                resolved(words[1:])
+            elif words[0] == "make":
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), words
+            elif words[0] == "boxless":
+                if reason(words):
+                    resolved(words[1:])
+                else:
+                    run(words[1:], done)
+    capsys.readouterr()
+
+
+def test_how_much_of_what_is_shown_runs() -> None:
+    every = [block for page in PAGES for block in blocks(page)]
+    commands = [words for block in every for words in block.commands]
+    run_here = [words for words in commands if words[0] == "boxless" and not reason(words)]
+    python = [block for block in every if block.language == "python"]
+    run_python_here = [block for block in python if not any(part in block.text for part in PYTHON_NOT_RUN)]
+    assert len(run_here) + len(run_python_here) >= RUN
+    assert {words[0] for words in commands} <= {"boxless", *LAUNCHERS, *OTHER_PROGRAMS}
+    shown = [" ".join(words) + " " for words in commands]
+    assert [part for part in NOT_RUN if not any(part in line for line in shown)] == []  # none is out of date
+
+
+def test_recipes_that_are_named_exist() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    ends = "small|r50|r50-fpn|r50-c4|voc|cityscapes|12k|soco|lvis|course|mmdetection|mini-5|mini-10"
+    named = set(re.findall(rf"(?:`|--recipe )([a-z0-9][a-z0-9-]*-(?:{ends}))\b(?![\w.-])", text))
+    assert len(named) > 60 and named - set(names()) <= PARTS_OF_NAMES
+
+
+def test_links_of_readme_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            file, _, anchor = target.partition("#")
+            if not re.match(r"https?:", target):
+                assert (page.parent / file).is_file(), target
+                headings = re.findall(r"^#+ (.+)$", (page.parent / file).read_text(), re.M)
+                assert not anchor or anchor in {slugify(heading, "-") for heading in headings}, target
+
+
+def test_the_site_builds_without_a_warning_and_needs_no_other_host(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links between pages and to their headings are followed by the build itself."""
+    monkeypatch.chdir(ROOT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the programs that build it
+        config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"))
+        build(config)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(PAGES) - 3
+    for page in pages:
+        text = page.read_text()
+        fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=\"?([^\" >]+)", text)
+        assert [target for target in fetched if re.match(r"(?:https?:)?//", target)] == [], page
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert "url(http" not in style.read_text() and "@import" not in style.read_text(), style
