@@ -33,7 +33,8 @@ from boxless.errors import UserError
 from boxless.launch import Processes
 
 FORMAT = 1
-"""Version of the layout."""
+"""Version of the layout and of what its files mean. This boxless reads it and all before it; it goes up where an older
+boxless would read a run wrongly, and a run of each version is kept as a test."""
 
 FREE = ("workers", "stop_on_collapse", "loggers")
 """Keys of a recipe that may change when a run goes on: no number depends on them."""
@@ -45,9 +46,22 @@ class Run:
 
     Attributes:
         path: its folder.
+
+    Raises:
+        UserError: where a newer boxless wrote it in a format that this one does not know.
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        environment = _environment(self.path)
+        written = environment.get("format", FORMAT)
+        if isinstance(written, int) and written > FORMAT:
+            needed = environment.get("boxless", "newer")
+            raise UserError(
+                f"{self.path}: a run of format {written}, written by boxless {needed}; this is boxless "
+                f"{version('boxless')}, which reads formats up to {FORMAT}: pip install 'boxless>={needed}'"
+            )
 
     @property
     def weights(self) -> Path:
@@ -159,9 +173,11 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
 
 
 def _environment(out: Path) -> dict[str, Any]:
-    file = out / "environment.json"
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return known
+    try:
+        known = json.loads((out / "environment.json").read_text())
+    except (OSError, ValueError):  # none, or what a fault left
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> list[str]:

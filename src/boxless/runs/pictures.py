@@ -17,6 +17,7 @@ from boxless.runs import picture_features as features
 from boxless.runs import picture_pairs as pairs
 from boxless.runs import picture_scores as scores
 from boxless.runs import picture_views as views
+from boxless.runs.folder import Run
 from boxless.runs.frozen import Frozen, load_frozen
 from boxless.runs.picture_views import Picture
 
@@ -50,7 +51,7 @@ class Sitting:
         if not (self.folder / "recipe.yaml").is_file():
             kind = "is not a run (no recipe.yaml in it)" if self.folder.is_dir() else "no such folder"
             raise UserError(f"run {self.folder}: {kind}; name a folder of boxless pretrain, finetune or compare")
-        recipe = load(self.folder / "recipe.yaml", object)
+        recipe = load(Run(self.folder).recipe_file, object)
         return recipe if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
 
     @property

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from boxless.durable import write_text
 from boxless.errors import UserError
 from boxless.figures.report.advice import Advice, advise, duration, together, verdict
 from boxless.figures.report.page import Page, Table, render
 from boxless.figures.report.story import Metrics, Story, read_story
 from boxless.runs.comparison_table import NOTE, REFERENCE, Cell, Row, summarize
-from boxless.runs.folder import write_text
+from boxless.runs.folder import Run
 
 SEEDS = ("seed", "label_seed")
 """Keys in which runs of one group may differ."""
@@ -59,8 +60,8 @@ def _read(path: Path, name: str) -> Subject:
         if (folder / "comparison.csv").is_file() or (folder / "finetune").is_dir() or (folder / "pretrain").is_dir():
             return _compared(folder, name)
     if (path / "evaluation.json").is_file() and not (path / "recipe.yaml").is_file():
-        return read_story(_evaluated(path), name, path)
-    return read_story(path, name)
+        return read_story(Run(_evaluated(path)).path, name, path)
+    return read_story(Run(path).path, name)
 
 
 def _evaluated(path: Path) -> Path:
@@ -83,7 +84,7 @@ def _compared(path: Path, name: str) -> Compared:
 
 
 def _story(recipe: Path, name: str) -> Story:
-    return read_story(recipe.parent, name)
+    return read_story(Run(recipe.parent).path, name)
 
 
 def _cells(file: Path) -> tuple[Cell, ...]:
