@@ -157,6 +157,7 @@ def _pack(plan: Plan, facts: dict[str, Any], out: Path, workers: int, advance: C
     if earlier:
         _refuse_other(plan, earlier["plan"], out)
     if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
+        shutil.rmtree(out / _PARTS, ignore_errors=True)  # of a pack that was killed at its very end
         return _mend(plan, earlier["shards"], out, workers, advance)
     return _write_all(plan, facts, out, workers, advance)
 
