@@ -141,7 +141,12 @@ def small(command: str, recipe: object, weights: bool) -> dict[str, str]:
         return SMALL_TRUNK | SMALL_PRETRAINING | ANY | _method(keys(recipe))
     if isinstance(recipe, FinetuneRecipe):
         return SMALL_FINETUNING | ANY | ({} if weights else SMALL_TRUNK)
-    return {"probe": {"size": "64", "workers": "0"}}.get(command, {})
+    return {
+        "probe": {"size": "64", "workers": "0"},
+        "propose": {"method": "grid", "workers": "1"},
+        "pack": {"workers": "1"},
+        "statistics": {"workers": "1"},
+    }.get(command, {})
 
 
 def _method(known: object, prefix: str = "") -> dict[str, str]:
