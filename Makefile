@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: demo test lint docs bench startup fuzz
+.PHONY: demo test lint docs bench startup fuzz chaos
 
 demo: $(INSTALLED)
 	$(BIN)/boxless demo
@@ -33,6 +33,10 @@ startup: $(INSTALLED)
 # 30,000 broken and hostile inputs, ten minutes of a core.
 fuzz: $(INSTALLED)
 	$(BIN)/python benchmarks/fuzz.py
+
+# Kills, full disks, vanished drives, power cuts: the table of docs/reliability.md. A quarter of an hour of a core.
+chaos: $(INSTALLED)
+	$(BIN)/python benchmarks/chaos.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("boxless needs Python 3.11 or newer, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12 test" % sys.version_info[:2])'

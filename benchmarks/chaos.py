@@ -10,8 +10,10 @@ anything did not survive or came out otherwise. As root, disks are filled for re
 """
 
 import argparse
+import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,7 @@ from chaos_cases import Case, Started, cases, ran, rooms, start, wait_for
 from environment import RESULTS, facts, write
 from power_cut import leave, recorded
 
-import boxless.commands.compare
-import boxless.runs.comparison
-import boxless.runs.pictures
-import boxless.runs.reporting  # noqa: F401 (before the forks)
+import boxless
 from boxless.data import returning
 from boxless.durable import write_text
 from boxless.training.state import checkpoints, load_checkpoint, save_checkpoint
@@ -366,6 +365,14 @@ def put(page: Path, text: str) -> None:
 FAULTS = ("kill", "disk", "worker", "rank", "drive", "damage", "lock", "power", "same")
 
 
+def import_all() -> None:
+    """Import what forks would import, each anew, and perhaps from files that have changed meanwhile."""
+    for module in pkgutil.walk_packages(boxless.__path__, "boxless."):
+        if not module.name.endswith("__main__"):
+            with suppress(ImportError):  # of an extra that is not installed
+                importlib.import_module(module.name)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Try the faults and write down what came of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -377,6 +384,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     seed = given.seed if given.seed is not None else random.randrange(10**6)
     random.seed(seed)
+    import_all()
     os.environ["BOXLESS_PROGRESS"] = "none"
     with tempfile.TemporaryDirectory(prefix="boxless-chaos-") as room:
         os.environ["XDG_CACHE_HOME"] = f"{room}/cache"

@@ -68,6 +68,7 @@ class Plan:
         rows: of the index, in the order of packing.
         ends: where each shard's rows end in `rows`.
         hash: of all that decides on the shards' bytes but the images' pixels.
+        made: the part of that which people know, by name.
     """
 
     index: ImageIndex
@@ -75,6 +76,7 @@ class Plan:
     rows: np.ndarray
     ends: list[int]
     hash: str
+    made: dict[str, Any]
 
     def write(self, number: int, path: Path, advance: Callable[[int], None]) -> Part:
         """Write a shard; images that cannot be read are left out."""
@@ -122,7 +124,8 @@ def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
             ends.append(place)
             used = _END
         used += needed
-    return Plan(index, extras, rows, [*ends, len(rows)], sha.hexdigest())
+    made = {"shard_mb": limit // 1_000_000, "images": len(index), "keys": index.fingerprint}
+    return Plan(index, extras, rows, [*ends, len(rows)], sha.hexdigest(), made)
 
 
 def pack_images(
@@ -155,7 +158,7 @@ def pack_images(
 def _pack(plan: Plan, facts: dict[str, Any], out: Path, workers: int, advance: Callable[[int], None]) -> int:
     earlier = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
     if earlier:
-        _refuse_other(plan, earlier["plan"], out)
+        _refuse_other(plan, earlier["plan"], earlier.get("made", {}), out)
     if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
         shutil.rmtree(out / _PARTS, ignore_errors=True)  # of a pack that was killed at its very end
         return _mend(plan, earlier["shards"], out, workers, advance)
@@ -182,11 +185,11 @@ def _write_all(plan: Plan, facts: dict[str, Any], out: Path, workers: int, advan
     """Write the shards that no earlier try has left; returns their number."""
     parts = out / _PARTS
     parts.mkdir(exist_ok=True)
-    if (parts / "plan").is_file():
-        _refuse_other(plan, (parts / "plan").read_text(), out)
+    if (parts / "plan.json").is_file():
+        _refuse_other(plan, **json.loads((parts / "plan.json").read_bytes()), out=out)
     elif not (out / MANIFEST).is_file() and any(out.glob("shard-*.tar")):
         raise UserError(f"{out}: holds shards without a {MANIFEST}; delete them or give another --out")
-    _write(parts / "plan", plan.hash.encode())
+    _write(parts / "plan.json", json.dumps({"hash": plan.hash, "made": plan.made}).encode())
 
     def write(number: int) -> tuple[Part, bool]:
         path, note = out / f"shard-{number:06d}.tar", parts / f"{number}.json"
@@ -233,6 +236,7 @@ def _finish(plan: Plan, parts: list[Part], facts: dict[str, Any], out: Path) -> 
         "images": len(samples),
         "fingerprint": kept.fingerprint,
         "plan": plan.hash,
+        "made": plan.made,
         **facts,
         "left_out": [(plan.index.key(row), reason) for part in parts for row, reason in part.left_out],
         "index": {"file": INDEX, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
@@ -253,9 +257,15 @@ def _in_threads(task: Callable[[int], Any], count: int, workers: int) -> Iterato
             raise
 
 
-def _refuse_other(plan: Plan, hash: str, out: Path) -> None:
-    if hash != plan.hash:
-        raise UserError(f"{out}: holds shards of other data or settings; delete it or give another --out")
+def _refuse_other(plan: Plan, hash: str, made: dict[str, Any], out: Path) -> None:
+    """Raise `UserError` where a folder's shards, or parts of them, are of another plan, saying in what."""
+    if hash == plan.hash:
+        return
+    other = [f"{key} was {made[key]}, is {now}" for key, now in plan.made.items() if made.get(key, now) != now]
+    raise UserError(
+        f"{out}: holds shards of other data or settings ({'; '.join(other) or 'labels, proposals or files differ'}); "
+        "delete it or give another --out"
+    )
 
 
 def _write(path: Path, content: bytes) -> None:
