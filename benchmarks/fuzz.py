@@ -1,8 +1,8 @@
 """Broken and hostile inputs for every reader, thousands of each kind: `make fuzz`, or --kind jpeg --show for one.
 
 An input may be read, if what comes out is sound, or refused in a line that names the file. Anything else is a fault:
-another exception, more than ten seconds of a core, more than 4 GiB, a dead process, or a result that cannot be right. Input n of
-a kind depends on the seed, the kind and n alone; each kind runs in a process of its own.
+another exception, more than 30 seconds of a core, more than 4 GiB, a dead process, or a result that cannot be right.
+Input n of a kind depends on the seed, the kind and n alone; each kind runs in a process of its own.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from boxless.errors import UserError
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 KINDS: dict[str, tuple[int, Case]] = {**fuzz_images.KINDS, **fuzz_labels.KINDS, **fuzz_files.KINDS}
-SECONDS = 10
+SECONDS = 30
 MEMORY = 4 << 30
 
 
@@ -135,9 +135,9 @@ def _follow(reader: int, child: int, first: int, tally: Tally) -> int:
     text = b""
     why = ""
     while True:
-        if not select.select([reader], [], [], 12 * SECONDS)[0]:
+        if not select.select([reader], [], [], 6 * SECONDS)[0]:
             os.kill(child, signal.SIGKILL)
-            why = f"hang: more than {12 * SECONDS} s inside a library"
+            why = f"hang: more than {6 * SECONDS} s inside a library"
         piece = os.read(reader, 1 << 16)
         if not piece:
             break

@@ -425,12 +425,12 @@ def _report(random: Random, folder: Path) -> None:
 
 
 KINDS: dict[str, tuple[int, Case]] = {
-    "recipe": (1500, _recipe),
+    "recipe": (300, _recipe),
     "safetensors": (1500, _safetensors),
-    "torch": (1500, _torch),
+    "torch": (1000, _torch),
     "pickle": (1500, _pickle),
     "parquet": (1200, _parquet),
     "shards": (1500, _shards),
-    "cli": (1500, _cli),
-    "report": (800, _report),
+    "cli": (1000, _cli),
+    "report": (300, _report),
 }

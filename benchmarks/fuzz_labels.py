@@ -293,10 +293,10 @@ def _printed(value: object) -> str:
 
 KINDS: dict[str, tuple[int, Case]] = {
     "coco": (3000, _coco),
-    "voc": (2000, _voc),
+    "voc": (1500, _voc),
     "yolo": (2500, _yolo),
-    "cityscapes": (1200, _cityscapes),
-    "crowded": (6, _crowded),
+    "cityscapes": (1000, _cityscapes),
+    "crowded": (3, _crowded),
     "from_coco": (800, _taken),
 }
 
