@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student_t
 
+from boxless.durable import write_text
 from boxless.figures.label_efficiency import label_efficiency
 from boxless.figures.style import save
-from boxless.runs.folder import write_text
 
 REFERENCE = "none"
 """The start from scratch, which gains are measured over."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from boxless.data.classes import ClassifiedData, read_classified
 from boxless.data.index import ImageIndex, index_images
+from boxless.durable import write_text
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
 from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
@@ -20,7 +21,6 @@ from boxless.evaluation.probes import Score
 from boxless.figures.probes import match_panels, score_bars, score_curves
 from boxless.figures.style import save
 from boxless.runs.features import Extractor, Features
-from boxless.runs.folder import write_text
 from boxless.runs.frozen import Frozen
 from boxless.runs.probe_result import ASYMMETRY, NOTES, VIEWS, ProbeResult, Probing, as_csv
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
+from boxless.durable import write_text
 from boxless.errors import UserError
 from boxless.figures.curves import training_curves
 from boxless.figures.style import save
 from boxless.runs.detecting import open_run
-from boxless.runs.folder import Run, write_json, write_text
+from boxless.runs.folder import Run, write_json
 from boxless.runs.model_card import card
 
 PATHS = ("file", "label_list")
