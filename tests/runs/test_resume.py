@@ -109,7 +109,7 @@ def test_changes_are_made_when_told_and_said(
     out = tmp_path / "run"
     broken_off(scenes, out, monkeypatch)
     longer = {"epochs": 5, "optim.weight_decay": 0.5}
-    with pytest.raises(UserError, match=r"optim.weight_decay was .*, is 0\.5; epochs was 4.0, is 5.0\); .*--allow-changes"):
+    with pytest.raises(UserError, match=r"weight_decay was .*, is 0\.5; epochs was 4.0, is 5.0\); .*--allow-changes"):
         pretraining(scenes, out, "byol", **longer)
     with pytest.raises(UserError, match=r"checkpoint is of another network or optimizer .*give the settings back"):
         pretraining(scenes, out, "byol", allow_changes=True, **{"method.output": 8})

@@ -72,10 +72,10 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     Raises:
         UserError: For anything that the caller can mend.
     """
+    from boxless.durable import write_text
     from boxless.evaluation.average_precision import coco_results
     from boxless.runs.detecting import check_keypoints, detect_labelled, load_detector, scores, skeleton_of
-    from boxless.durable import write_text
-from boxless.runs.folder import write_json
+    from boxless.runs.folder import write_json
     from boxless.runs.gallery import write_gallery
 
     detector, classes, recipe = load_detector(run)
