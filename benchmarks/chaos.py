@@ -65,9 +65,9 @@ class Count:
 class Chaos:
     """Faults, with their counts by what they are called in the table."""
 
-    def __init__(self, room: Path, scale: float) -> None:
+    def __init__(self, room: Path, scale: float, only: list[str]) -> None:
         self.room, self.scale = room, scale
-        self.cases = cases(room)
+        self.cases = {name: case for name, case in cases(room).items() if name in only}
         self.counts: dict[str, Count] = {}
         self.whole: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
@@ -80,6 +80,10 @@ class Chaos:
             self.seconds[case.name] = time.monotonic() - began
             self.whole[case.name] = case.result(room / case.name)
             print(f"{case.name}: {self.seconds[case.name]:.1f} s undisturbed", file=sys.stderr)
+
+    def chosen(self, *names: str) -> list[str]:
+        """Those of some commands that are to be disturbed."""
+        return [name for name in names if name in self.cases]
 
     def times(self, usual: int) -> int:
         """How often to try."""
@@ -138,7 +142,7 @@ class Chaos:
         if os.geteuid() or not shutil.which("mount"):
             print("disk: not tried, needs root", file=sys.stderr)
             return
-        for name in ("pretrain", "finetune", "propose", "pack"):
+        for name in self.chosen("pretrain", "finetune", "propose", "pack"):
             case, count = self.cases[name], self.counts.setdefault(f"full disk, {name}", Count())
             most = sum(path.stat().st_size for path in (self.room / name).rglob("*") if path.is_file())
             while count.tried < self.times(4):
@@ -157,7 +161,7 @@ class Chaos:
 
     def worker(self) -> None:
         """A data worker that is killed."""
-        for name in TRAINING:
+        for name in self.chosen(*TRAINING):
             case, count = self.cases[name], self.counts.setdefault(f"data worker killed, {name}", Count())
             for _ in range(self.times(4)):
                 folder = next(self.rooms)
@@ -175,6 +179,8 @@ class Chaos:
 
     def rank(self) -> None:
         """One of two processes that is killed, and both started again."""
+        if "pretrain" not in self.cases:
+            return
         case = self.cases["pretrain"]
         count = self.counts.setdefault("one of two processes killed, pretrain", Count())
 
@@ -207,7 +213,7 @@ class Chaos:
 
     def drive(self) -> None:
         """A folder of images that vanishes while it is read, and returns soon, or after the command has given up."""
-        for name in ("pretrain", "finetune", "propose", "pack"):
+        for name in self.chosen("pretrain", "finetune", "propose", "pack"):
             case = self.cases[name]
             for stays, word in ((False, "returns"), (True, "stays away")):
                 count = self.counts.setdefault(f"folder of images vanishes and {word}, {name}", Count())
@@ -238,17 +244,13 @@ class Chaos:
         if not seen:
             return 1  # all was read already, or nothing yet
         fine = started.one_line() if stays else code == 0
-        survived, equal, said = self.ends_alike_of(case, folder / "out", line, folder / "log2")
+        survived, equal, said = self.ends_alike(case, folder / "out", line, folder / "log2")
         count.add(fine and survived, equal, said if fine else f"{case.name}: {code}: {started.said()[-900:]}")
         return 0
 
-    def ends_alike_of(self, case: Case, out: Path, line: list[str], log: Path) -> tuple[bool, bool, str]:
-        """`ends_alike`; names of a copied data set lead to the same images in another order of shards."""
-        return self.ends_alike(case, out, line, log)
-
     def damage(self) -> None:
         """A checkpoint that is cut, altered or emptied between a kill and the next start."""
-        for name in TRAINING:
+        for name in self.chosen(*TRAINING):
             case, count = self.cases[name], self.counts.setdefault(f"newest checkpoint damaged, {name}", Count())
             for how in [("cut", "flipped", "empty")[n % 3] for n in range(self.times(3))]:
                 folder = next(self.rooms)
@@ -283,6 +285,8 @@ class Chaos:
 
     def power(self) -> None:
         """A power cut at each moment of writing checkpoints and a file, on a file system that forgets all it may."""
+        if "pretrain" not in self.cases:
+            return
         count = self.counts.setdefault("power cut (simulated), checkpoint", Count())
         folder = self.room / "power"
         folder.mkdir()
@@ -308,11 +312,19 @@ class Chaos:
 
     def same(self) -> None:
         """No fault: other numbers of data workers, and shards in place of the folder."""
-        count = self.counts.setdefault("none: 1, 2, 3 data workers, pretrain", Count())
-        case = self.cases["pretrain"]
-        for workers in (1, 2, 3):
-            out = next(self.rooms) / "out"
-            count.add(*self.ends_alike(case, out, self._line(case, out, workers), out.parent / "log"))
+        for name, numbers in {"pretrain": (1, 2, 3), "finetune": (1, 2), "propose": (2,), "pack": (2,)}.items():
+            if name not in self.cases:
+                continue
+            words = ", ".join(map(str, numbers))
+            count = self.counts.setdefault(f"none: {words} workers, {name}", Count())
+            for workers in numbers:
+                out = next(self.rooms) / "out"
+                line = self._line(self.cases[name], out, workers)
+                count.add(*self.ends_alike(self.cases[name], out, line, out.parent / "log"))
+        if "pretrain" in self.cases:
+            self._from_shards(self.cases["pretrain"])
+
+    def _from_shards(self, case: Case) -> None:
         count = self.counts.setdefault("none: shards in place of the folder, pretrain", Count())
         folder = next(self.rooms)
         images = str(case.data / "images" / "unlabelled")
@@ -321,16 +333,6 @@ class Chaos:
             out = folder / f"out-{workers}"
             line = self._line(case, out, workers, folder / "shards" / "manifest.json")
             count.add(*self.ends_alike(case, out, line, folder / "log"))
-        count = self.counts.setdefault("none: 1, 2 data workers, finetune", Count())
-        for workers in (1, 2):
-            out = next(self.rooms) / "out"
-            line = self._line(self.cases["finetune"], out, workers)
-            count.add(*self.ends_alike(self.cases["finetune"], out, line, out.parent / "log"))
-        for name in ("propose", "pack"):
-            count = self.counts.setdefault(f"none: 2 workers, {name}", Count())
-            out = next(self.rooms) / "out"
-            line = self._line(self.cases[name], out, 2)
-            count.add(*self.ends_alike(self.cases[name], out, line, out.parent / "log"))
 
 
 @contextmanager
@@ -362,6 +364,7 @@ def put(page: Path, text: str) -> None:
     write_text(page, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
+CASES = ("pretrain", "finetune", "propose", "pack", "compare")
 FAULTS = ("kill", "disk", "worker", "rank", "drive", "damage", "lock", "power", "same")
 
 
@@ -377,6 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     """Try the faults and write down what came of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"some of {', '.join(CASES)}")
     parser.add_argument("--scale", type=float, default=1.0, help="how many times as often as usual")
     parser.add_argument("--seed", type=int, default=None, help="of the moments; by default drawn")
     parser.add_argument("--results", type=Path, default=RESULTS / "chaos.json")
@@ -388,7 +392,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["BOXLESS_PROGRESS"] = "none"
     with tempfile.TemporaryDirectory(prefix="boxless-chaos-") as room:
         os.environ["XDG_CACHE_HOME"] = f"{room}/cache"
-        chaos = Chaos(Path(room), given.scale)
+        chaos = Chaos(Path(room), given.scale, given.cases.split(","))
         for name in given.only.split(","):
             print(f"{name} ...", file=sys.stderr)
             getattr(chaos, name)()

@@ -166,11 +166,10 @@ def _target(folder: Path, key: str, source: str, room: str = "images", suffix: s
 
 
 def _save(image: "Image", path: Path, form: str = "JPEG") -> None:
-    from boxless.durable import written
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as partial:
-        image.save(partial, format=form, quality=92)
+    partial = path.with_name(path.name + ".partial")
+    image.save(partial, format=form, quality=92)
+    partial.replace(path)  # thousands of pictures that can be drawn again: none waits for the disk
 
 
 class _Report:
