@@ -144,7 +144,7 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
         if changed and not allow_changes:
             raise UserError(
                 f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
-                "it, name another folder, or add --allow-changes"
+                "it, name another folder, or (pretrain, finetune) add --allow-changes"
             )
         for change in changed:
             print(f"{out}: going on although {change}", file=sys.stderr, flush=True)
