@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from boxless.training.guard import NonFiniteStep
 from boxless.training.journal import Journal, read_metrics
-from boxless.training.loop import Progress, train
+from boxless.training.loop import Progress, kept_scale, restore_scale, train
 
 
 class Loop:
@@ -145,3 +146,28 @@ def test_processes_wait_for_gradients_once_a_step(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(loop.fabric, "no_backward_sync", watched)
     loop.run(parts=lambda batch: (batch, batch, batch))
     assert skipped == [True, True, False] * 8
+
+
+def test_half_precision_skips_overflows_and_measures_gradients_without_their_scale(tmp_path: Path) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
+    linear = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(linear.weight)
+    module, optimizer = fabric.setup(linear, torch.optim.SGD(linear.parameters(), lr=99.0))
+    weights = []
+
+    def losses(batch: float, step: int) -> Mapping[str, Tensor]:
+        weights.append(linear.weight.item())
+        return {"loss": linear.weight.sum() * batch}
+
+    journal = Journal(tmp_path, 0, 4, seed=1, images_per_step=1, every=1, quiet=True)
+    batches = [3.0, 1e35, 3.0, 3.0]  # times the scale, 65536, more than float32 holds
+    train(fabric, module, optimizer, batches, losses, lambda step: 0.1, Progress(0, 4), journal)
+    journal.close()
+    assert weights == pytest.approx([1, 0.7, 0.7, 0.4])
+    metrics = read_metrics(tmp_path)
+    assert metrics["loss_scale"][1] == [65536, 65536, 32768, 32768]
+    assert metrics["gradient_norm"][1] == pytest.approx([3, float("inf"), 3, 3])
+    again = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
+    restore_scale(again, kept_scale(fabric))
+    assert kept_scale(again) == kept_scale(fabric) and kept_scale(again)["scale"]["scale"] == 32768
+    assert kept_scale(Fabric(accelerator="cpu", devices=1)) == {}

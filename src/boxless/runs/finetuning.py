@@ -40,7 +40,7 @@ from boxless.training.guard import NonFiniteStep
 from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
-from boxless.training.loop import Progress, train
+from boxless.training.loop import Progress, kept_scale, restore_scale, train
 from boxless.training.memory import OutOfMemory
 from boxless.training.mishaps import mishaps
 from boxless.training.optim import parameter_groups
@@ -139,6 +139,7 @@ def _finetune(
         with fitting_state(out):
             detector.load_state_dict(state["module"])
             restore_optimizer(optimizer, state["optimizer"])
+        restore_scale(fabric, state)
         progress.step, spent = state["step"], state["seconds"]
         _say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
     placed, optimizer = fabric.setup(detector, optimizer)
@@ -167,9 +168,12 @@ def _finetune(
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
     began = time.monotonic()
 
+    def seconds() -> float:
+        return spent + time.monotonic() - began
+
     def save() -> None:
         tensors = {"module": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        content = {**tensors, "accumulate": objective.accumulate, "seconds": spent + time.monotonic() - began}
+        content = {**tensors, **kept_scale(fabric), "accumulate": objective.accumulate, "seconds": seconds()}
         alone(lambda: save_checkpoint(out / "checkpoints", progress.step, content))
 
     stop = Interruption()
@@ -228,8 +232,7 @@ def _finetune(
     def finish() -> None:
         save_detector(run.weights, detector)
         scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
-        seconds = spent + time.monotonic() - began
-        write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds))
+        write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds()))
         _say(score_table(scores), quiet)
         _say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
 

@@ -34,7 +34,7 @@ from boxless.training.health import measure
 from boxless.training.interruption import Interruption
 from boxless.training.journal import Journal
 from boxless.training.loggers import make_loggers
-from boxless.training.loop import Progress, train
+from boxless.training.loop import Progress, kept_scale, restore_scale, train
 from boxless.training.memory import OutOfMemory
 from boxless.training.mishaps import mishaps
 from boxless.training.optim import warmup_cosine
@@ -108,6 +108,7 @@ def _pretrain(
     if state is not None:
         with fitting(run.path):
             learner.restore(state)
+        restore_scale(fabric, state)
         progress.step = state["step"]
         _say(f"{run.path}: continuing at step {progress.step} of {plan.steps}", quiet)
     elif learner.start is not None:
@@ -169,7 +170,8 @@ def _train(
 
     def save() -> None:
         learner.skipped.update(united(learner.skipped))
-        alone(lambda: save_checkpoint(run.path / "checkpoints", progress.step, learner.content()))
+        content = {**learner.content(), **kept_scale(fabric)}
+        alone(lambda: save_checkpoint(run.path / "checkpoints", progress.step, content))
 
     stop = Interruption()
     try:

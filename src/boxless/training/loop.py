@@ -185,3 +185,14 @@ def _sizes(fabric: Fabric, module: nn.Module, optimizer: Optimizer, clip_norm: f
 def _scaler(fabric: Fabric) -> Any:
     """Half precision's loss scale (torch.amp.GradScaler), or None."""
     return getattr(fabric.strategy.precision, "scaler", None)
+
+
+def kept_scale(fabric: Fabric) -> dict[str, Any]:
+    """What a checkpoint keeps of half precision's loss scale; nothing in other precisions."""
+    return {"scale": fabric.strategy.precision.state_dict()} if _scaler(fabric) is not None else {}
+
+
+def restore_scale(fabric: Fabric, state: Mapping[str, Any]) -> None:
+    """Give half precision the loss scale that a checkpoint keeps, if it does."""
+    if _scaler(fabric) is not None and "scale" in state:
+        fabric.strategy.precision.load_state_dict(state["scale"])
