@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
 
-.PHONY: demo test lint docs bench startup fuzz chaos
+.PHONY: demo test lint docs bench startup fuzz chaos audit
 
 demo: $(INSTALLED)
 	$(BIN)/boxless demo
@@ -37,6 +37,10 @@ fuzz: $(INSTALLED)
 # Kills, full disks, vanished drives, power cuts: the table of docs/reliability.md. A quarter of an hour of a core.
 chaos: $(INSTALLED)
 	$(BIN)/python benchmarks/chaos.py
+
+# Known advisories about the pinned packages; asks osv.dev, and fails where it cannot be reached.
+audit:
+	$(PYTHON) benchmarks/audit.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("boxless needs Python 3.11 or newer, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12 test" % sys.version_info[:2])'

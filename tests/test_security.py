@@ -154,7 +154,7 @@ def test_tensors_that_claim_more_than_the_file_are_refused(tmp_path: Path) -> No
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(UserError, match="compressed, which torch.save never does"):
+    with pytest.raises(UserError, match=r"compressed, which torch.save never does"):
         read_tensors(tmp_path / "bomb.pth")
 
 
@@ -254,7 +254,7 @@ def test_entities_in_xml_are_refused(tmp_path: Path, entity: str, encoding: str)
         ("a: &a [x]\nb: *a", r"line 2: write \*a out: aliases are not allowed"),
         ("a: &a [*a]", "aliases are not allowed"),
         ("a: {<<: *b}", "aliases are not allowed"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 500, "nested too deeply"),
         ("a: 2001-99-99", "month must be in"),
         ("a: !!bool x", "x"),
         ("- " * 1_100_000, "longer than"),

@@ -79,7 +79,7 @@ def _load(path: Path) -> object:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("its parts are compressed, which torch.save never does: they may be of any size")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        warnings.simplefilter("ignore")  # of old protocols, of sparse tensors: what is taken from the file is plain
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
