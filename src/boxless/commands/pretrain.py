@@ -52,7 +52,8 @@ def pretrain(
     from boxless.recipes.overrides import override
     from boxless.runs.boxes import prepare_boxes
     from boxless.runs.folder import Run
-    from boxless.runs.pretraining import check_start, run_pretraining, with_trunk_of
+    from boxless.runs.learner import check_start
+    from boxless.runs.pretraining import run_pretraining, with_trunk_of
     from boxless.runs.setup import training_fabric
     from boxless.runs.stopping import stoppable
     from boxless.runs.weights import local, weights_file

@@ -1,6 +1,7 @@
 """What a pretraining trains, with all that its checkpoints keep."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ from boxless.training.state import restore_optimizer
 
 LEAST_LOADED = 0.99
 """Share of the backbone, and of each part that the start's weights hold, that must be loaded."""
+
+
+def check_start(recipe: PretrainRecipe, init: Path | None) -> None:
+    """Build what the run will build, and load what it will load, to find a mistake before hours of proposals.
+
+    Raises:
+        UserError: where trunk, weights and method do not go together.
+    """
+    trunk = Trunk(recipe.trunk)
+    if init is not None:
+        load_trunk(trunk, init, LEAST_LOADED)
+    recipe.method.build(trunk)
 
 
 class Learner:
@@ -100,3 +113,10 @@ def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
     if settings.name == "sgd":
         return SGD(groups, lr=settings.base_lr, momentum=settings.momentum, foreach=True)
     return AdamW(groups, lr=settings.base_lr, fused=None if torch.cuda.is_available() else True)
+
+
+def skipped_report(skipped: Mapping[str, str]) -> str:
+    """Images that could not be read, counted and listed."""
+    lines = [f"  {path}: {reason}" for path, reason in sorted(skipped.items())[:20]]
+    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+    return f"{len(skipped)} images could not be read and were left out:\n" + "\n".join(lines) + more

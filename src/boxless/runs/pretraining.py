@@ -1,7 +1,7 @@
 """A pretraining run, from images to weights."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,15 +14,14 @@ from lightning.fabric import Fabric
 from boxless.data.fetching import image_order
 from boxless.data.index import ImageIndex
 from boxless.data.loader import Batch, Boxes, ViewDataset, view_batches
-from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
-from boxless.interop.weights import load_trunk, save_trunk
+from boxless.interop.weights import save_trunk
 from boxless.recipes.schema import PretrainRecipe
 from boxless.runs.arriving import equally_wide, fabric_batches
 from boxless.runs.compiling import compile_parts, is_compiled
 from boxless.runs.fitting import need_less
 from boxless.runs.folder import Run, start_run, write_json
-from boxless.runs.learner import LEAST_LOADED, Learner
+from boxless.runs.learner import Learner, skipped_report
 from boxless.runs.objective import Objective
 from boxless.runs.replay import keep
 from boxless.runs.schedule import Plan, rates_in_words
@@ -49,18 +48,6 @@ class Collapse(Exception):
 def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
     """The recipe with what the weights that it starts from decide of its trunk, if they are of a run; see `adopt`."""
     return replace(recipe, trunk=adopt(recipe.trunk, init))
-
-
-def check_start(recipe: PretrainRecipe, init: Path | None) -> None:
-    """Build what the run will build, and load what it will load, to find a mistake before hours of proposals.
-
-    Raises:
-        UserError: where trunk, weights and method do not go together.
-    """
-    trunk = Trunk(recipe.trunk)
-    if init is not None:
-        load_trunk(trunk, init, LEAST_LOADED)
-    recipe.method.build(trunk)
 
 
 def run_pretraining(
@@ -248,13 +235,6 @@ def _summary(recipe: PretrainRecipe, plan: Plan, learner: Learner) -> dict[str, 
         "health_report": learner.health.report(),
         "skipped": learner.skipped,
     }
-
-
-def skipped_report(skipped: Mapping[str, str]) -> str:
-    """Images that could not be read, counted and listed."""
-    lines = [f"  {path}: {reason}" for path, reason in sorted(skipped.items())[:20]]
-    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
-    return f"{len(skipped)} images could not be read and were left out:\n" + "\n".join(lines) + more
 
 
 def _say(text: str, quiet: bool) -> None:
