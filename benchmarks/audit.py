@@ -1,4 +1,4 @@
-"""Known advisories about the pinned packages, asked of the Open Source Vulnerabilities database (osv.dev): `make audit`.
+"""Known advisories about the pinned packages, of the Open Source Vulnerabilities database (osv.dev): `make audit`.
 
 Exit code 0: none; 1: some, one a line; 3: the database cannot be reached, and nothing is known.
 """

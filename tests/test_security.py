@@ -1,6 +1,7 @@
 """Nothing that a file says is run, nothing leads out of its folder or into a page, and nobody is called."""
 
 import ast
+import hashlib
 import http.client
 import io
 import json
@@ -38,6 +39,7 @@ from boxless.proposals.table import ProposalTable
 from boxless.recipes.catalogue import load
 from boxless.runs.reporting import make_page, read_subjects
 from boxless.runs.watching import make_server
+from boxless.training.state import load_checkpoint
 
 sys.path.append(str(Path(__file__).parent / "runs"))
 from told_runs import detected, finetuned, pictured, pretrained
@@ -121,6 +123,15 @@ def test_commands_refuse_malicious_weights(tmp_path: Path, capsys: pytest.Captur
         assert main(line) == 2, line
         assert capsys.readouterr().err.count("\n") >= 1
         assert not marker.exists(), line
+
+
+def test_a_malicious_checkpoint_of_a_run_is_refused(tmp_path: Path) -> None:
+    torch.save({"step": 3, "module": Attack(tmp_path / "ran")}, tmp_path / "new.pt")
+    digest = hashlib.sha256((tmp_path / "new.pt").read_bytes()).hexdigest()
+    (tmp_path / "new.pt").rename(tmp_path / f"step-00000003-{digest[:16]}.pt")
+    with pytest.raises(UserError, match="holds objects, which no checkpoint of boxless does"):
+        load_checkpoint(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

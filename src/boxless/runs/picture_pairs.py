@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
     for path in reversed(checkpoints(run / "checkpoints")):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError):  # it is being replaced just now, or damaged
+        except (OSError, RuntimeError, UnpicklingError):  # it is being replaced just now, or damaged
             continue
         module = as_module(recipe.method.build(Trunk(recipe.trunk)))
         module.load_state_dict(state["module"])

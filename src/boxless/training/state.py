@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -61,13 +62,22 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             _say(f"{path}: cannot be read ({error.strerror}); going on from the one before")
             continue
         if whole:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
+            return _loaded(path)
         _remove(path)
         left = checkpoints(folder)
         after = f"the one before, of step {_step(left[-1])}" if left else "the start, for there is none before"
         _say(f"{path}: damaged (its checksum does not hold) and removed; going on from {after}")
     return None
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds objects, which no checkpoint of boxless does; nothing was run: do not trust it, remove it"
+        ) from error
+    return state
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
