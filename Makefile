@@ -4,14 +4,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
+OLDEST := .venv-oldest
+PYTEST := pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint docs bench startup fuzz chaos audit
+.PHONY: demo test test-oldest lint docs bench startup fuzz chaos audit
 
 demo: $(INSTALLED)
 	$(BIN)/boxless demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/$(PYTEST)
+
+# The same with the oldest version of everything that pyproject.toml allows, in an environment of its own.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -47,6 +53,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[test]'
 	@touch $@
 
 $(PEERS): $(INSTALLED) benchmarks/requirements.txt
