@@ -96,3 +96,12 @@ def test_few_directions_are_said() -> None:
 
 def test_no_measure_no_verdict() -> None:
     assert HealthRecord().verdict == "unknown" and "no measure" in HealthRecord().report()
+
+
+@pytest.mark.parametrize(("spread", "verdict"), [(0.21, "collapsing"), (0.42, "healthy")])
+def test_what_shrank_more_than_any_whole_run_is_collapsing(spread: float, verdict: str) -> None:
+    """BYOL without its predictor came from 0.80 to 0.21; whole, PixPro's from 0.64 to 0.33, or 0.52 of its first."""
+    kept = HealthRecord()
+    for step, value in enumerate([0.8, *[spread] * PATIENCE]):
+        kept.add(step, Health(value, 10.0, 0.5, -2.0))
+    assert kept.verdict == verdict

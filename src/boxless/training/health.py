@@ -20,6 +20,9 @@ RANK_FLOOR = 1.5
 """Below this effective rank embeddings lie on a line."""
 NARROWED = 0.2
 """Of its largest effective rank: below it the report warns, though embeddings differ (dimensional collapse)."""
+SHRUNK = 0.35
+"""Of its largest spread: below it embeddings are growing alike. The lowest that a whole run of any method came to in
+docs/methods.md is 0.52 (PixPro)."""
 PATIENCE = 5
 """Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
 
@@ -90,7 +93,7 @@ class HealthRecord:
             return f"collapsed at step {self.collapsed_at}"
         spreads = [health.spread for health in self.values]
         best, last = max(spreads), _mean(spreads[-PATIENCE:])
-        if last < SPREAD_FLOOR or (last < 0.25 * best and last < 0.2):
+        if last < max(SPREAD_FLOOR, SHRUNK * best):
             return "collapsing"
         return "unstable" if any(alarm.kind == "loss" for alarm in self.alarms) else "healthy"
 
