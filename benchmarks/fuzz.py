@@ -35,6 +35,7 @@ from boxless.errors import UserError
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 KINDS: dict[str, tuple[int, Case]] = {**fuzz_images.KINDS, **fuzz_labels.KINDS, **fuzz_files.KINDS}
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 SECONDS = 30
 MEMORY = 4 << 30
 
@@ -158,6 +159,19 @@ def _follow(reader: int, child: int, first: int, tally: Tally) -> int:
     return first
 
 
+def write_table(results: dict[str, Any]) -> None:
+    """Put a table of the results between its marks in the page."""
+    marks = "<!-- written by benchmarks/fuzz.py -->\n", "<!-- end of benchmarks/fuzz.py -->"
+    before, _, rest = PAGE.read_text().partition(marks[0])
+    rows = ["| kind | inputs | read | refused | faults |", "| --- | ---: | ---: | ---: | ---: |"]
+    columns = ("inputs", "read", "refused", "faults")
+    for kind, told in results["kinds"].items():
+        rows.append(f"| {kind} | " + " | ".join(f"{told[name]:,}" for name in columns) + " |")
+    sums = [sum(told[name] for told in results["kinds"].values()) for name in columns]
+    rows.append("| **all** | " + " | ".join(f"**{value:,}**" for value in sums) + " |")
+    PAGE.write_text(before + marks[0] + "\n".join(rows) + "\n" + marks[1] + rest.partition(marks[1])[2])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -192,6 +206,8 @@ def main() -> int:
     out = arguments.out or (None if arguments.kind or arguments.share != 1 else RESULTS)
     if out and tallies:
         out.write_text(json.dumps(results, indent=1) + "\n")
+        if out == RESULTS:
+            write_table(results)
     print(f"{sum(sum(t.outcomes.values()) for t in tallies.values()):,} inputs")
     return int(any(tally.faults for tally in tallies.values()))
 
