@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +215,7 @@ def make_world(folder: Path) -> None:
     write_voc(folder / "VOCdevkit" / "VOC2012", folder / "labels", ("trainval",), "2012_")
     queries = {f"module.encoder_q.{name}": value for name, value in resnet18().state_dict().items()}
     torch.save({"state_dict": queries}, folder / "moco.pth")
-    torch.save({"model": resnet18().state_dict(), "args": Path("."), "epoch": 1}, folder / "pixpro.pth")
+    torch.save({"model": resnet18().state_dict(), "args": Namespace(batch=1)}, folder / "pixpro.pth")
 
 
 def write_voc(root: Path, labels: Path, splits: tuple[str, ...], prefix: str = "") -> None:
