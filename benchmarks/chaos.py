@@ -65,13 +65,13 @@ class Count:
 class Chaos:
     """Faults, with their counts by what they are called in the table."""
 
-    def __init__(self, room: Path, scale: float, only: list[str]) -> None:
+    def __init__(self, room: Path, scale: float, only: list[str], keep: Callable[[dict[str, Count]], None]) -> None:
         self.room, self.scale = room, scale
         self.cases = {name: case for name, case in cases(room).items() if name in only}
         self.counts: dict[str, Count] = {}
         self.whole: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
-        self.rooms = rooms(room)
+        self.rooms = self._rooms(keep)
         for case in self.cases.values():
             began = time.monotonic()
             done = ran(self._line(case, room / case.name), room / f"{case.name}.log")
@@ -80,6 +80,12 @@ class Chaos:
             self.seconds[case.name] = time.monotonic() - began
             self.whole[case.name] = case.result(room / case.name)
             print(f"{case.name}: {self.seconds[case.name]:.1f} s undisturbed", file=sys.stderr)
+
+    def _rooms(self, keep: Callable[[dict[str, Count]], None]) -> Iterator[Path]:
+        """A new folder for each try; what is known is kept before it begins."""
+        for folder in rooms(self.room):
+            keep(self.counts)
+            yield folder
 
     def chosen(self, *names: str) -> list[str]:
         """Those of some commands that are to be disturbed."""
@@ -171,7 +177,7 @@ class Chaos:
                 time.sleep(random.uniform(0, 0.3) * self.seconds[name])
                 for pid in started.children()[:1]:
                     os.kill(pid, signal.SIGKILL)
-                if started.wait(90) == 0:
+                if started.wait(240) == 0:
                     continue  # the worker had done its work
                 one = started.one_line()
                 survived, equal, said = self.ends_alike(case, folder / "out", line, folder / "log2")
@@ -206,7 +212,7 @@ class Chaos:
             lost, left = both[number % 2], both[1 - number % 2]
             lost.send(signal.SIGKILL)
             lost.wait()
-            left.wait(90)
+            left.wait(240)
             again = [each.wait(300) for each in pair(folder / "out", str(folder / "again"))]
             equal = again == codes == [0, 0] and case.result(folder / "out") == whole
             count.add(left.one_line() and again == [0, 0], equal, f"{left.code}, {again}: {left.said()[-900:]}")
@@ -238,9 +244,9 @@ class Chaos:
         images.rename(away)
         seen = wait_for(lambda: "has vanished" in started.said(), started, 20)
         if stays:
-            started.wait(60)
+            started.wait(240)
         away.rename(images)
-        code = started.wait(120)
+        code = started.wait(240)
         if not seen:
             return 1  # all was read already, or nothing yet
         fine = started.one_line() if stays else code == 0
@@ -390,19 +396,24 @@ def main(argv: list[str] | None = None) -> int:
     random.seed(seed)
     import_all()
     os.environ["BOXLESS_PROGRESS"] = "none"
+    before = json.loads(given.results.read_text())["rows"] if given.results.exists() else {}
+    known = facts("torch")
+    rows: dict[str, Any] = {}
+
+    def keep(counts: dict[str, Count]) -> None:
+        rows.update({**before, **{name: vars(count) | {"seed": seed} for name, count in counts.items()}})
+        write(given.results, {**known, "rows": rows})
+
     with tempfile.TemporaryDirectory(prefix="boxless-chaos-") as room:
         os.environ["XDG_CACHE_HOME"] = f"{room}/cache"
-        chaos = Chaos(Path(room), given.scale, given.cases.split(","))
+        chaos = Chaos(Path(room), given.scale, given.cases.split(","), keep)
         for name in given.only.split(","):
             print(f"{name} ...", file=sys.stderr)
             getattr(chaos, name)()
-    before = json.loads(given.results.read_text())["rows"] if given.results.exists() else {}
-    rows = {**before, **{name: vars(count) | {"seed": seed} for name, count in chaos.counts.items()}}
-    known = facts("torch")
-    machine = f"{known['cores']} cores of {known['processor']}, PyTorch {known['torch']}."
-    write(given.results, {**known, "rows": rows})
-    put(given.page, table(rows, machine))
-    print(table(rows, machine))
+            keep(chaos.counts)
+    text = table(rows, f"{known['cores']} cores of {known['processor']}, PyTorch {known['torch']}.")
+    put(given.page, text)
+    print(text)
     return int(any(row["wrong"] for row in rows.values()))
 
 

@@ -168,7 +168,7 @@ class Started:
             self.code = os.waitstatus_to_exitcode(status) if done else None
         return self.code is None
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """Its code; ends everything where it does not end in time, which counts as a hang."""
         end = time.monotonic() + seconds
         while self.running():
