@@ -9,6 +9,7 @@ import torch
 
 from boxless.durable import write_text
 from boxless.errors import UserError
+from boxless.training.mishaps import mishaps
 from boxless.training.state import load_checkpoint, save_checkpoint
 
 
@@ -74,3 +75,18 @@ def refused(path: Path) -> None:
     path.parent.mkdir()
     with written(path):
         raise RuntimeError("a library's own words") from OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_worker_that_dies_while_a_checkpoint_is_written_is_named(tmp_path: Path) -> None:
+    class Broken:
+        def __reduce__(self) -> Any:  # PyTorch's handler of SIGCHLD raises wherever this process is
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with pytest.raises(
+        UserError, match=r"run: a data worker died \(DataLoader worker \(pid 7\) is killed by signal: Killed"
+    ), mishaps(tmp_path / "run"):
+        try:
+            save_checkpoint(tmp_path, 1, {"w": Broken()})
+        except RuntimeError as error:
+            raise RuntimeError("unexpected pos 704 vs 598") from error
+    assert list(tmp_path.iterdir()) == []

@@ -57,6 +57,10 @@ def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
         raise UserError(f"{lost}; {keep()}, give the same command again to go on") from error
 
 
-def _dead_worker(error: RuntimeError) -> str | None:
-    match = _WORKER.search(str(error))
-    return match and f"a data worker died ({match[0]}), perhaps for lack of memory: fewer --workers need less"
+def _dead_worker(error: BaseException | None) -> str | None:
+    """What a dead data worker raises, at any moment: in the midst of a checkpoint too, which torch.save hides."""
+    while error is not None:
+        if match := _WORKER.search(str(error)):
+            return f"a data worker died ({match[0]}), perhaps for lack of memory: fewer --workers need less"
+        error = error.__cause__ or error.__context__
+    return None
