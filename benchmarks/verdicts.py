@@ -88,14 +88,15 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], None] | None, Callab
     "moco, momentum 0": ("moco", {}, no_momentum, None),
     "vicreg, invariance alone": (
         "vicreg",
-        {"method.variance_weight": 0.0, "method.covariance_weight": 0.0},
+        {"variance_weight": 0.0, "covariance_weight": 0.0},
         None,
         None,
     ),
-    "vicreg, no variance": ("vicreg", {"method.variance_weight": 0.0}, None, None),
-    "dino, no centre": ("dino", {"method.center_momentum": 1.0}, None, None),
+    "vicreg, no variance": ("vicreg", {"variance_weight": 0.0}, None, None),
+    "dino, no centre": ("dino", {"center_momentum": 1.0}, None, None),
 }
-"""A method, keys that differ, what is done to the method once it is built, and what is patched while it trains."""
+"""A method, keys of it or of its optimiser that differ, what is done to the method once it is built, and what is patched
+while it trains."""
 
 
 def surfaces(folder: Path, out: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -166,19 +167,20 @@ def changed(config: Any, change: Callable[[Any], None] | None, patched: Callable
 
 def one(name: str, seed: int, data: Path, out: Path, steps: int) -> Run:
     method, keys, change, patched = CASES[name]
-    keys = dict(keys)
+    optim = {**OPTIM, **{key: value for key, value in keys.items() if key in OPTIM}}
+    keys = {key: value for key, value in keys.items() if key not in OPTIM}
     recipe = load(f"{method}-small", PretrainRecipe)
     settings = {
         "trunk": TRUNK,
-        "method": recipe.method.at_size(SIZE),
-        "optim": replace(recipe.optim, **{**OPTIM, **{key: keys.pop(key) for key in keys.keys() & OPTIM.keys()}}),
+        "method": replace(recipe.method.at_size(SIZE), **keys),
+        "optim": replace(recipe.optim, **optim),
         "batch_size": BATCH,
         "epochs": steps / (len(list(data.iterdir())) // BATCH),
         **{"workers": 0, "health_every": 5, "checkpoint_every": steps, "precision": "32-true"},
         **{"stop_on_collapse": False, "seed": seed},
     }
     with changed(recipe.method, change, patched):
-        return boxless.pretrain(str(data), str(out), f"{method}-small", quiet=True, **settings, **keys)
+        return boxless.pretrain(str(data), str(out), f"{method}-small", quiet=True, **settings)
 
 
 def warned(metrics: dict[str, tuple[list[int], list[float]]]) -> tuple[str, int | None]:

@@ -88,10 +88,12 @@ def test_shrinking_is_called_collapsing() -> None:
 
 
 def test_few_directions_are_said() -> None:
-    few = noise()[:, :3] @ torch.eye(3, 32)  # spread over a circle of three dimensions of 32
+    few = noise()[:, :5] @ torch.eye(5, 32)  # spread over a sphere of five dimensions of 32
     kept = record(noise(), *[few] * PATIENCE)
     assert kept.verdict == "healthy" and "few directions" in kept.report()
     assert "few directions" not in record(*[few] * PATIENCE).report()  # it never had more
+    fewer = noise()[:, :3] @ torch.eye(3, 32)
+    assert record(noise(), *[fewer] * PATIENCE).verdict == "collapsing"
 
 
 def test_no_measure_no_verdict() -> None:

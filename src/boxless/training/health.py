@@ -23,6 +23,9 @@ NARROWED = 0.2
 SHRUNK = 0.35
 """Of its largest spread: below it embeddings are growing alike. The lowest that a whole run of any method came to in
 docs/methods.md is 0.52 (PixPro)."""
+LOST = 0.15
+"""Of its largest effective rank: below it embeddings are growing alike in all but a few directions. Rates 100 times too
+large come to 0.1 and less, and the lowest of whole runs is DINO's 0.22 (docs/reliability.md)."""
 PATIENCE = 5
 """Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
 
@@ -92,8 +95,9 @@ class HealthRecord:
         if self.collapsed_at is not None:
             return f"collapsed at step {self.collapsed_at}"
         spreads = [health.spread for health in self.values]
-        best, last = max(spreads), _mean(spreads[-PATIENCE:])
-        if last < max(SPREAD_FLOOR, SHRUNK * best):
+        ranks = [health.rank for health in self.values]
+        shrunk = _mean(spreads[-PATIENCE:]) < max(SPREAD_FLOOR, SHRUNK * max(spreads))
+        if shrunk or _mean(ranks[-PATIENCE:]) < LOST * max(ranks):
             return "collapsing"
         return "unstable" if any(alarm.kind == "loss" for alarm in self.alarms) else "healthy"
 
