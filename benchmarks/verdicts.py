@@ -95,7 +95,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Any], None] | None, Callab
     "vicreg, no variance": ("vicreg", {"variance_weight": 0.0}, None, None),
     "dino, no centre": ("dino", {"center_momentum": 1.0}, None, None),
 }
-"""A method, keys of it or of its optimiser that differ, what is done to the method once it is built, and what is patched
+"""A method, keys of it or its optimiser that differ, what is done to it once it is built, and what is patched
 while it trains."""
 
 
