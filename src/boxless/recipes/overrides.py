@@ -191,7 +191,7 @@ def _keys_of(group: str, leaves: Collection[str]) -> str:
 
 def _walk(node: object, prefix: str) -> Iterator[tuple[str, Key]]:
     """Yield leaves and groups alike, by dotted name."""
-    hints, helps = _described(type(node))
+    hints, helps = _described(type(node))  # type: ignore[arg-type]
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(node, field.name)
         yield name, Key(hints[field.name], value, " ".join(helps.get(field.name, "").split()))
