@@ -83,7 +83,7 @@ def broken_json(random: Random, content: Any) -> Any:
                 del holder[key]
             case 1 if isinstance(holder, list):
                 holder.insert(key, holder[key])
-            case 2 if isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
+            case 2 if isinstance(holder[key], int | float) and abs(holder[key]) < 1e300:
                 holder[key] = holder[key] * random.choice((-1, 1e-9, 1e3, 1e12)) + random.choice((-1, 0, 0.5, 1))
             case 3 if isinstance(holder[key], list) and holder[key]:
                 random.shuffle(holder[key])

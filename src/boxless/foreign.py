@@ -63,6 +63,11 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def printable(text: str) -> str:
+    """Text as a terminal may show it: line breaks, escape sequences and halves of characters are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class _Plain(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -253,7 +253,7 @@ class _Reader:
             return None
         message = _rle_problem(mask, size) if isinstance(mask, dict) else _polygon_problem(mask)
         if not message:
-            return mask  # type: ignore[no-any-return]
+            return {key: mask[key] for key in ("size", "counts")} if isinstance(mask, dict) else mask
         self.problem(f"annotation {entry.get('id', '?')}", f"{message}; kept the box only")
         return None
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from boxless.data.keypoints import Skeleton, to_coco
+from boxless.foreign import printable
 
 Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in source px; or a COCO RLE
 
@@ -27,7 +28,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.entry}: {self.message}"
+        return printable(f"{self.file}: {self.entry}: {self.message}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +146,11 @@ class LabelledData:
 def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
     """Clip boxes (N, 4) float64, source px, xyxy, to their images' `sizes` (N, 2) = (W, H).
 
-    Returns the clipped boxes (N, 4), which to keep (N,) bool (those with area, inside the image), and (row, message) of
+    Returns the clipped boxes (N, 4) float32, which to keep (N,) bool (those with area, inside the image), and (row, message) of
     each that is not kept or reached out of its image by more than a pixel; less is rounding.
     """
-    clipped = np.clip(boxes, 0, np.concatenate([sizes, sizes], axis=1))
-    has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    clipped = np.clip(boxes, 0, np.concatenate([sizes, sizes], axis=1)).astype(np.float32)  # as they are kept
+    has_area = np.all(boxes[:, 2:].astype(np.float32) > boxes[:, :2].astype(np.float32), axis=1)
     keep = has_area & np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
     moved = np.any(np.abs(clipped - boxes) > 1, axis=1)
     problems = []
