@@ -105,6 +105,8 @@ def test_values_are_parsed_as_their_type(key: str, value: object, expected: obje
 def test_groups_as_mappings_and_as_instances() -> None:
     assert override(Recipe(), {"optim": {"base_lr": "0.2"}, "epochs": 3}) == Recipe(optim=Optim(0.2), epochs=3)
     assert override(Recipe(), {"optim": Optim(0.3)}) == Recipe(optim=Optim(0.3))
+    assert override(Recipe(), {"optim.betas": "0,0", "optim": Optim(0.3)}) == Recipe(optim=Optim(0.3, (0, 0)))
+    assert override(Recipe(), {"method.depth": 5, "method": Alpha()}) == Recipe(method=Alpha(depth=5))
     assert override(Recipe(), {}) == Recipe()
 
 

@@ -75,6 +75,14 @@ def test_other_folders_and_files_are_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_place_is_looked_at_before_boxes_are_searched(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="no run of boxless"):
+        pretraining(scenes, tmp_path / "mine", "soco")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_second_process_is_refused_while_the_first_works(scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = in_process(pretraining, scenes, out, "byol")

@@ -51,7 +51,7 @@ def pretrain(
     from boxless.recipes.catalogue import describe
     from boxless.recipes.overrides import override
     from boxless.runs.boxes import prepare_boxes
-    from boxless.runs.folder import Run
+    from boxless.runs.folder import Run, check_place
     from boxless.runs.learner import check_start
     from boxless.runs.pretraining import run_pretraining, with_trunk_of
     from boxless.runs.setup import training_fabric
@@ -71,6 +71,8 @@ def pretrain(
     needs_boxes = settings.method.needs_boxes
 
     def check() -> None:
+        if not preview:
+            check_place(folder)
         if preview or (needs_boxes and not (folder / "checkpoints").is_dir()):
             check_start(settings, start)
 

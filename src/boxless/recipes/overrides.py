@@ -39,6 +39,9 @@ def override(recipe: R, changes: Mapping[str, object]) -> R:
     """
     entries = dict(_walk(recipe, ""))
     groups = {name: entry for name, entry in entries.items() if _is_group(entry.value)}
+    whole = {name: value for name, value in changes.items() if name in groups and not isinstance(value, Mapping)}
+    if whole and len(whole) < len(changes):  # the other keys are those of the new groups
+        return override(override(recipe, whole), {name: value for name, value in changes.items() if name not in whole})
     leaves = {name: entry for name, entry in entries.items() if name not in groups}
     values = {name: _checked(name, value, leaves, groups) for name, value in _flatten(changes, groups, "")}
     return _rebuilt(recipe, values, "")

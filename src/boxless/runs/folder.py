@@ -115,12 +115,7 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: boo
     Raises:
         UserError: where the folder holds another run, or another process works on it.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; name a folder for the run")
-    known = out / "recipe.yaml"
-    foreign = out.is_dir() and not known.exists() and any(not _begun(p.name) for p in out.iterdir())
-    if foreign:
-        raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
+    check_place(out)
     make_folder(out)
     lock = lock_file(out / "lock", f"--out {out}")
     try:
@@ -129,6 +124,14 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: boo
         lock.close()
         raise
     return lock
+
+
+def check_place(out: Path) -> None:
+    """Raise UserError where `out` is neither free for a run nor one."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder for the run")
+    if out.is_dir() and not (out / "recipe.yaml").exists() and any(not _begun(path.name) for path in out.iterdir()):
+        raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
 
 
 def _begun(name: str) -> bool:
