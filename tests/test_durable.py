@@ -82,9 +82,12 @@ def test_a_worker_that_dies_while_a_checkpoint_is_written_is_named(tmp_path: Pat
         def __reduce__(self) -> Any:  # PyTorch's handler of SIGCHLD raises wherever this process is
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
-    with pytest.raises(
-        UserError, match=r"run: a data worker died \(DataLoader worker \(pid 7\) is killed by signal: Killed"
-    ), mishaps(tmp_path / "run"):
+    with (
+        pytest.raises(
+            UserError, match=r"run: a data worker died \(DataLoader worker \(pid 7\) is killed by signal: Killed"
+        ),
+        mishaps(tmp_path / "run"),
+    ):
         try:
             save_checkpoint(tmp_path, 1, {"w": Broken()})
         except RuntimeError as error:

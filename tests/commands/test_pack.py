@@ -90,7 +90,9 @@ def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path
     assert process.returncode == -signal.SIGKILL
     finished = list(out.glob("shard-*.tar"))
     assert finished and not (out / "manifest.json").exists()
-    with pytest.raises(UserError, match=r"holds shards of other data or settings \(shard_mb was \d, is \d\); delete it"):
+    with pytest.raises(
+        UserError, match=r"holds shards of other data or settings \(shard_mb was \d, is \d\); delete it"
+    ):
         boxless.pack(data, str(out), shard_mb=3, quiet=True)
     finished[0].write_bytes(finished[0].read_bytes()[:-10])  # as a machine without power may leave it
     result = boxless.pack(data, str(out), shard_mb=2, quiet=True)

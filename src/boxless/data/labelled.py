@@ -146,8 +146,8 @@ class LabelledData:
 def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
     """Clip boxes (N, 4) float64, source px, xyxy, to their images' `sizes` (N, 2) = (W, H).
 
-    Returns the clipped boxes (N, 4) float32, which to keep (N,) bool (those with area, inside the image), and (row, message) of
-    each that is not kept or reached out of its image by more than a pixel; less is rounding.
+    Returns the clipped boxes (N, 4) float32, which to keep (N,) bool (those with area, inside the image), and
+    (row, message) of each that is not kept or reached out of its image by more than a pixel; less is rounding.
     """
     clipped = np.clip(boxes, 0, np.concatenate([sizes, sizes], axis=1)).astype(np.float32)  # as they are kept
     has_area = np.all(boxes[:, 2:].astype(np.float32) > boxes[:, :2].astype(np.float32), axis=1)
