@@ -71,6 +71,6 @@ def printable(text: str) -> str:
 class _Plain(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise ValueError(f"line {event.start_mark.line + 1}: write *{event.anchor} out: aliases are not allowed")
         return super().compose_node(parent, index)

@@ -6,7 +6,6 @@ LVIS is of the same form, but for images named by `coco_url` and what it says of
 import contextlib
 import gc
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -179,8 +178,8 @@ class _Reader:
         if not is_there(file):
             self.problem(entry, f"missing image file: {file}")
             return None
-        sides = image.get("width"), image.get("height")
-        if all(type(side) is int and side > 0 for side in sides) and math.prod(sides) <= PIXEL_LIMIT:
+        width, height = image.get("width"), image.get("height")
+        if type(width) is type(height) is int and min(width, height) > 0 and width * height <= PIXEL_LIMIT:
             return image, file
         try:
             width, height = image_size(file)
