@@ -402,7 +402,7 @@ def test_the_watch_server_answers_this_machine_alone(tmp_path: Path) -> None:
             assert answer(path, own) == 404, path
         assert answer("/", own, "POST") == 501
         server.shutdown()
-    assert main(["report", "--runs", run, "--watch", "--port", "99999999"]) == 2
+    assert main(["report", "--run", run, "--watch", "--port", "99999999", "--out", str(tmp_path / "r.html")]) == 2
 
 
 # The network

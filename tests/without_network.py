@@ -67,7 +67,7 @@ def a_day(scenes: str, out: str) -> None:
         f"evaluate --run {out}/fine --data {val} --out {out}/evaluation",
         f"predict --run {out}/fine --data {images} --out {out}/predictions",
         f"export --run {out}/pre --to torchvision-backbone --out {out}/backbone.safetensors",
-        f"report --runs {out}/pre {out}/fine --out {out}/report.html",
+        f"report --run {out}/pre {out}/fine --out {out}/report.html",
         f"convert --file {out}/old.pth --out {out}/converted.safetensors",
         f"publish --run {out}/pre --to {out}/published",
     ]
