@@ -140,6 +140,7 @@ def make_table(root: Path, cache: Path) -> None:
     for first in range(0, len(values), 1 << 22):
         part = values[first : first + (1 << 22)]
         part[:] = np.sort(np.random.default_rng(first).integers(0, 500, part.shape), axis=1)
+        part[:, 1] += 1  # a box has two sides
     table = ProposalTable(
         keys=index.keys(),
         sizes=np.full((count, 2), 500, np.int32),

@@ -154,7 +154,7 @@ def test_a_large_table_is_mapped_and_crosses_processes_by_name(tmp_path, monkeyp
         same(ProposalTable.open(file), table_of({"a": 5, "d": 2}))
     copy.unlink()
     with monkeypatch.context() as patched:  # as on a disk that is full or may not be written to
-        patched.setattr(mapped, "NamedTemporaryFile", Mock(side_effect=PermissionError))
+        patched.setattr(mapped, "written", Mock(side_effect=PermissionError))
         same(ProposalTable.open(file), table_of({"a": 5, "d": 2}))
     assert os.listdir(tmp_path) == ["p.parquet"]
 

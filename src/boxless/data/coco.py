@@ -6,6 +6,7 @@ LVIS is of the same form, but for images named by `coco_url` and what it says of
 import contextlib
 import gc
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -159,7 +160,7 @@ class _Reader:
                 self.problem(f"image {image['id']}", "duplicate image id")
             elif not isinstance(image.get("file_name"), str) or not image["file_name"] or "\0" in image["file_name"]:
                 self.problem(f"image {image['id']}", "image without a file_name")
-            elif inside(Path(), image["file_name"]) is None:
+            elif not os.path.isabs(image["file_name"]) and inside(Path(), image["file_name"]) is None:
                 self.problem(f"image {image['id']}", f"file_name leads out of the folder: {image['file_name']:.80}")
             else:
                 seen.add(image["id"])
