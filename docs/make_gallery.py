@@ -77,7 +77,7 @@ ENTRIES = (
         "soco",
         "curves",
         "boxless figures --run runs/soco --kinds curves",
-        "Loss and terms, rates, and the four measures of health.",
+        "Loss and terms, gradients, rates, the target's momentum, and the four measures of health.",
     ),
     Entry(
         "Feature maps",
@@ -113,6 +113,13 @@ ENTRIES = (
         "correspondence-flip",
         f"boxless figures --run runs/densecl runs/moco {COCO} --kinds correspondence",
         "Which cells of an image are found in its mirrored copy in other colours (LC-loss, fig. 5).",
+    ),
+    Entry(
+        "Accuracy of correspondence",
+        "densecl",
+        "correspondence-accuracy",
+        "boxless figures --run runs/densecl runs/moco --data coco256/images --kinds correspondence",
+        "Over 64 images, with a 95 % interval and what guessing finds (LC-loss, fig. 4).",
     ),
     Entry(
         "Cross-correlation",
@@ -162,6 +169,13 @@ ENTRIES = (
         "gain",
         "boxless figures --run runs/neu-soco runs/neu-none --kinds gain",
         "Over the same detector from scratch, one run each; of a comparison, a dot for each seed.",
+    ),
+    Entry(
+        "Label efficiency",
+        "neu",
+        "label-efficiency",
+        "boxless figures --run runs/neu --kinds label-efficiency",
+        "AP over the number of labels, from a comparison (`boxless compare`) with two seeds of 80 steps at 64 px.",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,20 @@ import yaml
 
 YAML_LIMIT = 2_000_000
 """Characters of a YAML file; a megabyte takes half a minute, and a list of 20,000 classes half a megabyte."""
+YAML_DEPTH = 50
+"""Lists within lists; Python's own limit is whatever a library has set it to."""
 
 
 def parse_json(text: str | bytes) -> Any:
     """The content of JSON; whatever is wrong with it is a ValueError, nesting without end included."""
+    before = sys.getrecursionlimit()  # which PyTorch raises beyond what Python's stack has room for
+    sys.setrecursionlimit(min(before, 1000))
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def parse_yaml(text: str) -> Any:
@@ -31,8 +38,6 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"longer than {YAML_LIMIT:,} characters")
     try:
         return yaml.load(text, _Plain)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
     except Exception as error:  # a wrong date raises ValueError, a wrong !!bool KeyError, ...
         raise ValueError(" ".join(str(error).split())[:200]) from error
 
@@ -69,8 +74,15 @@ def printable(text: str) -> str:
 
 
 class _Plain(yaml.SafeLoader):
+    _depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise ValueError(f"line {event.start_mark.line + 1}: write *{event.anchor} out: aliases are not allowed")
-        return super().compose_node(parent, index)
+        if self._depth == YAML_DEPTH:
+            raise ValueError("nested too deeply")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
