@@ -43,6 +43,7 @@ NOT_RUN = {
     "--out runs/adapted": "README's comparison runs; this one is longer",
     "--methods none,byol,soco --label-fraction 0.1 ": "README's comparison runs; this one is longer",
     "--kinds correspondence": "draws for seconds; test_figures_command.py draws it",
+    "--kinds label-efficiency": "of a comparison; README's draws it",
     "--kinds attention": "draws for seconds; test_figures_command.py draws it",
     "--out runs/digits": "the same kinds run on other names; test_probe.py has all",
     "--out runs/neu --kind": "the same kinds run on other names; test_probe.py has all",
