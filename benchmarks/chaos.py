@@ -38,7 +38,8 @@ from boxless.data import returning
 from boxless.durable import write_text
 from boxless.training.state import checkpoints, load_checkpoint, save_checkpoint
 
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by benchmarks/chaos.py -->", "<!-- end of benchmarks/chaos.py -->"
 TRAINING = ("pretrain", "finetune")
 
@@ -58,7 +59,7 @@ class Count:
         self.survived += tries * survived
         self.equal += tries * (survived and equal)
         if not (survived and equal):
-            self.wrong.append(note)
+            self.wrong.append(note.replace(f"{ROOT}/", ""))
             print(f"  WRONG: {note}", file=sys.stderr)
 
 

@@ -40,7 +40,8 @@ def batch_of(config: MethodConfig, count: int = 4) -> Batch:
     return Batch(views, boxes, torch.ones(boxes.shape[:2], dtype=torch.bool), ())
 
 
-def step(name: str) -> None:
+def step(name: str) -> tuple[torch.Tensor, torch.device]:
+    """The loss of a step on the pretended device, and that device."""
     recipe = PretrainRecipe(small(name), TRUNKS.get(name, TRUNK), PretrainOptim("lars"))  # type: ignore[arg-type]
     method = recipe.method.build(Trunk(recipe.trunk))
     assert isinstance(method, nn.Module)
@@ -53,13 +54,14 @@ def step(name: str) -> None:
         loss.backward()
         adjust.step()
         method.after_step(0, 10)
-        assert loss.device == device and loss.shape == ()
+    return loss, device
 
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_step_keeps_to_its_device_and_never_waits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows real devices alone
-    step(name)
+    loss, device = step(name)
+    assert loss.device == device and loss.shape == ()
 
 
 def test_pretended_device_finds_what_waits() -> None:
