@@ -98,7 +98,9 @@ def test_a_table_of_other_images_is_refused():
 
 def test_joined_rows_are_in_order():
     first, second = {"a": 1, "b": None}, {"c": 2}
-    same(ProposalTable.concatenate([table_of(first), table_of(second)]), table_of(first | second))
+    joined = ProposalTable.concatenate([table_of(first), table_of(second)])
+    assert joined.keys.to_pylist() == ["a", "b", "c"] and joined.packed.counts().tolist() == [1, 0, 2]
+    same(joined, table_of(first | second))
     same(table_of(first | second).take(np.array([2, 0])), table_of({"c": 2, "a": 1}))
 
 

@@ -44,7 +44,9 @@ def killed_then_continued(command: Callable[..., Run], scenes: Path, out: Path, 
 @pytest.mark.parametrize("method", ["soco", "byol"])
 def test_killed_pretraining_goes_on_bit_for_bit(method: str, scenes: Path, tmp_path: Path) -> None:
     undisturbed = pretraining(scenes, tmp_path / "whole", method)
-    same_results(killed_then_continued(pretraining, scenes, tmp_path / "killed", method), undisturbed)
+    continued = killed_then_continued(pretraining, scenes, tmp_path / "killed", method)
+    assert continued.finished and continued.summary["steps"] == undisturbed.summary["steps"] == 8
+    same_results(continued, undisturbed)
 
 
 def test_killed_finetuning_goes_on_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
