@@ -14,7 +14,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -136,15 +136,7 @@ KINDS = {
     "DETR": ("detr", "fpn"),
     "RT-DETRv2": ("rt_detr", "fpn"),
 }
-LIBRARIES = (
-    "torchvision-backbone",
-    "torchvision-detector",
-    "timm",
-    "detectron2",
-    "mmdetection",
-    "transformers",
-    "onnx",
-)
+LIBRARIES = tuple(name for name in get_args(get_type_hints(boxless.export)["to"]) if name != "safetensors")
 Tensors = dict[str, Tensor]
 
 
