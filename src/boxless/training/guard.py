@@ -40,8 +40,7 @@ class Guard:
     """Looks at each step's scalars before the optimizer moves.
 
     To wait for a GPU at each step would leave it idle. There a step is looked at when the next one's backward pass is
-    under way, and the weights are copied before each update: a copy within the device's memory takes it less than a
-    hundredth of a step.
+    under way, and the weights are copied before each update, within the device's memory.
 
     Args:
         module: that is trained.
