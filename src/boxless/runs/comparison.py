@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import run_pretraining
 from boxless.runs.pretraining import with_trunk_of as with_trunk_of_start
 from boxless.runs.weights import weights_file
+from boxless.training.display import say
 
 T = TypeVar("T")
 
@@ -194,13 +194,13 @@ def run_comparison(
                 settings = replace(detector.recipe, label_fraction=fraction, label_seed=seed, seed=seed)
                 choice = replace(detector, recipe=settings)
                 work += [(start, choice, train, val, weights[start.name], out) for start in starts]
-    _say(f"fine-tuning: {len(work)} cells, {min(jobs, len(work))} at a time", quiet)
+    say(f"fine-tuning: {len(work)} cells, {min(jobs, len(work))} at a time", quiet)
     cells: list[Cell] = []
     began = time.monotonic()
     for cell in _at_once(_cell, work, jobs):
         cells.append(cell)
         left = (time.monotonic() - began) / len(cells) * (len(work) - len(cells)) / 60
-        _say(
+        say(
             f"  {len(cells)} of {len(work)}: {cell.detector}, {cell.method}, {cell.fraction:.0%} of the labels, "
             f"seed {cell.seed}: AP {100 * cell.scores['AP']:.1f}, AP50 {100 * cell.scores['AP50']:.1f}, "
             f"about {left:.0f} min left",
@@ -245,7 +245,7 @@ def _folder(out: Path, start: Start) -> Path:
 
 def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> None:
     assert start.recipe is not None
-    _say(f"pretraining {start.name}", quiet)
+    say(f"pretraining {start.name}", quiet)
     boxes = prepare_boxes(images, start.recipe, folder, quiet) if start.recipe.method.needs_boxes else None
     _run_pretraining(start, images, boxes, folder, quiet)
 
@@ -275,8 +275,3 @@ def _cell(
     return Cell(
         detector.name, start.name, settings.label_fraction, images, settings.seed, scores, run.summary["seconds"]
     )
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """A fine-tuning run, from labels to a detector and its AP."""
 
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -35,6 +34,7 @@ from boxless.runs.schedule import Schedule, check_divides, rates_in_words
 from boxless.runs.segmenting import check_sizes, training_set
 from boxless.runs.setup import training_fabric, worker_count
 from boxless.runs.weights import adopt, trunk_of
+from boxless.training.display import say
 from boxless.training.distributed import rank, synchronize_norms, world_size
 from boxless.training.guard import NonFiniteStep
 from boxless.training.interruption import Interruption
@@ -87,7 +87,7 @@ def run_finetuning(
     }
     with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):
-            _say(f"{out}: this run is finished already", quiet)
+            say(f"{out}: this run is finished already", quiet)
         else:
             _finetune(fabric, run, data, val, recipe, weights, quiet)
     return run
@@ -117,14 +117,14 @@ def _finetune(
     choice = _label_choice(chosen, recipe)
     check_same("data", f"{len(chosen)} images ({choice['sha256'][:16]})")
     alone(lambda: write_json(out / "labels.json", choice))
-    _say(f"learning from {len(chosen)} of {len(data)} images; SHA-256 of their ids: {choice['sha256']}", quiet)
-    _say(rates_in_words(recipe.batch_size, recipe.optim.lr, recipe.optim.reference_batch, world_size()), quiet)
+    say(f"learning from {len(chosen)} of {len(data)} images; SHA-256 of their ids: {choice['sha256']}", quiet)
+    say(rates_in_words(recipe.batch_size, recipe.optim.lr, recipe.optim.reference_batch, world_size()), quiet)
     torch.manual_seed(recipe.seed)
     trunk = build_trunk(recipe.trunk, recipe.detector)
     report = None
     if weights is not None:
         report = load_trunk(trunk, weights, recipe.min_loaded)
-        _say(str(report), quiet)
+        say(str(report), quiet)
     freeze(trunk, recipe.freeze)
     detector = build_detector(trunk, len(data.classes), recipe.detector, len(data.skeleton.names))
     detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
@@ -141,7 +141,7 @@ def _finetune(
             restore_optimizer(optimizer, state["optimizer"])
         restore_scale(fabric, state)
         progress.step, spent = state["step"], state["seconds"]
-        _say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
+        say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
     placed, optimizer = fabric.setup(detector, optimizer)
     workers = worker_count(recipe.workers, 8)
     dataset: Dataset[DetectionSample] = (
@@ -182,7 +182,7 @@ def _finetune(
         more = objective.split()
         if more:
             at_a_time = f"{objective.accumulate} parts, {objective.fewest} image(s) at a time"
-            _say(f"memory is short: from step {progress.step} on each batch is gone through in {at_a_time}", quiet)
+            say(f"memory is short: from step {progress.step} on each batch is gone through in {at_a_time}", quiet)
         return more
 
     def look(step: int) -> None:
@@ -233,13 +233,13 @@ def _finetune(
         save_detector(run.weights, detector)
         scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
         write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds()))
-        _say(score_table(scores), quiet)
-        _say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
+        say(score_table(scores), quiet)
+        say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
 
     try:
         with stop, stop.at_once():
             if recipe.precise_norms:
-                _say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
+                say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
                 after = schedule.steps
                 torch.manual_seed(recipe.seed)
                 further = batches(after, after + recipe.precise_norms)
@@ -347,8 +347,3 @@ def _summary(
         "per_class": {kind: result.per_class for kind, result in scores.items()},
         "skipped": dict(skipped),
     }
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """Which pictures a run can give, what each needs, and where they go."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from boxless.runs import picture_views as views
 from boxless.runs.folder import Run
 from boxless.runs.frozen import Frozen, load_frozen
 from boxless.runs.picture_views import Picture
+from boxless.training.display import say
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def draw_pictures(names: Sequence[str], sitting: Sitting) -> tuple[dict[str, str
             for picture in KINDS[name].draw(sitting):
                 png, _ = save(picture.figure, sitting.folder / "figures" / picture.name, picture.caption)
                 written[str(png)] = picture.caption
-                _say(f"figures: {png}", sitting.quiet)
+                say(f"figures: {png}", sitting.quiet)
         except UserError as error:
             if names:
                 raise
@@ -204,8 +204,3 @@ def preview(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
     """Draw the views that a pretraining would see, before it begins; the PNG file."""
     picture = views.draw_views(index, recipe, out, recipe.seed)
     return save(picture.figure, out / "figures" / picture.name, picture.caption)[0]
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

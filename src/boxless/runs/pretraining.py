@@ -1,6 +1,5 @@
 """A pretraining run, from images to weights."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -27,6 +26,7 @@ from boxless.runs.replay import keep
 from boxless.runs.schedule import Plan, rates_in_words
 from boxless.runs.setup import training_fabric, worker_count
 from boxless.runs.weights import adopt
+from boxless.training.display import say
 from boxless.training.distributed import gather_rows, rank, world_size
 from boxless.training.guard import NonFiniteStep
 from boxless.training.health import measure
@@ -68,7 +68,7 @@ def run_pretraining(
     check_same("data", f"{len(index)} images ({index.fingerprint})")
     with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):
-            _say(f"{out}: this run is finished already", quiet)
+            say(f"{out}: this run is finished already", quiet)
         else:
             _pretrain(fabric, run, index, boxes, recipe, init, quiet)
     return run
@@ -84,9 +84,9 @@ def _pretrain(
     quiet: bool,
 ) -> None:
     plan = Plan.of(recipe, len(index), world_size())
-    _say(rates_in_words(plan.batch, recipe.optim.base_lr, recipe.optim.reference_batch, world_size()), quiet)
+    say(rates_in_words(plan.batch, recipe.optim.base_lr, recipe.optim.reference_batch, world_size()), quiet)
     if len(index) < recipe.batch_size:
-        _say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
+        say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
     torch.backends.cudnn.benchmark = True  # views have few sizes: the fastest convolutions are found once
     state = shared(alone(lambda: load_checkpoint(run.path / "checkpoints")))
     # A run that goes on has its weights, whatever the file now holds.
@@ -97,9 +97,9 @@ def _pretrain(
             learner.restore(state)
         restore_scale(fabric, state)
         progress.step = state["step"]
-        _say(f"{run.path}: continuing at step {progress.step} of {plan.steps}", quiet)
+        say(f"{run.path}: continuing at step {progress.step} of {plan.steps}", quiet)
     elif learner.start is not None:
-        _say(learner.start, quiet)
+        say(learner.start, quiet)
     dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
     dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
     _train(
@@ -112,10 +112,10 @@ def _pretrain(
         write_json(run.path / "summary.json", _summary(recipe, plan, learner))
 
     alone(finish)
-    _say(learner.health.report(), quiet)
+    say(learner.health.report(), quiet)
     if learner.skipped:
-        _say(skipped_report(learner.skipped), quiet)
-    _say(f"weights: {run.weights} ({', '.join(learner.parts)})", quiet)
+        say(skipped_report(learner.skipped), quiet)
+    say(f"weights: {run.weights} ({', '.join(learner.parts)})", quiet)
 
 
 def _batches(
@@ -144,7 +144,7 @@ def _train(
     """Take the steps that are left, with checkpoints, measures and a journal on the way."""
     compiled = is_compiled(recipe, plan.steps, fabric.device)
     if compiled:
-        _say("compiling: the first steps take a minute or two", quiet)
+        say("compiling: the first steps take a minute or two", quiet)
         compile_parts(learner.module, learner.trunk)
     placed, optimizer = fabric.setup(learner.module, learner.optimizer)
     objective = Objective(fabric, placed, recipe, learner.skipped, compiled)
@@ -235,8 +235,3 @@ def _summary(recipe: PretrainRecipe, plan: Plan, learner: Learner) -> dict[str, 
         "health_report": learner.health.report(),
         "skipped": learner.skipped,
     }
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)

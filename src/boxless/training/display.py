@@ -119,3 +119,9 @@ def _mode() -> str:
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+
+
+def say(text: str, quiet: bool) -> None:
+    """Write a line for people on standard error, unless `quiet`."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
