@@ -12,15 +12,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "boxless"
 
 ROOMS = {
     "durable": set(),
+    "engines": set(),
     "foreign": set(),
     "launch": set(),
     "geometry": set(),
     "losses": set(),
     "training": set(),
-    "data": {"geometry"},
+    "data": {"geometry", "engines"},
     "detectors": {"geometry"},
     "interop": {"detectors"},
-    "proposals": {"geometry", "data"},
+    "proposals": {"geometry", "data", "engines"},
     "methods": {"geometry", "data", "detectors", "losses", "training"},
     "evaluation": {"geometry", "data", "detectors"},
     "figures": {"geometry", "data", "evaluation"},

@@ -35,12 +35,12 @@ _held: set[IO[str]] = set()
 def written(path: Path, alone: bool = True) -> Iterator[Path]:
     """A name to write a file under, which becomes `path` once the block ends well; else `path` stays as it was.
 
-    `alone`: false where other processes may write the same file at the same time.
+    `alone`: false where other processes, on this machine or others, may write the same file at the same time.
 
     Raises:
         UserError: where the disk is full, say.
     """
-    partial = path.with_name(f"{path.name}{'' if alone else f'.{os.getpid()}'}{PARTIAL}")
+    partial = path.with_name(f"{path.name}{'' if alone else f'.{socket.gethostname()}-{os.getpid()}'}{PARTIAL}")
     try:
         with in_words(path):
             yield partial

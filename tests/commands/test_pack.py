@@ -78,10 +78,13 @@ def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path
     data, out = str(shared_data / "coco256" / "images"), tmp_path / "killed"
     boxless.pack(data, str(tmp_path / "whole"), shard_mb=2, quiet=True)
     code = (  # a read that hangs in the middle of the third shard, so that the kill always comes in time
-        "import sys, time, boxless\nfrom boxless.data.packing import Plan\nread, seen = Plan._sample, []\n"
-        "def slow(self, row, name):\n    seen.append(row)\n    if len(seen) == 80:\n        print('now', flush=True)\n"
-        "        time.sleep(600)\n    return read(self, row, name)\n"
-        "Plan._sample = slow\nboxless.pack(sys.argv[1], sys.argv[2], shard_mb=2, workers=1, quiet=True)"
+        "import sys, time, boxless\nfrom pathlib import Path\nfrom boxless.data.shard_writing import Unpacked\n"
+        "read, seen, out = Unpacked.packed, [], Path(sys.argv[2])\n"
+        "def slow(self):\n    seen.append(self)\n    while len(seen) == 80:\n"
+        "        if len([*out.glob('*.tar')]) == len([*out.glob('.parts/[0-9]*.json')]):\n"
+        "            print('now', flush=True)\n            time.sleep(600)\n        time.sleep(0.01)\n"
+        "    return read(self)\n"
+        "Unpacked.packed = slow\nboxless.pack(sys.argv[1], sys.argv[2], shard_mb=2, workers=1, quiet=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, data, str(out)], stdout=subprocess.PIPE)
     with process:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
-    from boxless.data.packing import Extras
+    from boxless.data.shard_plan import Extras
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def pack(
     proposals: str | None = None,
     shard_mb: int = 500,
     workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     quiet: bool = False,
 ) -> PackResult:
     """Pack images, with their labels and proposals, into tar files that are fast to read, copy and fetch.
@@ -61,15 +63,20 @@ def pack(
         proposals: Table made by boxless propose for these images, to pack too.
         shard_mb: Largest size of a tar file, in millions of bytes.
         workers: Threads; default one per core.
+        engine: local: this machine; ray: a Ray cluster that is running, whose machines write the tar files themselves
+            and must all find the images and the folder of out under the same paths (pip install 'boxless[ray]').
+        ray_address: HOST:PORT of the cluster's head; default $RAY_ADDRESS, or a cluster on this machine.
         quiet: Print nothing.
 
     Raises:
         UserError: for data, proposals or a folder that cannot be used.
     """
     from boxless.data.index import index_images
-    from boxless.data.packing import pack_images, plan_shards
+    from boxless.data.packing import pack_images
     from boxless.data.shard_files import MANIFEST
+    from boxless.data.shard_plan import plan_shards
     from boxless.data.shards import ShardIndex
+    from boxless.engines import chosen_engine
     from boxless.errors import UserError
     from boxless.proposals.production import available_cores
     from boxless.proposals.progress import progress
@@ -79,10 +86,11 @@ def pack(
     index = index_images(data)
     if isinstance(index, ShardIndex):
         raise UserError(f"{data}: is packed already")
-    extras, facts = _beside(index, data, proposals)
-    plan = plan_shards(index, extras, shard_mb * 1_000_000)
-    with progress(len(index), quiet, "pack") as advance:
-        packed = pack_images(plan, facts, Path(out), workers or available_cores(), advance)
+    with chosen_engine(engine, ray_address, workers) as cluster:
+        extras, facts = _beside(index, data, proposals)
+        plan = plan_shards(index, extras, shard_mb * 1_000_000)
+        with progress(len(index), quiet, "pack") as advance:
+            packed = pack_images(plan, facts, Path(out), workers or available_cores(), advance, cluster)
     result = PackResult(Path(out) / MANIFEST, **vars(packed))
     if not quiet:
         print(result)

@@ -100,7 +100,7 @@ def propose(
 
         made = take_from_coco(index, out, boxes_from)
     else:
-        from boxless.proposals.engines import chosen_engine
+        from boxless.engines import chosen_engine
         from boxless.proposals.production import make_proposals
 
         with chosen_engine(engine, ray_address, workers) as cluster:

@@ -1,40 +1,33 @@
 """From images to shards: tar files with the images' own bytes, what is known of each, and an index of what lies where.
 
-Images are dealt to shards in a random order that follows from the data, so that shards read one after another show
-images of all folders. Each shard is written for itself, then its part (.json in `.parts`); a pack that was stopped,
-even by kill -9, keeps the shards that are whole. Equal data and settings give equal bytes.
+Images are dealt to shards in a random order that follows from the data (`shard_plan.py`), so that shards read one after
+another show images of all folders. Each shard is written for itself, by a thread or on another machine
+(`shard_writing.py`), then its part (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that
+are whole. Equal data and settings give equal bytes.
 """
 
 import hashlib
 import json
-import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from tarfile import BLOCKSIZE, RECORDSIZE
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from boxless.data.images import EXTENSIONS
-from boxless.data.index import ImageIndex
-from boxless.data.packed import sample_bytes
-from boxless.data.returning import patient
 from boxless.data.shard_files import MANIFEST, ShardFile
+from boxless.data.shard_plan import Plan, shard_name
+from boxless.data.shard_writing import LOCK, Part, ShardTask, write_shard
 from boxless.data.shards import FORMAT, INDEX, read_manifest
-from boxless.durable import locked, make_folder, written
+from boxless.durable import PARTIAL, locked, make_folder, written
+from boxless.engines import Engine, LocalThreads, WorkerDied
 from boxless.errors import UserError
 
-Extras = Callable[[int], dict[str, bytes]]
-"""What goes beside the image of a row: bytes by extension."""
-
-LOCK = ".lock"
 _PARTS = ".parts"
-_END = 2 * BLOCKSIZE  # bytes of zeros that end a tar file
 
 
 @dataclass(frozen=True)
@@ -48,101 +41,30 @@ class Packing:
     left_out: list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A shard as it was written: bytes, SHA-256, (row, offset, size, CRC-32) of each sample, (row, why) left out."""
-
-    bytes: int
-    sha256: str
-    samples: list[tuple[int, int, int, int]]
-    left_out: list[tuple[int, str]]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Which images each shard gets, before any is read.
-
-    Attributes:
-        index: the images.
-        extras: what goes beside each.
-        rows: of the index, in the order of packing.
-        ends: where each shard's rows end in `rows`.
-        hash: of all that decides on the shards' bytes but the images' pixels.
-        made: the part of that which people know, by name.
-    """
-
-    index: ImageIndex
-    extras: Extras
-    rows: np.ndarray
-    ends: list[int]
-    hash: str
-    made: dict[str, Any]
-
-    def write(self, number: int, path: Path, advance: Callable[[int], None]) -> Part:
-        """Write a shard; images that cannot be read are left out."""
-        start = self.ends[number - 1] if number else 0
-        sha, at, samples, left_out = hashlib.sha256(), 0, [], []
-        with written(path) as partial, partial.open("wb") as file:
-            for place in range(start, self.ends[number]):
-                row = int(self.rows[place])
-                try:
-                    block = self._sample(row, f"{place:09d}")
-                except OSError as error:
-                    left_out.append((row, error.strerror or type(error).__name__))
-                    block = b""
-                else:
-                    samples.append((row, at, len(block), zlib.crc32(block)))
-                sha.update(block)
-                at += file.write(block)
-                advance(1)
-            tail = bytes(_END + -(at + _END) % RECORDSIZE)
-            sha.update(tail)
-            file.write(tail)
-        return Part(at + len(tail), sha.hexdigest(), samples, left_out)
-
-    def _sample(self, row: int, name: str) -> bytes:
-        image = _content(self.index.path(row))
-        return sample_bytes(name, {_extension(self.index.key(row)): image, **self.extras(row)})
-
-
-def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
-    """Deal images to shards of at most `limit` bytes; only an image that is larger by itself makes a larger one."""
-    rows = np.random.default_rng(int(index.fingerprint, 16)).permutation(len(index))
-    sha = hashlib.sha256(f"{FORMAT} {limit}".encode())
-    ends, used = [], _END
-    for place, row in enumerate(rows.tolist()):
-        try:
-            size = os.stat(index.path(row)).st_size
-        except OSError:
-            size = 0
-        beside = extras(row)
-        sha.update(f"{index.key(row)} {size}".encode())
-        for content in beside.values():
-            sha.update(content)
-        needed = sum(BLOCKSIZE + each + -each % BLOCKSIZE for each in (size, *map(len, beside.values())))
-        if place and -(-(used + needed) // RECORDSIZE) * RECORDSIZE > limit:
-            ends.append(place)
-            used = _END
-        used += needed
-    made = {"shard_mb": limit // 1_000_000, "images": len(index), "keys": index.fingerprint}
-    return Plan(index, extras, rows, [*ends, len(rows)], sha.hexdigest(), made)
-
-
 def pack_images(
-    plan: Plan, facts: dict[str, Any], out: Path, workers: int, advance: Callable[[int], None] = lambda images: None
+    plan: Plan,
+    facts: dict[str, Any],
+    out: Path,
+    workers: int,
+    advance: Callable[[int], None] = lambda images: None,
+    engine: Engine | None = None,
 ) -> Packing:
     """Write the shards of a plan that a folder lacks, or that are not as they were written, then index and manifest.
 
     `facts`: for the manifest, the settings of the proposals and the categories; `workers`: threads; `advance` is told
-    how many more images are done.
+    how many more images are done. `engine`: writes the shards instead of threads, perhaps on other machines, which see
+    the images and `out` under the same paths.
 
     Raises:
-        UserError: the folder holds shards of other data or settings, or cannot be written to.
+        UserError: the folder holds shards of other data or settings, or cannot be written to; a worker died, or sees
+            other files.
     """
     try:
         make_folder(out)
         with locked(out / LOCK, str(out)):
-            written_now = _pack(plan, facts, out, workers, advance)
+            written_now = _pack(plan, facts, _Writers(plan, out, workers, advance, engine))
+    except WorkerDied as error:
+        raise UserError(f"{error}; finished shards are kept in {out}: run the same command again") from error
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror}); shards that are finished are kept") from error
     manifest = read_manifest(str(out / MANIFEST))
@@ -155,57 +77,120 @@ def pack_images(
     )
 
 
-def _pack(plan: Plan, facts: dict[str, Any], out: Path, workers: int, advance: Callable[[int], None]) -> int:
+@dataclass(frozen=True, eq=False)
+class _Writers:
+    """Who checks and writes the shards of a plan in a folder; see `pack_images`."""
+
+    plan: Plan
+    out: Path
+    workers: int
+    advance: Callable[[int], None]
+    engine: Engine | None
+
+    def intact(self, shards: dict[int, ShardFile]) -> set[int]:
+        """The numbers of those shards that are as they were written."""
+        intact = set()
+        with closing(self._engine.run(_is_intact, shards.items())) as checked:
+            for (number, _), whole in checked:
+                if whole:
+                    intact.add(number)
+                    self.advance(self.plan.ends[number] - (self.plan.ends[number - 1] if number else 0))
+        return intact
+
+    def write(self, numbers: list[int]) -> Generator[tuple[int, Part], None, None]:
+        """Write shards; yields each with its number when it is finished."""
+        out, holder, write = self.out, None, partial(write_shard, advance=self.advance)
+        if self.engine:
+            out, holder, write = out.absolute(), (out / LOCK).read_text(), partial(write_shard)
+        tasks = (self.plan.task(number, out, holder) for number in numbers)
+        self._tidy()  # what a kill has left
+        try:
+            with closing(self._engine.run(write, tasks)) as finished:
+                for task, part in finished:
+                    if self.engine:
+                        _check_seen(task, part)
+                        self.advance(len(task.images))
+                    yield task.number, part
+        finally:
+            self._tidy()  # what workers that died have left
+
+    @property
+    def _engine(self) -> Engine:
+        return self.engine or LocalThreads(self.workers)
+
+    def _tidy(self) -> None:
+        for half in self.out.glob(f"shard-*{PARTIAL}"):
+            half.unlink(missing_ok=True)
+
+
+def _is_intact(shard: tuple[int, ShardFile]) -> bool:
+    return shard[1].intact()
+
+
+def _check_seen(task: ShardTask, part: Part) -> None:
+    """Raise `UserError` where a worker on another machine left out an image that can be read here."""
+    paths = {image.row: image.image for image in task.images}
+    for row, reason in part.left_out:
+        with suppress(OSError), open(paths[row], "rb") as file:
+            file.read(1)
+            raise UserError(
+                f"{paths[row]}: {reason} for a worker on another machine; all of a cluster's machines must find the "
+                "images under the same path"
+            )
+
+
+def _pack(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
+    out = writers.out
     earlier = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
     if earlier:
         _refuse_other(plan, earlier["plan"], earlier.get("made", {}), out)
     if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
         shutil.rmtree(out / _PARTS, ignore_errors=True)  # of a pack that was killed at its very end
-        return _mend(plan, earlier["shards"], out, workers, advance)
-    return _write_all(plan, facts, out, workers, advance)
+        return _mend(earlier["shards"], writers)
+    return _write_all(plan, facts, writers)
 
 
-def _mend(plan: Plan, shards: list[dict[str, Any]], out: Path, workers: int, advance: Callable[[int], None]) -> int:
+def _mend(shards: list[dict[str, Any]], writers: _Writers) -> int:
     """Write again what is broken of a finished pack; returns the number of such shards."""
+    folder = writers.out.absolute()
+    files = {
+        number: ShardFile(str(folder / entry["file"]), entry["bytes"], entry["sha256"])
+        for number, entry in enumerate(shards)
+    }
+    broken = sorted(files.keys() - writers.intact(files))
+    with closing(writers.write(broken)) as written_anew:
+        for number, part in written_anew:
+            if part.sha256 != shards[number]["sha256"]:
+                raise UserError(
+                    f"{writers.out / shards[number]['file']}: cannot be mended, for the images have changed since; "
+                    "pack into another --out"
+                )
+    return len(broken)
 
-    def mend(number: int) -> bool:
-        entry = shards[number]
-        path = out / entry["file"]
-        if ShardFile(str(path), entry["bytes"], entry["sha256"]).intact():
-            advance(entry["images"])
-            return False
-        if plan.write(number, path, advance).sha256 != entry["sha256"]:
-            raise UserError(f"{path}: cannot be mended, for the images have changed since; pack into another --out")
-        return True
 
-    return sum(_in_threads(mend, len(plan.ends), workers))
-
-
-def _write_all(plan: Plan, facts: dict[str, Any], out: Path, workers: int, advance: Callable[[int], None]) -> int:
+def _write_all(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
     """Write the shards that no earlier try has left; returns their number."""
-    parts = out / _PARTS
+    out, parts = writers.out, writers.out / _PARTS
     parts.mkdir(exist_ok=True)
     if (parts / "plan.json").is_file():
         _refuse_other(plan, **json.loads((parts / "plan.json").read_bytes()), out=out)
     elif not (out / MANIFEST).is_file() and any(out.glob("shard-*.tar")):
         raise UserError(f"{out}: holds shards without a {MANIFEST}; delete them or give another --out")
     _write(parts / "plan.json", json.dumps({"hash": plan.hash, "made": plan.made}).encode())
-
-    def write(number: int) -> tuple[Part, bool]:
-        path, note = out / f"shard-{number:06d}.tar", parts / f"{number}.json"
-        if note.is_file():
-            part = Part(**json.loads(note.read_bytes()))
-            if ShardFile(str(path), part.bytes, part.sha256).intact():
-                advance(len(part.samples) + len(part.left_out))
-                return part, False
-        part = plan.write(number, path, advance)
-        _write(note, json.dumps(asdict(part)).encode())
-        return part, True
-
-    done = list(_in_threads(write, len(plan.ends), workers))
-    _finish(plan, [part for part, _ in done], facts, out)
+    notes = {number: parts / f"{number}.json" for number in range(len(plan.ends))}
+    done = {number: Part(**json.loads(note.read_bytes())) for number, note in notes.items() if note.is_file()}
+    files = {
+        number: ShardFile(str(out.absolute() / shard_name(number)), part.bytes, part.sha256)
+        for number, part in done.items()
+    }
+    lacking = sorted(notes.keys() - writers.intact(files))
+    with closing(writers.write(lacking)) as written_now:
+        for number, part in written_now:
+            _write(notes[number], json.dumps(asdict(part)).encode())
+            done[number] = part
+    _finish(plan, [done[number] for number in notes], facts, out)
     shutil.rmtree(parts)
-    return sum(written for _, written in done)
+    return len(lacking)
 
 
 def _finish(plan: Plan, parts: list[Part], facts: dict[str, Any], out: Path) -> None:
@@ -241,20 +226,11 @@ def _finish(plan: Plan, parts: list[Part], facts: dict[str, Any], out: Path) -> 
         "left_out": [(plan.index.key(row), reason) for part in parts for row, reason in part.left_out],
         "index": {"file": INDEX, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "shards": [
-            {"file": f"shard-{n:06d}.tar", "images": len(part.samples), "bytes": part.bytes, "sha256": part.sha256}
+            {"file": shard_name(n), "images": len(part.samples), "bytes": part.bytes, "sha256": part.sha256}
             for n, part in enumerate(parts)
         ],
     }
     _write(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
-
-
-def _in_threads(task: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
-    with ThreadPoolExecutor(workers) as threads:  # files and checksums let go of the interpreter
-        try:
-            yield from threads.map(task, range(count))
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
 
 
 def _refuse_other(plan: Plan, hash: str, made: dict[str, Any], out: Path) -> None:
@@ -269,15 +245,5 @@ def _refuse_other(plan: Plan, hash: str, made: dict[str, Any], out: Path) -> Non
 
 
 def _write(path: Path, content: bytes) -> None:
-    with written(path) as partial:
-        partial.write_bytes(content)
-
-
-@patient
-def _content(path: str | Path) -> bytes:
-    return Path(path).read_bytes()
-
-
-def _extension(key: str) -> str:
-    suffix = PurePosixPath(key).suffix.lower()
-    return suffix[1:] if suffix in EXTENSIONS else "image"
+    with written(path) as half:
+        half.write_bytes(content)

@@ -1,6 +1,6 @@
 """From images to a table of proposals on all cores; a run that is stopped, even by kill -9, goes on where it was.
 
-Workers compute blocks of images, here or on other machines (`engines.py`); each finished block is kept as a part
+Workers compute blocks of images, here or on other machines (`boxless.engines`); each finished block is kept as a part
 (`parts.py`), and at the end the parts become one table in the order of the index. A row depends on its image and the
 settings alone, so neither the number of workers nor any interruption changes the table.
 """
@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
 from boxless.durable import in_words, make_folder
+from boxless.engines import Engine, LocalProcesses, WorkerDied
 from boxless.errors import UserError
-from boxless.proposals.engines import Engine, LocalProcesses, WorkerDied
 from boxless.proposals.grid import Grid
 from boxless.proposals.parts import Parts, differences
 from boxless.proposals.progress import progress

@@ -1,4 +1,4 @@
-"""Where blocks of work are done: by this process, by processes of this machine, or on a Ray cluster.
+"""Where blocks of work are done: by threads or processes of this machine, or on a Ray cluster.
 
 A task may be done twice, where a worker of a cluster died before it could hand over the result; each result is given
 out once.
@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,19 +67,27 @@ class LocalProcesses:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_leave_with_parent) as pool:
             try:
-                for task, future in _finished(
-                    tasks,
-                    lambda: 2 * self.workers,
-                    lambda task: pool.submit(function, task),
-                    lambda running: wait(running, return_when=FIRST_COMPLETED).done,
-                ):
-                    yield task, future.result()
+                yield from _in_pool(pool, 2 * self.workers, function, tasks)
             except BrokenProcessPool as error:
                 advice = "take fewer workers; 1 if this is a script without a __main__ guard"
                 raise WorkerDied(f"a worker process died, perhaps for lack of memory ({advice})") from error
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+
+
+@dataclass(frozen=True)
+class LocalThreads:
+    """Threads of this process, for work on files and checksums, which let go of the interpreter."""
+
+    workers: int
+
+    @property
+    def slots(self) -> int:
+        """One task per thread."""
+        return self.workers
+
+    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Results[Task, Result]:
+        """See `Engine`."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from _in_pool(pool, 2 * self.workers, function, tasks)
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,20 @@ def _connect(ray: Any, address: str) -> None:
         raise UserError(f"{name}: no Ray cluster there; {remedy}") from error
     except RuntimeError as error:  # other versions of Ray or Python than the cluster's
         raise UserError(f"{name}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _in_pool(
+    pool: Executor, room: int, function: Callable[[Task], Result], tasks: Iterable[Task]
+) -> Results[Task, Result]:
+    def wait_for_some(running: list[Future[Result]]) -> set[Future[Result]]:
+        return wait(running, return_when=FIRST_COMPLETED).done
+
+    try:
+        for task, future in _finished(tasks, lambda: room, lambda task: pool.submit(function, task), wait_for_some):
+            yield task, future.result()
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
 
 
 def _finished(

@@ -1,0 +1,218 @@
+"""Proposals and packing on a real Ray cluster of two workers on this machine."""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import boxless
+from boxless.data.index import index_images
+from boxless.data.packing import _check_seen
+from boxless.data.shard_writing import LOCK, ShardTask, Unpacked, write_shard
+from boxless.data.shards import open_shards
+from boxless.errors import UserError
+from boxless.proposals.parts import Parts
+from boxless.proposals.production import make_proposals
+from boxless.proposals.selective_search import PRESETS
+from boxless.proposals.table import ProposalTable
+
+PATIENCE = {  # with machines that are busy
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster of two nodes with one core each."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'boxless[ray]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in PATIENCE.items():
+            patched.setenv(name, value)
+        try:
+            try:
+                cluster.add_node(num_cpus=1, include_dashboard=False, **free_ports())
+                cluster.add_node(num_cpus=1, **free_ports())
+            except Exception as error:  # Ray gives its parts 15 seconds and raises no class of its own
+                pytest.skip(f"Ray did not start, perhaps for this machine is too busy: {error}")
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+def free_ports() -> dict[str, int]:
+    """Ports of a node's agents, which Ray would otherwise wait for."""
+    sockets = [socket.socket() for _ in AGENTS]
+    for each in sockets:
+        each.bind(("", 0))
+    ports = {name: each.getsockname()[1] for name, each in zip(AGENTS, sockets, strict=True)}
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def working() -> list[int]:
+    """Processes of Ray that are at a task of ours: Ray writes so into their titles."""
+    found = []
+    for title in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if title.read_bytes().startswith(b"ray::boxless_task"):
+                found.append(int(title.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def started(cluster: str, command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "boxless", *command, "--engine", "ray", "--ray-address", cluster],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+
+
+@needs_proc
+def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, shared_data, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for file in sorted((shared_data / "coco256" / "images" / "val").iterdir())[:32]:
+        (images / file.name).symlink_to(file)
+    (images / "broken.jpg").write_bytes(b"no image")
+    out, local = tmp_path / "p.parquet", tmp_path / "local.parquet"
+    command = ["propose", "--data", str(images), "--out", str(out), "--max-side", "96"]
+    process = started(cluster, command)
+    while process.poll() is None and not (list(Parts(out).folder.glob("*.parquet")) and working()):
+        time.sleep(0.005)
+    parts = len(list(Parts(out).folder.glob("*.parquet")))
+    assert process.poll() is None and not out.exists(), process.communicate()[0]
+    os.kill(working()[0], signal.SIGKILL)
+    printed, _ = process.communicate()
+    assert process.returncode == 0 and "33 images" in printed, printed
+    assert 1 <= parts < 8  # of blocks of four images
+    make_proposals(index_images(images), local, replace(PRESETS["fast"], max_side=96), workers=1, quiet=True)
+    assert out.read_bytes() == local.read_bytes()
+    keys = ProposalTable.open(out).keys.to_pylist()
+    assert keys == index_images(images).keys().to_pylist() and len(set(keys)) == 33
+    assert not Parts(out).folder.exists()
+
+
+def reader_of(pipe: Path, process: subprocess.Popen[str]) -> tuple[int, int]:
+    """The process that waits at a pipe, and the pipe's end that lets it wait on, once there is one."""
+    while True:
+        try:
+            end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:  # nobody reads
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+    for pid in working():
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            if os.path.exists(file) and os.path.samefile(file, pipe):
+                return pid, end
+    raise AssertionError("nobody is at the pipe")
+
+
+@needs_proc
+def test_a_worker_that_is_killed_while_it_packs_loses_nothing(cluster, shared_data, tmp_path):
+    images = sorted((shared_data / "coco256" / "images" / "val").iterdir())[:60]
+    pipe, listed, out = tmp_path / "pipe.jpg", tmp_path / "images.txt", tmp_path / "packed"
+    os.mkfifo(pipe)  # the worker that comes to it waits there, in the middle of its shard
+    listed.write_text("\n".join(map(str, [*images, pipe])))
+    command = ["pack", "--data", str(listed), "--out", str(out), "--shard-mb", "1"]
+    process = started(cluster, command)
+    pid, end = reader_of(pipe, process)
+    while process.poll() is None and not list(out.glob("shard-*.tar")):
+        time.sleep(0.01)
+    finished = sorted(out.glob("shard-*.tar"))
+    assert process.poll() is None and list(out.glob("*.partial")) and not (out / "manifest.json").exists()
+    (tmp_path / "empty").touch()
+    (tmp_path / "empty").replace(pipe)  # of the same size for the plan; whoever is next reads it
+    os.kill(pid, signal.SIGKILL)
+    os.close(end)
+    printed, _ = process.communicate()
+    assert process.returncode == 0 and "61 images" in printed, printed
+    local = boxless.pack(str(listed), str(tmp_path / "local"), shard_mb=1, quiet=True)
+    assert 1 <= len(finished) < local.shards and contents(out) == contents(local.manifest.parent)
+    assert open_shards(out).keys().to_pylist() == index_images(listed).keys().to_pylist()
+
+    rotten = sorted(out.glob("shard-*.tar"))[1]
+    rotten.write_bytes(rotten.read_bytes()[:-10])
+    process = started(cluster, command)
+    printed, _ = process.communicate()
+    assert f"{local.shards - 1} shards were there already, their checksums are right; 1 written" in printed
+    assert contents(out) == contents(local.manifest.parent)
+
+
+def test_workers_that_see_other_files_are_told_of_in_one_line(tmp_path):
+    def mistake(action: Callable[[], object]) -> str:
+        with pytest.raises(UserError) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # as Ray brings it
+        return str(caught.value)
+
+    image, out = tmp_path / "1.jpg", tmp_path / "out"
+    image.write_bytes(b"image")
+    (tmp_path / "broken.jpg").mkdir()
+    here = [
+        Unpacked(row, str(tmp_path / name), str(row), "jpg", {}) for row, name in enumerate(["1.jpg", "broken.jpg"])
+    ]
+    task = ShardTask(0, out / "shard-000000.tar", here, "process 1 on first\n")
+    assert f"{out}: No such file or directory for a worker on {socket.gethostname()}" in mistake(
+        lambda: write_shard(task)
+    )
+    out.mkdir()
+    (out / LOCK).write_text("process 1 on second\n")
+    assert f"{out}: another folder for a worker on" in mistake(lambda: write_shard(task))
+    (out / LOCK).write_text("process 1 on first\n")
+    assert "another folder" in mistake(lambda: write_shard(task, lambda images: (out / LOCK).write_text("") and None))
+    assert [file.name for file in out.iterdir()] == [LOCK]  # nothing half written stays
+    (out / LOCK).write_text("process 1 on first\n")
+    part = write_shard(task)
+    _check_seen(task, part)  # the folder cannot be read here either
+    image.rename(tmp_path / "elsewhere.jpg")
+    part = write_shard(task)
+    image.write_bytes(b"image")
+    assert f"{image}: No such file or directory for a worker on another" in mistake(lambda: _check_seen(task, part))
+
+
+@pytest.mark.parametrize("command", [boxless.propose, boxless.pack])
+def test_mistakes_about_clusters_are_told_in_one_line(command, tmp_path, monkeypatch):
+    (tmp_path / "1.jpg").touch()
+
+    def mistake(**arguments: str) -> str:
+        with pytest.raises(UserError) as caught:
+            command(str(tmp_path), str(tmp_path / "p.parquet"), **arguments)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "engine=slurm: expected local or ray" in mistake(engine="slurm")
+    assert "ray_address=a:1" in mistake(ray_address="a:1")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "ray", None)
+        assert "pip install 'boxless[ray]'" in mistake(engine="ray")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'boxless[ray]'")
+    for address in ("127.0.0.1:1", "127.0.0.1", "ray://127.0.0.1:1", "127.0.0.1:port"):
+        assert f"ray_address={address}: no Ray cluster there" in mistake(engine="ray", ray_address=address)
