@@ -94,18 +94,31 @@ def box_in_view(box: list[float], window: list[float], side: int, mirrored: bool
     return [x[0], y[0], x[1], y[1]] if x[0] < x[1] and y[0] < y[1] else None
 
 
-def vector(trunk: Trunk, heads: list[nn.Module], image: Tensor, box: list[float]) -> Tensor:
+LADDER = {  # table 4: selective search on C5, then FPN, head, scale-aware assignment and the third view
+    "boxes": dataclasses.replace(CONFIG, align="body", third_view="none"),
+    "fpn": dataclasses.replace(CONFIG, align="pyramid", pooling="coarsest_level", third_view="none"),
+    "head": dataclasses.replace(CONFIG, pooling="coarsest_level", third_view="none"),
+    "scale": dataclasses.replace(CONFIG, third_view="none"),
+}
+
+
+def vector(config: SoCoFamily, trunk: Trunk, heads: list[nn.Module], image: Tensor, box: list[float]) -> Tensor:
     """f_H(RoIAlign(f_I(V), b)) and the heads after it, of one box (paper, eqs. 1 to 4)."""
     side = image.shape[-1]
     w, h = (int(box[2]) - int(box[0]) + 1), (int(box[3]) - int(box[1]) + 1)
     root = math.sqrt(w * h)
     level = 2 if root <= 48 else 3 if root <= 96 else 4 if root <= 192 else 5
+    if config.pooling == "coarsest_level":
+        level = 5
     if trunk.config.neck == "c4":
         feature, bins = trunk.backbone.body(image[None])["0"], 14
+    elif config.align == "body":
+        feature, bins = trunk.backbone.body(image[None])["3"], 7
     else:
         feature, bins = trunk.pyramid(image[None])[str(level - 2)], 7
     place = torch.tensor([[0.0, *box]])
-    described = trunk.box_head(roi_align(feature, place, bins, spatial_scale=feature.shape[-1] / side, aligned=True))
+    pooled = roi_align(feature, place, bins, spatial_scale=feature.shape[-1] / side, aligned=True)
+    described = trunk.box_head(pooled) if config.align == "head" else pooled.mean((2, 3))
     for head in heads:
         described = head(described)
     return described[0].double()
@@ -115,17 +128,17 @@ def vector(trunk: Trunk, heads: list[nn.Module], image: Tensor, box: list[float]
 def slow_loss(method: SoCo, views: tuple[View, ...]) -> float:
     """Eqs. 5 and 6, box by box."""
     total = 0.0
-    frames = FRAMES[method.config.name]
+    frames = FRAMES[method.config.name][: len(views)]
     for i, sources in enumerate(SOURCES):
         places = [[box_in_view(box, windows[i], side, turned) for windows, side, turned in frames] for box in sources]
         places = [place for place in places if None not in place]
         for place in places:
             online = [
-                vector(method.trunk, [method.projector, method.predictor], v.image[i], at)
+                vector(method.config, method.trunk, [method.projector, method.predictor], v.image[i], at)
                 for v, at in zip(views, place, strict=True)
             ]
             target = [
-                vector(method.target_trunk, [method.target_projector], v.image[i], at)
+                vector(method.config, method.target_trunk, [method.target_projector], v.image[i], at)
                 for v, at in zip(views, place, strict=True)
             ]
             for other in range(1, len(views)):
@@ -135,10 +148,11 @@ def slow_loss(method: SoCo, views: tuple[View, ...]) -> float:
     return total
 
 
-@pytest.mark.parametrize("config", [CONFIG, STAR, C4], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [CONFIG, STAR, C4, *LADDER.values()], ids=["soco", "soco-star", "soco-c4", *LADDER])
 def test_loss_is_the_papers(config: SoCoFamily) -> None:
     method = soco(config)
-    views = some_views(*map(list, zip(*FRAMES[config.name], strict=True)))  # type: ignore[arg-type]
+    frames = FRAMES[config.name][: len(config.views())]
+    views = some_views(*map(list, zip(*frames, strict=True)))  # type: ignore[arg-type]
     output = run(method, views, *padded(SOURCES))
     assert output.loss.item() == pytest.approx(slow_loss(method, views), abs=2e-5)
     assert output.loss.item() == pytest.approx(
@@ -154,6 +168,17 @@ def test_pooling_at_all_levels_is_the_same_but_for_norms() -> None:
     for per_box in (True, False):
         own, other = (run(soco(config, per_box), views, *given).loss.item() for config in (CONFIG, everywhere))
         assert (own == pytest.approx(other, abs=1e-5)) == per_box
+
+
+def test_only_what_describes_a_box_is_trained() -> None:
+    for rung, parts in {"boxes": 1, "fpn": 2, "head": 3}.items():
+        method = soco(LADDER[rung])
+        trained = method.trains
+        assert trained == ("backbone", "FPN", "RoI head")[:parts]
+        run(method, three_views(WINDOWS)[:2], *padded(SOURCES)).loss.backward()
+        for name, part in method.trunk.parts.items():
+            assert {p.grad is not None for p in part.parameters()} <= {name in trained, False}, name
+            assert any(p.grad is not None and p.grad.any() for p in part.parameters()) == (name in trained), name
 
 
 def test_copies_fill_places_with_boxes_of_the_image_anew_in_each_view() -> None:

@@ -16,6 +16,10 @@ Where paper and official code differ, this is the paper, and the code's way is a
 - All views show the same K boxes; the code draws them for each pair of views that do not show the same crop.
 - A jittered box grows about its centre; the code keeps its upper left corner.
 - Boxes are continuous; the code cuts them to the last pixel's index, one pixel short.
+
+The rungs of table 4 are options too (`align`, `pooling="coarsest_level"`, `jitter_probability=0`, `third_view="none"`).
+The paper does not say where a box is pooled before its size decides, nor what describes it without a head: here it is
+the coarsest level, where C5 is too, and the average of what is pooled.
 """
 
 from collections.abc import Sequence
@@ -26,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from boxless.data.specs import ViewSpec
-from boxless.detectors.trunk import Trunk
+from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import area, assign_level, choose, jitter
 from boxless.geometry.draws import own_rows
@@ -66,9 +70,14 @@ class SoCoFamily(UnequalCrops):
     necks: ClassVar[tuple[str, ...]] = ("fpn", "hybrid")
 
     @property
-    def pooling(self) -> Literal["own_level", "all_levels"]:
+    def pooling(self) -> Literal["own_level", "all_levels", "coarsest_level"]:
         """Where a box is pooled; an option where there are several levels."""
         return "own_level"
+
+    @property
+    def align(self) -> Literal["head", "pyramid", "body"]:
+        """What describes a box; an option where table 4 has it."""
+        return "head"
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it."""
@@ -86,14 +95,20 @@ class SoCoConfig(SoCoFamily):
     name: Literal["soco"] = "soco"
     small_size: int = 112
     """Of V3, px; the paper found 96 to 192 equally good."""
-    third_view: Literal["resize_of_second", "independent_crop"] = "resize_of_second"
-    """What V3 is: V2 made smaller (paper) or a crop of its own (official code)."""
-    pooling: Literal["own_level", "all_levels"] = "own_level"
-    """Where a box is pooled: at the level of its size, or at all, of which one counts (official code)."""
+    third_view: Literal["resize_of_second", "independent_crop", "none"] = "resize_of_second"
+    """What V3 is: V2 made smaller (paper), a crop of its own (official code), or left out (table 4)."""
+    pooling: Literal["own_level", "all_levels", "coarsest_level"] = "own_level"
+    """Where a box is pooled: at the level of its size; at all, of which one counts (official code); or, whatever its
+    size, at the coarsest (table 4)."""
+    align: Literal["head", "pyramid", "body"] = "head"
+    """What is pretrained and describes a box: everything up to the box head, or in table 4 less, the average of what is
+    pooled from the pyramid or from C5."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it, V3 small."""
         first, second = super().views()
+        if self.third_view == "none":
+            return first, second
         if self.third_view == "resize_of_second":
             return first, second, ViewSpec(self.small_size, self.second, resize_of=1)
         return first, second, replace(second, size=self.small_size)
@@ -121,8 +136,11 @@ class SoCo(nn.Module):
         # V1 and each other view predict each other (eq. 5 and its mirror image).
         self.directions = [pair for other in range(1, len(config.views())) for pair in ((0, other), (other, 0))]
         self.trunk = trunk
-        self.trains = tuple(trunk.parts)
-        self.projector = mlp(trunk.head_width, config.hidden, config.output)
+        self.trains = tuple(trunk.parts)[: {"body": 1, "pyramid": 2, "head": 3}[config.align]]
+        for name in set(trunk.parts) - set(self.trains):
+            trunk.parts[name].requires_grad_(False)
+        width = {"body": trunk.backbone.body.widths[-1], "pyramid": trunk.backbone.out_channels}
+        self.projector = mlp(width.get(config.align, trunk.head_width), config.hidden, config.output)
         self.predictor = mlp(config.output, config.hidden, config.output)
         self.target_trunk = target_copy(trunk)
         self.target_projector = target_copy(self.projector)
@@ -192,15 +210,20 @@ class SoCo(nn.Module):
         """Vectors of boxes (B, K, 4), where there are any: h = f_H(RoIAlign(f_I(V), b)) and what follows, (R, D)."""
         flat = listed(rois, there)  # (R, 5)
         levels = assign_level(flat[:, 1:])
-        maps = trunk.pyramid(view.image)
+        align = self.config.align
+        maps = {"0": trunk.backbone.body(view.image)["3"]} if align == "body" else trunk.pyramid(view.image)
+        roi_pool = RoIPool(first=5) if align == "body" else trunk.roi_pool  # C5 or what the pyramid has
+        first, last = roi_pool.first, roi_pool.last
 
         def at(levels: Tensor) -> Tensor:
-            vectors: Tensor = head(trunk.box_head(trunk.roi_pool.pool(maps, flat, levels, view.size)))
+            pooled = roi_pool.pool(maps, flat, levels, view.size)  # (R, C, S, S)
+            vectors: Tensor = head(trunk.box_head(pooled) if align == "head" else pooled.mean((2, 3)))
             return with_all(vectors, maps)
 
         if self.config.pooling == "own_level":
             return at(levels)
-        first, last = trunk.roi_pool.first, trunk.roi_pool.last
+        if self.config.pooling == "coarsest_level":
+            return at(torch.full_like(levels, last))
         everywhere = torch.stack(
             [at(torch.full_like(levels, level)) for level in range(first, last + 1)]
         )  # (levels, R, D)
