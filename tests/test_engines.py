@@ -119,19 +119,18 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, shared_data, tmp_pa
 
 
 def reader_of(pipe: Path, process: subprocess.Popen[str]) -> tuple[int, int]:
-    """The process that waits at a pipe, and the pipe's end that lets it wait on, once there is one."""
-    while True:
+    """The worker that reads from a pipe, once there is one, and the pipe's other end, which lets it wait there."""
+    end = None
+    while process.poll() is None:
         try:
-            end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            break
+            end = end or os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            for pid in working():
+                if any(file.samefile(pipe) for file in Path(f"/proc/{pid}/fd").iterdir() if file.exists()):
+                    return pid, end
         except OSError:  # nobody reads
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
-    for pid in working():
-        for file in Path(f"/proc/{pid}/fd").iterdir():
-            if os.path.exists(file) and os.path.samefile(file, pipe):
-                return pid, end
-    raise AssertionError("nobody is at the pipe")
+            pass
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0])
 
 
 @needs_proc
@@ -187,11 +186,12 @@ def test_workers_that_see_other_files_are_told_of_in_one_line(tmp_path):
     (out / LOCK).write_text("process 1 on second\n")
     assert f"{out}: another folder for a worker on" in mistake(lambda: write_shard(task))
     (out / LOCK).write_text("process 1 on first\n")
-    assert "another folder" in mistake(lambda: write_shard(task, lambda images: (out / LOCK).write_text("") and None))
+    meanwhile = lambda images: (out / LOCK).write_text("process 2 on first\n")  # noqa: E731
+    assert "another folder" in mistake(lambda: write_shard(task, meanwhile))
     assert [file.name for file in out.iterdir()] == [LOCK]  # nothing half written stays
     (out / LOCK).write_text("process 1 on first\n")
     part = write_shard(task)
-    _check_seen(task, part)  # the folder cannot be read here either
+    _check_seen(task, part)  # what is broken is so here too
     image.rename(tmp_path / "elsewhere.jpg")
     part = write_shard(task)
     image.write_bytes(b"image")
