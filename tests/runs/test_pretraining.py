@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from small_runs import pretraining
 from torchvision.models import mobilenet_v2, resnet18
 
+from boxless.data.device_decoding import Decoder, EncodedBatch
 from boxless.data.loader import Batch
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
@@ -115,6 +116,34 @@ def test_trunk_of_the_run_is_taken_over_but_for_the_neck(finished: Run) -> None:
         trunk = with_trunk_of(recipe, str(init)).trunk
         assert (trunk.backbone, trunk.fpn_channels, trunk.norm, trunk.neck) == ("resnet18", 16, "sync", "c4")
     assert with_trunk_of(recipe, str(finished.path / "metrics.csv")) == recipe == with_trunk_of(recipe, None)
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")  # torchvision's, of decode_jpeg
+def test_a_run_whose_device_decodes_is_that_of_a_processor(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(scenes / "images", tmp_path / "images")
+    image = tmp_path / "images" / "unlabelled" / "000003.jpg"
+    image.write_bytes(image.read_bytes()[:-100])
+    settings = {**SHORT, "stop_on_collapse": False}
+    with pytest.raises(UserError, match="decoder=gpu: needs a CUDA device"):
+        pretraining(tmp_path, tmp_path / "there", "byol", decoder="gpu", **settings)
+    monkeypatch.setattr(module, "require_gpu_decoder", lambda device: None)
+    original = Decoder.__call__
+    decoded = []
+
+    def counted(self: Decoder, batch: EncodedBatch, device: torch.device) -> Batch:
+        decoded.append(len(batch.jpegs))
+        return original(self, batch, device)
+
+    monkeypatch.setattr(Decoder, "__call__", counted)
+    there = pretraining(tmp_path, tmp_path / "there", "byol", decoder="gpu", **settings)
+    assert sum(decoded) == 14 and len(decoded) == 4  # of 2 * 8, one cut short in each epoch
+    here = pretraining(tmp_path, tmp_path / "here", "byol", **settings)
+    assert len(decoded) == 4
+    assert there.summary["skipped"] == here.summary["skipped"] == {str(image): "truncated"}
+    losses = [read_metrics(each.path)["loss"][1] for each in (here, there)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # pixels differ by a level
 
 
 def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from boxless.data.packed import Packed
 from boxless.data.returning import patient
@@ -40,6 +41,7 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_END_OF_JPEG = b"\xff\xd9"  # a file that is cut short lacks it
 _WARNINGS = threading.Lock()  # warnings.catch_warnings changes the whole process
 
 
@@ -92,6 +94,30 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Return (W, H) in px after EXIF orientation, from the header only; raises `BadImage` like `decode`."""
     with _open(path) as (image, orientation):
         return upright_size(image, orientation)
+
+
+@patient
+def plain_jpeg(path: str | Path) -> tuple[bytes | None, tuple[int, int]]:
+    """Return a JPEG's file, where every decoder gives what `decode` does, else None; and (W, H) as `image_size` has it.
+
+    Such files are upright, whole, grey or YCbCr, of 8 bits. Raises `BadImage` like `decode`, but no pixel is looked at.
+    """
+    with _open(path) as (image, orientation):
+        size = upright_size(image, orientation)
+        if orientation != 1 or not isinstance(image, JpegImageFile) or not _is_plain(image):
+            return None, size
+        assert image.fp is not None, "no pixel was loaded"
+        image.fp.seek(0)
+        file = image.fp.read()
+        return (file if file.endswith(_END_OF_JPEG) else None), size
+
+
+def _is_plain(image: JpegImageFile) -> bool:
+    if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        return False
+    components = bytes(component[0] for component in image.layer)
+    # Without YCbCr's transform: by Adobe's marker, or by the components' names where there is none (libjpeg's rule).
+    return image.bits == 8 and image.info.get("adobe_transform", 1) == 1 and components != b"RGB"
 
 
 def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:

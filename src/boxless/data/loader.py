@@ -7,9 +7,9 @@ not depend on the number of workers, and a run that resumes at step s sees what 
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from boxless.data.crops import cut, draw_window, least_scale, on_grid
+from boxless.data.crops import Window, cut, draw_window, least_scale, on_grid
 from boxless.data.images import BadImage, decode_reduced, image_size
 from boxless.data.repeat_factor import repeated_rows
 from boxless.data.shard_order import mixed_rows
@@ -97,15 +97,17 @@ class ViewDataset(Dataset[Sample]):
 
     def __init__(self, paths: Paths, specs: Sequence[ViewSpec], boxes: Boxes | None, seed: int) -> None:
         self.paths, self.specs, self.proposals, self.seed = paths, tuple(specs), boxes, seed
+        self.cut_specs = [spec for spec in self.specs if spec.resize_of is None]
+        self.sizes = [spec.size for spec in self.cut_specs]
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         """The views of a row in an epoch; an unreadable image gives its place to the next one that can be read."""
-        epoch, row = place
+        _, row = place
         skipped: list[tuple[str, str]] = []
         for offset in range(len(self.paths)):
             candidate = (row + offset) % len(self.paths)
             try:
-                return self._sample(candidate, np.random.default_rng((self.seed, epoch, row)), skipped)
+                return self._sample(candidate, place, skipped)
             except BadImage as error:
                 skipped.append((str(error.path), error.reason))
                 if len(skipped) >= 1000:
@@ -114,23 +116,38 @@ class ViewDataset(Dataset[Sample]):
             f"{skipped[0][0]}: {skipped[0][1]}; so are the next images, {len(skipped)} in all: check the data"
         )
 
-    def _sample(self, row: int, random: np.random.Generator, skipped: list[tuple[str, str]]) -> Sample:
-        path = self.paths.path(row)
+    def drawn(
+        self, row: int, place: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], list[Window]]:
+        """The boxes (N, 4) of a row, source px, and the windows of the views that are cut from its image.
+
+        Args:
+            row: of the image.
+            place: epoch and row that the random draws are of.
+            size: width and height of the image, px.
+        """
         none = np.zeros((0, 4), np.float32)
         boxes = none if self.proposals is None else self.proposals.boxes(row)
-        specs = [spec for spec in self.specs if spec.resize_of is None]
-        sizes = [spec.size for spec in specs]
+        random = np.random.default_rng((self.seed, *place))
+        return boxes, [draw_window(spec, *size, boxes, random) for spec in self.cut_specs]
+
+    def maps(self, windows: Sequence[Window]) -> tuple[Tensor, ...]:
+        """Source px -> view px of each view that is cut, (2, 3), by its window."""
+        side = torch.tensor(self.sizes)
+        return crop_and_resize(torch.tensor(windows), side, side).unbind()
+
+    def _sample(self, row: int, place: tuple[int, int], skipped: list[tuple[str, str]]) -> Sample:
+        path = self.paths.path(row)
         source_width, source_height = image_size(path)
-        windows = [draw_window(spec, source_width, source_height, boxes, random) for spec in specs]
+        boxes, windows = self.drawn(row, place, (source_width, source_height))
         # Large JPEGs are decoded at 1/2, 1/4 or 1/8, where no view needs more.
-        image, _ = decode_reduced(path, least_scale(windows, sizes))
+        image, _ = decode_reduced(path, least_scale(windows, self.sizes))
         height, width = image.shape[:2]
         step = round(source_width / width)
         windows = [on_grid(window, step, width, height) for window in windows]
-        views = [torch.from_numpy(cut(image, *each)).permute(2, 0, 1) for each in zip(windows, sizes, strict=True)]
-        side = torch.tensor(sizes)
-        maps = crop_and_resize(torch.tensor(windows) * step, side, side)
-        return Sample(tuple(views), tuple(maps.unbind()), torch.from_numpy(boxes), tuple(skipped))
+        views = [torch.from_numpy(cut(image, *each)).permute(2, 0, 1) for each in zip(windows, self.sizes, strict=True)]
+        maps = self.maps([(x1 * step, y1 * step, x2 * step, y2 * step) for x1, y1, x2, y2 in windows])
+        return Sample(tuple(views), maps, torch.from_numpy(boxes), tuple(skipped))
 
 
 def collate(samples: Sequence[Sample], specs: Sequence[ViewSpec]) -> Batch:
@@ -242,11 +259,22 @@ def view_batches(
     dataset: ViewDataset, order: Sampler[list[tuple[int, int]]], workers: int, pinned: bool
 ) -> DataLoader[Batch]:
     """Batches in the given order; workers live as long as the run."""
+    return ordered_batches(dataset, ViewCollate(dataset.specs), order, workers, pinned)
+
+
+def ordered_batches(
+    dataset: Dataset[Any],
+    collated: Callable[[Sequence[Any]], Any],
+    order: Sampler[list[tuple[int, int]]],
+    workers: int,
+    pinned: bool,
+) -> DataLoader[Any]:
+    """What `collated` makes of a data set's samples for each batch of an order."""
     return DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=ViewCollate(dataset.specs),
+        collate_fn=collated,
         pin_memory=pinned,
         prefetch_factor=4 if workers else None,
         worker_init_fn=one_thread,

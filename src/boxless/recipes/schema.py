@@ -128,6 +128,8 @@ class PretrainRecipe:
     """Images per step over all processes; a smaller data set makes it smaller."""
     workers: int | None = None
     """Processes that decode and crop; by default the number of cores, at most 16."""
+    decoder: Literal["processor", "gpu"] = "processor"
+    """What decodes JPEGs and crops them; gpu helps where a GPU waits for few cores (torchvision's nvJPEG)."""
     shard_buffer: int | None = None
     """Shards to draw images from at a time, of packed data; by default 8 where they are fetched, else all."""
     precision: Precision = "auto"

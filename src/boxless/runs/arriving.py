@@ -1,26 +1,45 @@
 """Batches on their way to the device."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
 from torch.nn.functional import pad
+from torch.utils.data import Sampler
 
-from boxless.data.loader import Batch
+from boxless.data.device_decoding import Decoder, encoded_batches
+from boxless.data.loader import Batch, ViewDataset, view_batches
 from boxless.training.turns import largest
 
 
-def fabric_batches(fabric: Fabric, batches: Iterable[Batch]) -> Iterator[Batch]:
+def arriving_batches(
+    fabric: Fabric,
+    dataset: ViewDataset,
+    order: Sampler[list[tuple[int, int]]],
+    workers: int,
+    decoder: Literal["processor", "gpu"],
+) -> Iterator[Batch]:
+    """A data set's batches on the device; JPEGs are decoded by the workers, or there."""
+    if decoder == "gpu":
+        return fabric_batches(fabric, encoded_batches(dataset, order, workers), Decoder(dataset))
+    return fabric_batches(fabric, view_batches(dataset, order, workers, fabric.device.type == "cuda"))
+
+
+def fabric_batches(
+    fabric: Fabric, batches: Iterable[Any], bring: Callable[[Any, torch.device], Batch] = Batch.to
+) -> Iterator[Batch]:
     """Batches on the device; a GPU is brought the next one, from pinned memory, while it works on this one."""
     if fabric.device.type != "cuda":
-        yield from batches
+        for batch in batches:
+            yield bring(batch, fabric.device)
         return
     beside = torch.cuda.Stream(fabric.device)  # type: ignore[no-untyped-call]
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(beside):
-            coming = batch.to(fabric.device), beside.record_event()
+            coming = bring(batch, fabric.device), beside.record_event()
         if ahead is not None:
             yield _arrived(*ahead)
         ahead = coming

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from boxless.data.device_decoding import require_gpu_decoder
 from boxless.data.fetching import image_order
 from boxless.data.index import ImageIndex
-from boxless.data.loader import Batch, Boxes, ViewDataset, view_batches
+from boxless.data.loader import Batch, Boxes, ViewDataset
 from boxless.errors import UserError
 from boxless.interop.weights import save_trunk
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.arriving import equally_wide, fabric_batches
+from boxless.runs.arriving import arriving_batches, equally_wide
 from boxless.runs.compiling import compile_parts, is_compiled
 from boxless.runs.fitting import need_less
 from boxless.runs.folder import Run, start_run, write_json
@@ -83,6 +84,8 @@ def _pretrain(
     init: Path | None,
     quiet: bool,
 ) -> None:
+    if recipe.decoder == "gpu":
+        require_gpu_decoder(fabric.device)
     plan = Plan.of(recipe, len(index), world_size())
     say(rates_in_words(plan.batch, recipe.optim.base_lr, recipe.optim.reference_batch, world_size()), quiet)
     if len(index) < recipe.batch_size:
@@ -125,10 +128,8 @@ def _batches(
     own = plan.batch // world_size()
     places = progress.step, plan.steps, recipe.seed, recipe.shard_buffer, rank(), world_size()
     order, workers = image_order(index, own, *places), worker_count(recipe.workers, 16)
-    batches: Iterable[Batch] = view_batches(dataset, order, workers, fabric.device.type == "cuda")
-    if recipe.method.needs_boxes and world_size() > 1:
-        batches = equally_wide(batches)
-    return fabric_batches(fabric, batches)
+    batches = arriving_batches(fabric, dataset, order, workers, recipe.decoder)
+    return equally_wide(batches) if recipe.method.needs_boxes and world_size() > 1 else batches
 
 
 def _train(
