@@ -93,3 +93,18 @@ def test_a_worker_that_dies_while_a_checkpoint_is_written_is_named(tmp_path: Pat
         except RuntimeError as error:
             raise RuntimeError("unexpected pos 704 vs 598") from error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_whose_connection_ends_before_its_process_is_named(tmp_path: Path) -> None:
+    from multiprocessing.connection import Client, Listener
+
+    with Listener(str(tmp_path / "worker")) as listener:
+        with Client(listener.address) as batches:
+            listener.accept().close()
+            with (
+                pytest.raises(UserError, match=r"run: a data worker died \(.*; what was kept stays"),
+                mishaps(tmp_path / "run"),
+            ):
+                batches.recv()
+        with pytest.raises(EOFError), mishaps(tmp_path / "run"):
+            raise EOFError("of something else")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import TypeVar
 
 from torch import distributed
@@ -28,7 +29,7 @@ def mishaps(out: Path) -> Iterator[None]:
     try:
         with in_words(out):
             yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if (worker := _dead_worker(error)) is not None:
             raise UserError(f"{out}: {worker}; what was kept stays, give the same command again to go on") from error
         if world_size() > 1 and (isinstance(error, distributed.DistError) or _PROCESS.search(str(error))):
@@ -50,7 +51,7 @@ def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
     """
     try:
         yield from batches
-    except (UserError, RuntimeError) as error:
+    except (UserError, RuntimeError, OSError, EOFError) as error:
         lost = str(error) if isinstance(error, UserError) else _dead_worker(error)
         if lost is None or world_size() > 1:  # of several processes the others are in the next step already
             raise
@@ -60,7 +61,15 @@ def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
 def _dead_worker(error: BaseException | None) -> str | None:
     """What a dead data worker raises, at any moment: in the midst of a checkpoint too, which torch.save hides."""
     while error is not None:
-        if match := _WORKER.search(str(error)):
-            return f"a data worker died ({match[0]}), perhaps for lack of memory: fewer --workers need less"
+        match = _WORKER.search(str(error))
+        if match or _lost_connection(error):
+            reason = match[0] if match else " ".join(str(error).split()) or "its connection ended"
+            return f"a data worker died ({reason}), perhaps for lack of memory: fewer --workers need less"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _lost_connection(error: BaseException) -> bool:
+    """Whether a worker's connection ended under Python's hands: it can be gone before PyTorch sees the process dead."""
+    places = extract_tb(error.__traceback__)
+    return isinstance(error, OSError | EOFError) and any("multiprocessing" in place.filename for place in places)
