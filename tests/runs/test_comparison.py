@@ -87,6 +87,29 @@ def test_starts_by_name_recipe_and_file(tmp_path):
         resolve_starts(["none", "none"], recipe)
 
 
+def test_starts_of_the_recipes_own_differ_in_their_keys_alone(tmp_path):
+    file = tmp_path / "ladder.yaml"
+    starts = "{boxes: {method: soco, method.align: body, optim.base_lr: 0.1}, dense: {method: lc-byol}}"
+    file.write_text(f"recipe: compare-small\nview_size: 64\nstarts: {starts}\n")
+    recipe = load(file, CompareRecipe)
+    boxes, soco, dense = (start.recipe for start in resolve_starts(["boxes", "soco", "dense"], recipe))
+    assert boxes.method.align == "body" and soco.method.align == "head" and boxes.method.size == 64
+    assert override(soco, {"method.align": "body", "optim.base_lr": 0.1}) == boxes
+    assert dense == resolve_starts(["lc-byol"], recipe)[0].recipe
+
+    def mistake(starts, word="x"):
+        with pytest.raises(UserError) as caught:
+            resolve_starts([word], override(recipe, {"starts": starts}))
+        return str(caught.value)
+
+    assert "starts.x: unknown key 'method.aling': did you mean 'method.align'" in mistake(
+        {"x": {"method": "soco", "method.aling": 1}}
+    )
+    for starts in ({"x": {"method": "sooc"}}, {"x": {"boxes": 1}}, {"x": None}, {"x": [1]}, {"x": {"method": [1]}}):
+        assert mistake(starts).startswith("starts.x: expected")
+    assert mistake({"../x": {"method": "soco"}}, "../x").startswith("starts.../x: expected a name")
+
+
 def test_scores_that_no_image_has_do_not_stop_the_comparison():
     """Without large objects, AP of large ones is not a number in every seed."""
     some = [

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from boxless.runs.comparison import Comparison
 
 DEFAULT_RECIPE = "compare-small"
+DEFAULT_METHODS = ("none", "byol", "soco")
 
 
 def compare(
@@ -16,7 +17,7 @@ def compare(
     labels: str,
     val: str,
     out: str,
-    methods: str = "none,byol,soco",
+    methods: str | None = None,
     detectors: str | None = None,
     label_fraction: str = "0.1",
     seeds: int = 3,
@@ -36,7 +37,8 @@ def compare(
         labels: Labels to learn from, as `boxless finetune` takes them.
         val: Labels to measure AP with.
         out: Folder of the comparison; comparison.csv, comparison.md, figures/ and report.html are written there.
-        methods: Starts, with commas between: none (from scratch), a method, a recipe, a run's folder or a weights file.
+        methods: Starts, with commas between: none (from scratch), a method, a start of the recipe's own, a recipe, a
+            run's folder or a weights file. By default none and the recipe's own, or else none,byol,soco.
         detectors: Detectors that every start is put into, with commas between: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
         label_fraction: Shares of the labels to learn from, with commas between.
@@ -72,7 +74,10 @@ def compare(
     common = recipe_of({"recipe": recipe})
     common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
     settings: CompareRecipe = override(common, overrides)
-    starts = resolve_starts([word.strip() for word in methods.split(",") if word.strip()], settings, init)
+    words = ["none", *settings.starts] if settings.starts else DEFAULT_METHODS
+    if methods is not None:
+        words = [word.strip() for word in methods.split(",") if word.strip()]
+    starts = resolve_starts(words, settings, init)
     choices = resolve_detectors([word.strip() for word in (detectors or "").split(",") if word.strip()], settings)
     try:
         fractions = sorted({float(word) for word in str(label_fraction).split(",")})

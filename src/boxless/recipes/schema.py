@@ -1,7 +1,7 @@
 """What a recipe holds: one frozen dataclass per command, every number with one default and one home."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from boxless.data.segmentation import CropConfig
 from boxless.detectors.trunk import TrunkConfig
@@ -262,3 +262,6 @@ class CompareRecipe:
     """Of every cell; its trunk is pretrain.trunk."""
     view_size: int = 96
     """Of the full-size views of every method, px; smaller views and blur keep their proportion."""
+    starts: dict[str, Any] = field(default_factory=dict)
+    """Starts of your own, by name: a method, and keys of its pretraining that differ, such as
+    {method: soco, method.boxes: 1}."""

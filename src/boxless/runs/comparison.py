@@ -2,9 +2,10 @@
 
 import math
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from boxless.detectors.detector import fitting
 from boxless.detectors.two_stage import Kind
 from boxless.errors import UserError
 from boxless.recipes.catalogue import describe, load, names
-from boxless.recipes.overrides import did_you_mean
+from boxless.recipes.overrides import did_you_mean, override
 from boxless.recipes.schema import METHODS, CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.boxes import prepare_boxes
 from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize, table, write_table
@@ -58,7 +59,7 @@ class Start:
 
 
 def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | None = None) -> list[Start]:
-    """The starts that a user's words name: none, a method, a recipe, a run or a weights file.
+    """The starts that a user's words name: none, one of the comparison's own, a method, a recipe, a run or weights.
 
     What is pretrained starts from the weights `init`, or from random ones.
 
@@ -70,38 +71,56 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | No
     for word in methods:
         if word == REFERENCE:
             starts.append(Start(word))
+        elif word in recipe.starts:
+            method, pretrain = _own_start(word, recipe)
+            starts.append(Start(word, pretrain, f"{method}-small", init=file))
         elif word in METHODS:
-            base = f"{word}-small"
-            pretrain = _pretrain_recipe(word, base, recipe)
-            starts.append(Start(word, _with_trainable_neck(pretrain), base, init=file))
+            starts.append(Start(word, _pretrain_recipe(word, recipe), f"{word}-small", init=file))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
             pretrain = with_trunk_of_start(load(word, PretrainRecipe), init)
             starts.append(Start(Path(word).stem, pretrain, word, init=file))
         elif Path(word).exists():
             starts.append(Start(Path(word).stem if Path(word).is_file() else Path(word).name, weights=word))
         else:
-            known = [REFERENCE, *METHODS, *names()]
+            known = [REFERENCE, *recipe.starts, *METHODS, *names()]
             raise UserError(
                 f"methods: {word!r} is no method, recipe, run or weights file{did_you_mean(word, known)}; "
-                f"methods are {', '.join([REFERENCE, *METHODS])}"
+                f"methods are {', '.join([REFERENCE, *recipe.starts, *METHODS])}"
             )
     if len({start.name for start in starts}) < len(starts):
         raise UserError("methods: two of them have the same name; rename a file or a run's folder")
     return starts
 
 
-def _pretrain_recipe(method: str, base: str, recipe: CompareRecipe) -> PretrainRecipe:
+def _own_start(name: str, recipe: CompareRecipe) -> tuple[str, PretrainRecipe]:
+    """The method of a start that the comparison's recipe describes, and its pretraining."""
+    entry = recipe.starts[name]
+    keys = dict(entry) if isinstance(entry, Mapping) else {"method": entry}
+    method = keys.pop("method", None)
+    if str(method) not in METHODS or not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        raise UserError(
+            f"starts.{name}: expected a name of letters, digits, _ . + - and keys such as "
+            f"{{method: soco, method.boxes: 1}}; methods are {', '.join(METHODS)}"
+        )
+    try:
+        return method, override(_pretrain_recipe(method, recipe), keys)
+    except UserError as error:
+        raise UserError(f"starts.{name}: {error}") from error
+
+
+def _pretrain_recipe(method: str, recipe: CompareRecipe) -> PretrainRecipe:
     """The comparison's pretraining by another method, which brings its own optimiser: one rate does not suit them all.
 
     What the comparison's optimiser has of its own, such as a rate that the user set, holds for every method.
     """
-    common, own = recipe.pretrain, load(base, PretrainRecipe)
+    common, own = recipe.pretrain, load(f"{method}-small", PretrainRecipe)
     if common.method.name == method:
-        return replace(common, method=common.method.at_size(recipe.view_size))
+        return _with_trainable_neck(replace(common, method=common.method.at_size(recipe.view_size)))
     usual = load(f"{common.method.name}-small", PretrainRecipe).optim
     values = {field.name: getattr(common.optim, field.name) for field in fields(usual)}
     changed = {name: value for name, value in values.items() if value != getattr(usual, name)}
-    return replace(common, method=own.method.at_size(recipe.view_size), optim=replace(own.optim, **changed))
+    optim = replace(own.optim, **changed)
+    return _with_trainable_neck(replace(common, method=own.method.at_size(recipe.view_size), optim=optim))
 
 
 def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
