@@ -164,6 +164,22 @@ def test_a_worker_that_is_killed_while_it_packs_loses_nothing(cluster, shared_da
     assert contents(out) == contents(local.manifest.parent)
 
 
+def test_what_several_workers_of_a_cluster_raise_is_told_in_one_line(cluster, tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom boxless.data.shard_writing import ShardTask, write_shard\n"
+        "from boxless.engines import ray_cluster\nfrom boxless.errors import UserError\n"
+        "tasks = [ShardTask(number, Path(sys.argv[2], 'nowhere', f'{number}.tar'), [], 'us') for number in range(8)]\n"
+        "with ray_cluster(sys.argv[1]) as cluster:\n    try:\n        list(cluster.run(write_shard, tasks))\n"
+        "    except UserError as error:\n        print(error)"
+    )
+    words = [sys.executable, "-c", code, cluster, str(tmp_path)]
+    printed = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    assert printed.startswith(
+        f"{tmp_path / 'nowhere'}: No such file or directory for a worker on {socket.gethostname()}"
+    )
+    assert printed.count("\n") == 1, printed
+
+
 def test_workers_that_see_other_files_are_told_of_in_one_line(tmp_path):
     def mistake(action: Callable[[], object]) -> str:
         with pytest.raises(UserError) as caught:

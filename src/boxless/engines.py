@@ -179,7 +179,8 @@ def _connect(ray: Any, address: str) -> None:
         if address != "auto":  # Ray itself would try for minutes, and speak of it at length
             place = urlsplit(address if "://" in address else f"ray://{address}")
             socket.create_connection((place.hostname or "", place.port or 0), timeout=10).close()
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        # CRITICAL: of several tasks that fail Ray would print the tracebacks, but for the one that ends the command
+        ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
     except (OSError, ValueError) as error:  # ConnectionError is an OSError
         raise UserError(f"{name}: no Ray cluster there; {remedy}") from error
     except RuntimeError as error:  # other versions of Ray or Python than the cluster's
