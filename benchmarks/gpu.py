@@ -8,9 +8,9 @@
 Every figure is taken in a process of its own: steps to warm up (and to compile), then steps that count, with one wait
 for the device at the end. Parts: `roofline` (rates of the card, FLOPs and bytes of a BYOL step), `byol` (synthetic
 views: ours eager and compiled, lightly's documented loop as written and in bf16-mixed), `files` (the same from JPEG
-files, ours and lightly's, and the loader without training), `soco`, `detector` (Faster R-CNN at 800 px against
-torchvision's reference loop), `waits` (where the host waits for the device within a step, and how long a measure of
-health takes), `decoder` (one core's JPEG decoding with and without crops, and the GPU's decoder).
+files, ours with either decoder and lightly's, and the input without training), `soco`, `detector` (Faster R-CNN at
+800 px against torchvision's reference loop), `waits` (where the host waits for the device within a step, and how long a
+measure of health takes), `decoder` (one core's JPEG decoding with and without crops, and the GPU's decoder).
 
 Images are the given folder, else coco256 in $BOXLESS_DATA, else embedded photographs of 640 x 640 px. Without lightly,
 a plain PyTorch loop of the same network stands in for it, and its row says so. Each figure is written as soon as it is

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,17 @@ from training_step import Step, boxless_step
 from boxless.data.crops import cut, draw_window
 from boxless.data.images import decode
 from boxless.data.index import index_images
-from boxless.data.loader import Order, ViewDataset, view_batches
+from boxless.data.loader import Order, ViewDataset
 from boxless.methods.soco import SoCoConfig
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainRecipe
+from boxless.runs.arriving import arriving_batches
+from boxless.runs.setup import make_fabric
 from boxless.training.health import measure
 
 Figures = dict[str, float]
+By = Literal["processor", "gpu"]
+"""What decodes: see the recipe's `decoder`."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def lightly_loop(mixed: bool, sizes: Sizes, images: str) -> Figures:
     return rate(step, sizes.batch, sizes) | ({} if known else {"plain PyTorch in its place": 1.0})
 
 
-def byol_from_files(compiled: bool, sizes: Sizes, images: str) -> Figures:
-    recipe = recipe_of("byol-r50", sizes, compiled)
+def byol_from_files(compiled: bool, by: By, sizes: Sizes, images: str) -> Figures:
+    recipe = replace(recipe_of("byol-r50", sizes, compiled), decoder=by)
     return rate(partial(boxless_step, recipe, sizes.batch, files=index_images(images)), sizes.batch, sizes)
 
 
@@ -132,18 +136,21 @@ def lightly_pairs(sizes: Sizes, images: str) -> Iterator[Any]:
             yield batch[0]
 
 
-def loader_alone(sizes: Sizes, images: str) -> Figures:
-    """Batches from files without training."""
+def input_alone(by: By, workers: int | None, sizes: Sizes, images: str) -> Figures:
+    """Batches from files to the device, by at most so many workers, without training."""
     index = index_images(images)
     recipe = recipe_of("byol-r50", sizes, compiled=False)
     dataset = ViewDataset(index, recipe.method.views(), None, 0)
     order = Order(len(index), sizes.batch, 0, sizes.warmup + 4 * sizes.steps, 0)
-    batches = iter(view_batches(dataset, order, sizes.workers, torch.cuda.is_available()))
+    workers = sizes.workers if workers is None else min(workers, sizes.workers)
+    batches = arriving_batches(make_fabric("32-true"), dataset, order, workers, by)
     for _ in range(sizes.warmup):
         next(batches)
     began = time.perf_counter()
     count = sum(len(batch.boxes) for batch in batches)
-    return {"images/s": count / (time.perf_counter() - began)}
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return {"images/s": count / (time.perf_counter() - began), "workers": workers}
 
 
 def decoder(sizes: Sizes, images: str) -> Figures:
@@ -240,8 +247,12 @@ PARTS: dict[str, dict[str, Callable[[Sizes, str], Figures]]] = {
         "lightly, bf16-mixed": partial(lightly_loop, True),
     },
     "files": {
-        "byol from files": partial(byol_from_files, True),
-        "loader alone": loader_alone,
+        "byol from files": partial(byol_from_files, True, "processor"),
+        "byol from files, decoder=gpu": partial(byol_from_files, True, "gpu"),
+        "input alone": partial(input_alone, "processor", None),
+        "input alone, decoder=gpu": partial(input_alone, "gpu", None),
+        "input alone, 4 workers": partial(input_alone, "processor", 4),
+        "input alone, decoder=gpu, 4 workers": partial(input_alone, "gpu", 4),
         "lightly from files": lightly_from_files,
     },
     "soco": {"soco, compiled": partial(soco, True), "soco, eager": partial(soco, False)},

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from boxless.data.index import ImageIndex
-from boxless.data.loader import Batch, Order, ViewDataset, view_batches
+from boxless.data.loader import Batch, Order, ViewDataset
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.contract import MethodConfig, as_module
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.arriving import fabric_batches
+from boxless.runs.arriving import arriving_batches
 from boxless.runs.compiling import compile_parts
 from boxless.runs.learner import make_optimizer
 from boxless.runs.objective import Objective
@@ -72,8 +72,7 @@ def boxless_step(
         dataset = ViewDataset(files, recipe.method.views(), None, recipe.seed)
         order = Order(len(files), batch, 0, 1_000_000, recipe.seed)
         workers = worker_count(recipe.workers, 16)
-        on_gpu = fabric.device.type == "cuda"
-        batches = iter(fabric_batches(fabric, view_batches(dataset, order, workers, on_gpu)))
+        batches = arriving_batches(fabric, dataset, order, workers, recipe.decoder)
     numbers = itertools.count()
 
     def step() -> Tensor:

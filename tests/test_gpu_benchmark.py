@@ -13,12 +13,13 @@ from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TAKEN = (
-    *("roofline", "byol, compiled", "lightly as written", "byol from files", "loader alone", "soco, compiled"),
-    *("faster_rcnn", "torchvision's reference loop", "decoder", "profile, eager"),
+    *("roofline", "byol, compiled", "lightly as written", "byol from files", "input alone", "soco, compiled"),
+    *("input alone, decoder=gpu", "faster_rcnn", "torchvision's reference loop", "decoder", "profile, eager"),
 )
 """Others need lightly or a GPU, or are these once more."""
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")  # torchvision's, of decode_jpeg
 def test_parts_become_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
