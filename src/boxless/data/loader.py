@@ -6,9 +6,11 @@ not depend on the number of workers, and a run that resumes at step s sees what 
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -285,14 +287,21 @@ def one_thread(_: int) -> None:
     """Keep a data worker to one thread, for the cores belong to the others and to training, and to its work.
 
     Signals that ask a run to end reach its workers too (Ctrl-C, SLURM's), which it needs for the step that it finishes.
+    Where the run ends while it fetches a batch, the worker's thread that hands it out has nothing to add.
     """
     torch.set_num_threads(1)
+    sys.excepthook = _without_lost_connections
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave_when_told(run: int) -> None:
