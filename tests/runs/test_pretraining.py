@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from small_runs import pretraining
 from torchvision.models import mobilenet_v2, resnet18
 
+from boxless.data import device_decoding
 from boxless.data.device_decoding import Decoder, EncodedBatch
 from boxless.data.loader import Batch
 from boxless.detectors.trunk import Trunk, TrunkConfig
@@ -128,7 +129,8 @@ def test_a_run_whose_device_decodes_is_that_of_a_processor(
     settings = {**SHORT, "stop_on_collapse": False}
     with pytest.raises(UserError, match="decoder=gpu: needs a CUDA device"):
         pretraining(tmp_path, tmp_path / "there", "byol", decoder="gpu", **settings)
-    monkeypatch.setattr(module, "require_gpu_decoder", lambda device: None)
+    for where in (module, device_decoding):
+        monkeypatch.setattr(where, "require_gpu_decoder", lambda device: None)
     original = Decoder.__call__
     decoded = []
 

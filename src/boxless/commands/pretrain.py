@@ -46,6 +46,7 @@ def pretrain(
     Raises:
         UserError: For anything that the caller can mend.
     """
+    from boxless.data.device_decoding import require_gpu_decoder
     from boxless.data.index import index_images
     from boxless.errors import UserError
     from boxless.recipes.catalogue import describe
@@ -77,11 +78,13 @@ def pretrain(
             check_start(settings, start)
 
     with stoppable():
-        training_fabric(settings.precision)  # where several processes train, they meet here
+        fabric = training_fabric(settings.precision)  # where several processes train, they meet here
         index = in_turn(lambda: index_images(data))
         alone(check)
         if preview:
             return alone(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
+        if settings.decoder == "gpu":
+            require_gpu_decoder(fabric.device)  # before hours of proposals
         boxes = in_turn(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
         return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet, allow_changes)
 
