@@ -40,7 +40,7 @@ startup: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/python benchmarks/fuzz.py
 
-# Kills, full disks, vanished drives, power cuts: the table of docs/reliability.md. A quarter of an hour of a core.
+# Kills, full disks, vanished drives, power cuts: the table of docs/reliability.md. Twenty minutes of a core.
 chaos: $(INSTALLED)
 	$(BIN)/python benchmarks/chaos.py
 

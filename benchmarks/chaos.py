@@ -1,7 +1,7 @@
 """What survives kills, full disks, vanished drives, dead workers and power cuts: the tables of docs/reliability.md.
 
-    make chaos                                   # all, about a quarter of an hour of a core
-    python benchmarks/chaos.py --only kill,lock --kills 20 --seed 7
+    make chaos                                   # all, about twenty minutes of a core
+    python benchmarks/chaos.py --only kill,lock --scale 0.4 --seed 7
 
 Each fault is tried on real commands with small data, at random moments. The command is then given again until it comes
 to its end, and what it leaves is compared with what an undisturbed one left: weights and files byte for byte. Processes

@@ -420,7 +420,7 @@ def test_no_command_asks_for_the_network(tmp_path: Path) -> None:
     assert noticed.returncode and ("NETWORK" in noticed.stderr)
     said, _ = work.communicate(timeout=500)
     assert "NETWORK" not in said and work.returncode == 0, said[-2000:]
-    assert said.count("DONE") == 11
+    assert said.count("DONE") == 15
 
 
 def test_unreadable_weights_do_not_hide_behind_names(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def a_day(scenes: str, out: str) -> None:
         f"report --run {out}/pre {out}/fine --out {out}/report.html",
         f"convert --file {out}/old.pth --out {out}/converted.safetensors",
         f"publish --run {out}/pre --to {out}/published",
+        f"probe --weights {out}/pre --data {images} --out {out}/probe --kind correspondence --size 65 --workers 0",
+        f"compare --data {images} --labels {train} --val {val} --out {out}/compare --methods none,{out}/pre --seeds 1 "
+        f"--label-fraction 1 {small.replace('--', '--pretrain.')} {steps.replace('--', '--finetune.')} "
+        "--finetune.workers 0",
+        f"figures --run {out}/fine --data {images} --kinds curves,pca",
+        "recipes",
     ]
     for line in lines:
         code = main(line.split())
