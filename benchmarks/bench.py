@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "byol_step": (["--threads", "1"], ["--repeats", "1", "--batch", "8"]),
     "pipeline": ([], ["--repeats", "3", "--count", "64"]),
     "selective_search": ([], ["--images", "8"]),
-    "methods": (["cost", "--threads", "1", "--methods", ",".join(WITH_GOALS)], ["--repeats", "1", "--batch", "4"]),
+    "methods": (["cost", "--threads", "1", "--methods", ",".join(WITH_GOALS)], ["--repeats", "1", "--batch", "8"]),
 }
 """Per benchmark what it is given, and what more with --quick."""
 
