@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import boxless
 from boxless.data.index import index_images
-from boxless.data.packing import _check_seen
+from boxless.data.packing import _check_seen, pack_images
+from boxless.data.shard_plan import plan_shards
 from boxless.data.shard_writing import LOCK, ShardTask, Unpacked, write_shard
 from boxless.data.shards import open_shards
 from boxless.errors import UserError
@@ -212,6 +213,33 @@ def test_workers_that_see_other_files_are_told_of_in_one_line(tmp_path):
     part = write_shard(task)
     image.write_bytes(b"image")
     assert f"{image}: No such file or directory for a worker on another" in mistake(lambda: _check_seen(task, part))
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """An engine that does not see an image."""
+
+    image: Path
+    slots: int = 1
+
+    def run(self, function, tasks):
+        hidden = self.image.rename(self.image.with_suffix(".hidden"))
+        done = [(task, function(task)) for task in tasks]
+        hidden.rename(self.image)
+        yield from done
+
+
+def test_shards_of_workers_that_see_other_files_are_not_kept(tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for number in range(3):
+        (images / f"{number}.jpg").write_bytes(bytes(300_000))
+    plan = plan_shards(index_images(images), lambda row: {}, 500_000)
+    assert len(plan.ends) == 3
+    with pytest.raises(UserError, match="for a worker on another machine"):
+        pack_images(plan, {}, out, 1, engine=Elsewhere(images / "1.jpg"))
+    packing = pack_images(plan, {}, out, 1)
+    assert (packing.written, packing.images, packing.left_out) == (1, 3, [])
 
 
 @pytest.mark.parametrize("command", [boxless.propose, boxless.pack])

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import boxless
+from boxless.data.shard_writing import Unpacked
 from boxless.data.shards import open_shards
 from boxless.errors import UserError
 
@@ -78,12 +81,10 @@ def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path
     data, out = str(shared_data / "coco256" / "images"), tmp_path / "killed"
     boxless.pack(data, str(tmp_path / "whole"), shard_mb=2, quiet=True)
     code = (  # a read that hangs in the middle of the third shard, so that the kill always comes in time
-        "import sys, time, boxless\nfrom pathlib import Path\nfrom boxless.data.shard_writing import Unpacked\n"
-        "read, seen, out = Unpacked.packed, [], Path(sys.argv[2])\n"
-        "def slow(self):\n    seen.append(self)\n    while len(seen) == 80:\n"
-        "        if len([*out.glob('*.tar')]) == len([*out.glob('.parts/[0-9]*.json')]):\n"
-        "            print('now', flush=True)\n            time.sleep(600)\n        time.sleep(0.01)\n"
-        "    return read(self)\n"
+        "import sys, time, boxless\nfrom boxless.data.shard_writing import Unpacked\n"
+        "read, seen = Unpacked.packed, []\n"
+        "def slow(self):\n    seen.append(self)\n    if len(seen) == 80:\n"
+        "        print('now', flush=True)\n        time.sleep(600)\n    return read(self)\n"
         "Unpacked.packed = slow\nboxless.pack(sys.argv[1], sys.argv[2], shard_mb=2, workers=1, quiet=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, data, str(out)], stdout=subprocess.PIPE)
@@ -101,6 +102,27 @@ def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path
     result = boxless.pack(data, str(out), shard_mb=2, quiet=True)
     assert result.written == result.shards - len(finished) + 1
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_shards_that_finish_while_another_fails_are_kept(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, boxes, whole = str(packed / "scenes"), str(packed / "boxes.parquet"), packed / "packed"
+    shards = len(list(whole.glob("*.tar")))
+    read, local, all_at_work = Unpacked.packed, threading.local(), threading.Barrier(shards)
+
+    def one_fails(self: Unpacked) -> bytes:
+        if not hasattr(local, "at_work"):
+            local.at_work = True
+            all_at_work.wait(60)
+            if self.name == "000000000":
+                raise UserError("no room")
+            time.sleep(0.2)  # the command has heard of the failure before the others finish
+        return read(self)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="no room"):
+        patched.setattr(Unpacked, "packed", one_fails)
+        boxless.pack(data, str(packed / "again"), boxes, 1, workers=shards, quiet=True)
+    assert boxless.pack(data, str(packed / "again"), boxes, 1, workers=shards, quiet=True).written == 1
+    assert contents(packed / "again") == contents(whole)
 
 
 def test_a_shard_that_is_altered_ends_a_run_with_one_line(packed: Path) -> None:

@@ -2,7 +2,7 @@
 
 Images are dealt to shards in a random order that follows from the data (`shard_plan.py`), so that shards read one after
 another show images of all folders. Each shard is written for itself, by a thread or on another machine
-(`shard_writing.py`), then its part (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that
+(`shard_writing.py`), then its note (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that
 are whole. Equal data and settings give equal bytes.
 """
 
@@ -10,8 +10,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,13 @@ class _Writers:
                     self.advance(self.plan.ends[number] - (self.plan.ends[number - 1] if number else 0))
         return intact
 
-    def write(self, numbers: list[int]) -> Generator[tuple[int, Part], None, None]:
-        """Write shards; yields each with its number when it is finished."""
-        out, holder, write = self.out, None, partial(write_shard, advance=self.advance)
+    def write(self, numbers: list[int], noted: bool) -> Generator[tuple[int, Part], None, None]:
+        """Write shards, and a note beside each if asked to; yields each with its number when it is finished."""
+        out, holder = self.out, None
+        write: Callable[[ShardTask], Part] = partial(write_shard, advance=self.advance)
         if self.engine:
-            out, holder, write = out.absolute(), (out / LOCK).read_text(), partial(write_shard)
-        tasks = (self.plan.task(number, out, holder) for number in numbers)
+            out, holder, write = out.absolute(), (out / LOCK).read_text(), write_shard
+        tasks = (self.plan.task(number, out, holder, _note(out, number) if noted else None) for number in numbers)
         self._tidy()  # what a kill has left
         try:
             with closing(self._engine.run(write, tasks)) as finished:
@@ -130,13 +131,11 @@ def _is_intact(shard: tuple[int, ShardFile]) -> bool:
 def _check_seen(task: ShardTask, part: Part) -> None:
     """Raise `UserError` where a worker on another machine left out an image that can be read here."""
     paths = {image.row: image.image for image in task.images}
-    for row, reason in part.left_out:
-        with suppress(OSError), open(paths[row], "rb") as file:
-            file.read(1)
-            raise UserError(
-                f"{paths[row]}: {reason} for a worker on another machine; all of a cluster's machines must find the "
-                "images under the same path"
-            )
+    for path, reason in part.missed(paths.__getitem__):
+        raise UserError(
+            f"{path}: {reason} for a worker on another machine; all of a cluster's machines must find the images "
+            "under the same path"
+        )
 
 
 def _pack(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
@@ -158,7 +157,7 @@ def _mend(shards: list[dict[str, Any]], writers: _Writers) -> int:
         for number, entry in enumerate(shards)
     }
     broken = sorted(files.keys() - writers.intact(files))
-    with closing(writers.write(broken)) as written_anew:
+    with closing(writers.write(broken, noted=False)) as written_anew:
         for number, part in written_anew:
             if part.sha256 != shards[number]["sha256"]:
                 raise UserError(
@@ -177,20 +176,35 @@ def _write_all(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
     elif not (out / MANIFEST).is_file() and any(out.glob("shard-*.tar")):
         raise UserError(f"{out}: holds shards without a {MANIFEST}; delete them or give another --out")
     _write(parts / "plan.json", json.dumps({"hash": plan.hash, "made": plan.made}).encode())
-    notes = {number: parts / f"{number}.json" for number in range(len(plan.ends))}
-    done = {number: Part(**json.loads(note.read_bytes())) for number, note in notes.items() if note.is_file()}
+    done = _noted(plan, out)
     files = {
         number: ShardFile(str(out.absolute() / shard_name(number)), part.bytes, part.sha256)
         for number, part in done.items()
     }
-    lacking = sorted(notes.keys() - writers.intact(files))
-    with closing(writers.write(lacking)) as written_now:
-        for number, part in written_now:
-            _write(notes[number], json.dumps(asdict(part)).encode())
-            done[number] = part
-    _finish(plan, [done[number] for number in notes], facts, out)
+    lacking = sorted(set(range(len(plan.ends))) - writers.intact(files))
+    with closing(writers.write(lacking, noted=True)) as written_now:
+        done |= written_now
+    _finish(plan, [done[number] for number in range(len(plan.ends))], facts, out)
     shutil.rmtree(parts)
     return len(lacking)
+
+
+def _noted(plan: Plan, out: Path) -> dict[int, Part]:
+    """The shards that an earlier try has noted, but for those that lack an image which can be read here.
+
+    A worker on another machine did not see it, and the command may have ended before `_check_seen`.
+    """
+    noted = {}
+    for number in range(len(plan.ends)):
+        if (note := _note(out, number)).is_file():
+            part = Part(**json.loads(note.read_bytes()))
+            if not any(part.missed(plan.index.path)):
+                noted[number] = part
+    return noted
+
+
+def _note(out: Path, number: int) -> Path:
+    return out / _PARTS / f"{number}.json"
 
 
 def _finish(plan: Plan, parts: list[Part], facts: dict[str, Any], out: Path) -> None:

@@ -39,11 +39,11 @@ class Plan:
     hash: str
     made: dict[str, Any]
 
-    def task(self, number: int, out: Path, holder: str | None) -> ShardTask:
-        """What a worker has to know to write a shard into a folder; `holder`: see `ShardTask`."""
+    def task(self, number: int, out: Path, holder: str | None, note: Path | None) -> ShardTask:
+        """What a worker has to know to write a shard into a folder; `holder`, `note`: see `ShardTask`."""
         places = range(self.ends[number - 1] if number else 0, self.ends[number])
         images = [self._unpacked(int(self.rows[place]), f"{place:09d}") for place in places]
-        return ShardTask(number, out / shard_name(number), images, holder)
+        return ShardTask(number, out / shard_name(number), images, holder, note)
 
     def _unpacked(self, row: int, name: str) -> Unpacked:
         return Unpacked(row, self.index.path(row), name, _extension(self.index.key(row)), self.extras(row))

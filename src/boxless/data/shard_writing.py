@@ -5,10 +5,12 @@ not depend on who writes it.
 """
 
 import hashlib
+import json
 import socket
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tarfile import BLOCKSIZE, RECORDSIZE
 
@@ -49,12 +51,21 @@ class Unpacked:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to write: its number, its path, what goes in; `holder`, what `LOCK` has to say (None: not looked at)."""
+    """A shard to write.
+
+    Attributes:
+        number: of the shard.
+        path: of its file.
+        images: what goes in.
+        holder: what `LOCK` has to say; None: it is not looked at.
+        note: where the shard's `Part` is noted as JSON, once the shard is whole; None: nowhere.
+    """
 
     number: int
     path: Path
     images: list[Unpacked]
     holder: str | None = None
+    note: Path | None = None
 
     def check_held(self) -> None:
         """Raise `UserError` unless the folder is the one of the command that gave this task, and it is still there."""
@@ -80,9 +91,18 @@ class Part:
     samples: list[tuple[int, int, int, int]]
     left_out: list[tuple[int, str]]
 
+    def missed(self, path: Callable[[int], str]) -> Iterator[tuple[str, str]]:
+        """(path, why) of the images left out that can be read here; `path`: of a row's image."""
+        for row, reason in self.left_out:
+            with suppress(OSError), open(path(row), "rb") as file:
+                file.read(1)
+                yield path(row), reason
+
 
 def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images: None) -> Part:
-    """Write a shard; images that cannot be read are left out. `advance` is told how many more images are done.
+    """Write a shard, then its note; images that cannot be read are left out.
+
+    `advance` is told how many more images are done.
 
     Raises:
         UserError: the disk is full, say, or the folder is not that of the command.
@@ -107,7 +127,12 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
         sha.update(tail)
         file.write(tail)
         task.check_held()  # the command may have ended since, and another one may have the folder
-    return Part(at + len(tail), sha.hexdigest(), samples, left_out)
+    part = Part(at + len(tail), sha.hexdigest(), samples, left_out)
+    if task.note:  # here, for the command may hear no more of this shard: another one has failed, say
+        with written(task.note, alone=False) as partial:
+            partial.write_text(json.dumps(asdict(part)))
+            task.check_held()
+    return part
 
 
 @patient
