@@ -62,7 +62,7 @@ def pack(
         out: Folder of the tar files and their manifest, out/manifest.json, which is given as --data of other commands.
         proposals: Table made by boxless propose for these images, to pack too.
         shard_mb: Largest size of a tar file, in millions of bytes.
-        workers: Threads; default one per core.
+        workers: Tar files that are written at a time, by threads or on the cluster; default one per core.
         engine: local: this machine; ray: a Ray cluster that is running, whose machines write the tar files themselves
             and must all find the images and the folder of out under the same paths (pip install 'boxless[ray]').
         ray_address: HOST:PORT of the cluster's head; default $RAY_ADDRESS, or a cluster on this machine.

@@ -25,7 +25,10 @@ from boxless.data.specs import ViewSpec
 from boxless.errors import UserError, is_out_of_memory
 
 DECODED_AT_ONCE = 1 << 28
-"""Bytes of pixels that the device holds beside the views."""
+"""Bytes of decoded pixels that the device holds at a time beside the views.
+
+One image alone may have more, and while a view is cut its window lies there in float too, at four times its bytes.
+"""
 
 
 @dataclass(frozen=True)

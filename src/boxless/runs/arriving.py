@@ -30,7 +30,7 @@ def arriving_batches(
 def fabric_batches(
     fabric: Fabric, batches: Iterable[Any], bring: Callable[[Any, torch.device], Batch] = Batch.to
 ) -> Iterator[Batch]:
-    """Batches on the device; a GPU is brought the next one, from pinned memory, while it works on this one."""
+    """Batches on the device; a GPU is brought the next one on a stream of its own, while it works on this one."""
     if fabric.device.type != "cuda":
         for batch in batches:
             yield bring(batch, fabric.device)
