@@ -41,6 +41,24 @@ def test_loss_is_the_papers() -> None:
     assert found == pytest.approx(total, rel=1e-4)
 
 
+def test_terms_are_weighed_and_left_out_with_what_they_alone_need() -> None:
+    views = whole_views(3, *SIZES)
+    whole = run(built(CONFIG), views)
+    weighed = run(built(replace(CONFIG, term_weights=(0.5, 0.0, 2.0))), views)
+    expected = 0.5 * whole.terms["global"] + 2 * whole.terms["global_local"]
+    assert weighed.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    config = replace(CONFIG, term_weights=(1.0, 0.0, 0.0))
+    assert config.views() == CONFIG.views()[:2]
+    method = built(config)
+    alone = run(method, views[:2])
+    assert alone.loss.item() == pytest.approx(whole.terms["global"].item(), rel=1e-5) and list(alone.terms) == [
+        "global"
+    ]
+    before = method.local_queues[0].vectors.clone()
+    method.after_step(0, 10)
+    assert torch.equal(method.local_queues[0].vectors, before)
+
+
 def test_equal_embeddings_cost_the_logarithm_of_the_candidates() -> None:
     method = built(CONFIG)
     for heads in (method.global_heads, method.local_heads, method.target_global_heads, method.target_local_heads):
@@ -80,9 +98,9 @@ def test_norms_see_parts_of_the_batch_and_keys_in_other_company() -> None:
         encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     four = whole_views(4, *SIZES)
     run(method, four)
-    assert [len(images) for images in seen] == [2, 2, 18, 18] * 2
+    assert [len(images) for images in seen] == [2] * 4 + [18] * 4  # q_g, k_g, q_l, k_l
     assert torch.equal(torch.cat(seen[:2]), four[0].image)
-    rows = [int((four[1].image == image).all(dim=(1, 2, 3)).nonzero()) for image in torch.cat(seen[4:6])]
+    rows = [int((four[1].image == image).all(dim=(1, 2, 3)).nonzero()) for image in torch.cat(seen[2:4])]
     assert sorted(rows) == [0, 1, 2, 3] and rows != [0, 1, 2, 3]
     patches = torch.cat(seen[6:]).unflatten(0, (4, 9))
     for row, nine in zip(rows, patches, strict=True):  # in reading order, of the same image

@@ -57,9 +57,18 @@ class DetCoConfig(MomentumContrast):
     """Share of the image's area that the grid covers (PIRL)."""
     level_weights: tuple[float, float, float, float] = (0.1, 0.4, 0.7, 1.0)
     """Of the losses on C2..C5 (eq. 1)."""
+    term_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of L_gg, L_ll and L_gl (eq. 1, for ablations); without the last two there are no patches."""
+
+    @property
+    def has_patches(self) -> bool:
+        """Where a term needs them."""
+        return any(self.term_weights[1:])
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two global views I_q and I_k, then the crops that the patches P_q and P_k are cut from."""
+        if not self.has_patches:
+            return super().views()
         cut = ViewSpec(_GRID * self.cell_size, self.photometric, self.patch_scale)
         return *super().views(), cut, cut
 
@@ -98,21 +107,28 @@ class DetCo(nn.Module):
         """DetCo's loss of two global views and two grids of patches; boxes are not used."""
         shuffle = Shuffle(len(boxes), generator, views[0].image.device)
         i_q, i_k = (view.image[:, None] for view in views[:2])  # (B, 1, 3, H, W)
-        p_q, p_k = (self._patches(view, generator) for view in views[2:])  # (B, 9, 3, h, w)
+        patches = [self._patches(view, generator) for view in views[2:]]  # P_q and P_k, (B, 9, 3, h, w)
         q_g = self._embed(self.encoder, self.global_heads, i_q)  # of C2..C5, (B, 4, output)
-        q_l = self._embed(self.encoder, self.local_heads, p_q)
-        with torch.no_grad():
-            keys_g = shuffle.undo(self._embed(self.target_encoder, self.target_global_heads, shuffle(i_k)))
-            keys_l = shuffle.undo(self._embed(self.target_encoder, self.target_local_heads, shuffle(p_k)))
-            k_g, k_l = own(keys_g), own(keys_l)
-        for queues, keys in ((self.global_queues, keys_g), (self.local_queues, keys_l)):  # (W * B, 4, output)
-            for queue, level_keys in zip(queues, keys.unbind(1), strict=True):
-                queue.hold(level_keys)
-        gg = self._contrast(q_g, k_g, self.global_queues)  # eq. 2
-        ll = self._contrast(q_l, k_l, self.local_queues)  # eq. 5
-        gl = self._contrast(q_l, k_g, self.global_queues)  # eq. 4
-        terms = {"global": gg.detach(), "local": ll.detach(), "global_local": gl.detach()}
-        return MethodOutput(gg + ll + gl, terms, q_g[:, -1].detach(), k_g[:, -1])  # eq. 1
+        k_g = self._keys(shuffle, self.target_global_heads, i_k, self.global_queues)
+        pairs = {"global": (q_g, k_g, self.global_queues)}  # eq. 2
+        if self.config.has_patches:
+            q_l = self._embed(self.encoder, self.local_heads, patches[0])
+            k_l = self._keys(shuffle, self.target_local_heads, patches[1], self.local_queues)
+            pairs["local"] = q_l, k_l, self.local_queues  # eq. 5
+            pairs["global_local"] = q_l, k_g, self.global_queues  # eq. 4
+        terms = {name: self._contrast(*pair) for name, pair in pairs.items()}
+        weights = dict(zip(("global", "local", "global_local"), self.config.term_weights, strict=True))
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()  # eq. 1
+        detached = {name: term.detach() for name, term in terms.items()}
+        return MethodOutput(loss, detached, q_g[:, -1].detach(), k_g[:, -1])
+
+    @torch.no_grad()
+    def _keys(self, shuffle: Shuffle, heads: nn.ModuleList, images: Tensor, queues: Sequence[Queue]) -> Tensor:
+        """Keys (B, 4, output) of this process's images; those of all processes wait for their queues."""
+        keys = shuffle.undo(self._embed(self.target_encoder, heads, shuffle(images)))  # (W * B, 4, output)
+        for queue, level_keys in zip(queues, keys.unbind(1), strict=True):
+            queue.hold(level_keys)
+        return own(keys)
 
     def momentum(self, step: int, total_steps: int) -> float:
         """Of the key encoder: constant."""
