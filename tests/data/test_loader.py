@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,3 +150,10 @@ def test_maps_hold_where_a_large_photo_is_decoded_small(orientation: int, tmp_pa
                 seen = image[axis].float().mean(axis)[1:15] / 0.4
                 expected = (centres - to_view[axis, 2]) / to_view[axis, axis]
                 assert (seen - expected).abs().max() < 3  # of 0.4 levels a px, JPEG and rounding
+
+
+def test_a_worker_says_nothing_of_connections_that_end_with_the_run() -> None:
+    code = "import sys; from boxless.data.loader import one_thread; one_thread(0)\n"
+    code += "for error in (ConnectionResetError, EOFError, ValueError): sys.excepthook(error, error(), None)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr
+    assert said.split() == ["ValueError"]

@@ -124,6 +124,7 @@ def test_groups_as_mappings_and_as_instances() -> None:
         ({"epochs": "many"}, "epochs: expected int, got 'many'"),
         ({"epochs": 2.5}, "epochs: expected int, got 2.5"),
         ({"epochs": True}, "epochs: expected int, got True"),
+        ({"optim.base_lr": 10**400}, "optim.base_lr: expected float, got 1000"),
         ({"seed": "x"}, "seed: expected int or null, got 'x'"),
         ({"optim.name": "adam"}, "optim.name: expected sgd|lars, got 'adam'"),
         ({"optim.betas": "0.9"}, "optim.betas: expected float,float, got '0.9'"),

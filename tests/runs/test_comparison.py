@@ -105,9 +105,19 @@ def test_starts_of_the_recipes_own_differ_in_their_keys_alone(tmp_path):
     assert "starts.x: unknown key 'method.aling': did you mean 'method.align'" in mistake(
         {"x": {"method": "soco", "method.aling": 1}}
     )
-    for starts in ({"x": {"method": "sooc"}}, {"x": {"boxes": 1}}, {"x": None}, {"x": [1]}, {"x": {"method": [1]}}):
-        assert mistake(starts).startswith("starts.x: expected")
-    assert mistake({"../x": {"method": "soco"}}, "../x").startswith("starts.../x: expected a name")
+    assert "starts.x: no method 'sooc': did you mean 'soco'?" in mistake({"x": {"method": "sooc"}})
+    for starts in ({"x": {"boxes": 1}}, {"x": None}, {"x": [1]}, {"x": {"method": [1]}}):
+        assert mistake(starts).startswith("starts.x: no method")
+    for starts in (
+        "{../x: {method: soco}}",
+        "{none: {method: soco}}",
+        "{on: {method: soco}}",
+        "{1: {method: soco}}",
+        "",
+    ):
+        file.write_text(f"recipe: compare-small\nstarts: {starts}\n")
+        with pytest.raises(UserError, match="starts: expected"):
+            load(file, CompareRecipe)
 
 
 def test_scores_that_no_image_has_do_not_stop_the_comparison():

@@ -13,9 +13,10 @@ import boxless
 from boxless.cli import main
 from boxless.data.digits import make_scenes
 from boxless.errors import UserError
-from boxless.recipes.catalogue import load
+from boxless.recipes.catalogue import describe, load
+from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.folder import FORMAT, Run
+from boxless.runs.folder import FORMAT, Run, start_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = sorted(path.name for path in FIXTURES.iterdir())
@@ -46,6 +47,15 @@ def test_recipes_and_summaries_are_read(kept: Path) -> None:
     assert load(kept / "pretrain" / "recipe.yaml", PretrainRecipe).trunk.backbone == BACKBONE
     assert load(kept / "finetune" / "recipe.yaml", FinetuneRecipe).trunk.fpn_channels == 8
     assert Run(kept / "pretrain").summary["health"] == "healthy" and Run(kept / "finetune").finished
+
+
+def test_settings_that_an_older_version_did_not_have_are_compared(kept: Path) -> None:
+    run = kept / "pretrain"
+    recipe = load(run / "recipe.yaml", PretrainRecipe)
+    start_run(run, describe(recipe, run / "recipe.yaml"), {}).close()
+    changed = describe(override(recipe, {"decoder": "gpu"}), run / "recipe.yaml")
+    with pytest.raises(UserError, match="decoder was processor, is gpu"):
+        start_run(run, changed, {})
 
 
 def test_detector_finds_what_it_found(kept: Path, images: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def pretrain(
         alone(check)
         if preview:
             return alone(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
-        if settings.decoder == "gpu":
+        if settings.decoder == "gpu" and not Run(folder).finished:
             require_gpu_decoder(fabric.device)  # before hours of proposals
         boxes = in_turn(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
         return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet, allow_changes)

@@ -80,7 +80,7 @@ def parse(key: str, expected: Any, value: object) -> Any:
             return _finite(parser.parse_object({"value": value}).value)
         bare = is_sequence(expected) and not _is_text(expected) and value != "null" and not value.startswith("[")
         return _finite(parser.parse_args([f"--value=[{value}]" if bare else f"--value={value}"]).value)
-    except (ArgumentError, ValueError):
+    except (ArgumentError, ValueError, OverflowError):
         raise UserError(f"{key}: expected {spell(expected)}, got {value!r:.200}") from None
 
 

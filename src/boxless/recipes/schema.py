@@ -1,5 +1,6 @@
 """What a recipe holds: one frozen dataclass per command, every number with one default and one home."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -265,3 +266,11 @@ class CompareRecipe:
     starts: dict[str, Any] = field(default_factory=dict)
     """Starts of your own, by name: a method, and keys of its pretraining that differ, such as
     {method: soco, method.boxes: 1}."""
+
+    def __post_init__(self) -> None:
+        names = list(self.starts) if isinstance(self.starts, dict) else [self.starts]
+        wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name)]
+        if wrong or "none" in names:
+            raise ValueError(
+                f"starts: expected names of letters, digits, _ . + - (not none), got {(wrong or ['none'])[0]!r}"
+            )

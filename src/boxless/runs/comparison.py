@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from joblib import Parallel, delayed, parallel_config
 
+from boxless.data.device_decoding import require_gpu_decoder
 from boxless.data.index import ImageIndex
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Boxes
@@ -29,6 +29,7 @@ from boxless.runs.folder import Run
 from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import run_pretraining
 from boxless.runs.pretraining import with_trunk_of as with_trunk_of_start
+from boxless.runs.setup import training_fabric
 from boxless.runs.weights import weights_file
 from boxless.training.display import say
 
@@ -97,10 +98,10 @@ def _own_start(name: str, recipe: CompareRecipe) -> tuple[str, PretrainRecipe]:
     entry = recipe.starts[name]
     keys = dict(entry) if isinstance(entry, Mapping) else {"method": entry}
     method = keys.pop("method", None)
-    if str(method) not in METHODS or not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+    if str(method) not in METHODS:
         raise UserError(
-            f"starts.{name}: expected a name of letters, digits, _ . + - and keys such as "
-            f"{{method: soco, method.boxes: 1}}; methods are {', '.join(METHODS)}"
+            f"starts.{name}: no method {method!r}{did_you_mean(str(method), METHODS)}; "
+            f"expected keys such as {{method: soco, method.boxes: 1}}; methods are {', '.join(METHODS)}"
         )
     try:
         return method, override(_pretrain_recipe(method, recipe), keys)
@@ -202,6 +203,8 @@ def run_comparison(
             _run_pretraining(start, images, None, _folder(out, start), True)  # refuses what was run otherwise
             continue
         new.append(start)
+        if start.recipe.decoder == "gpu":
+            require_gpu_decoder(training_fabric(start.recipe.precision).device)
         if start.recipe.method.needs_boxes:
             prepare_boxes(images, start.recipe, _folder(out, start), quiet)
     list(_at_once(_pretrain, [(start, images, _folder(out, start), quiet) for start in new], jobs))

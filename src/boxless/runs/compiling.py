@@ -38,7 +38,8 @@ def compile_parts(method: nn.Module, trunk: Trunk) -> None:
     A pyramid alone would take maps that gradients flow through, of which torch.compile warns.
     """
     torch._dynamo.config.recompile_limit = 64  # views of several sizes, online and target: each a kernel of its own
-    whole = [part for part in method.modules() if isinstance(part, Backbone)]
+    # A method that trains the body alone never calls the whole.
+    whole = [part for part in method.modules() if isinstance(part, Backbone) and method.trains != ("backbone",)]
     inside = {id(part) for each in whole for part in each.modules()}
     bodies = [part for part in method.modules() if type(part) is type(trunk.backbone.body) and id(part) not in inside]
     for part in (*whole, *bodies):

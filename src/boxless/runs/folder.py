@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,8 @@ from boxless.durable import PARTIAL, make_folder, write_text
 from boxless.durable import lock as lock_file
 from boxless.errors import UserError
 from boxless.launch import Processes
+from boxless.recipes.catalogue import load
+from boxless.recipes.overrides import to_yaml
 
 FORMAT = 1
 """Version of the layout and of what its files mean. This boxless reads it and all before it; it goes up where an older
@@ -192,10 +195,20 @@ def _changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> lis
         if value != old_inputs.get(key, value)  # an older version may have written down less
     ]
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(recipe))
+    old = {**_defaults(old.get("recipe"), new), **old}  # an older version had fewer keys
     changed += [
         f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
     ]
     return changed
+
+
+def _defaults(name: object, keys: Collection[str]) -> dict[str, object]:
+    """What a shipped recipe has under some keys; nothing where there is none of that name."""
+    try:
+        values = _flat(yaml.safe_load(to_yaml(load(str(name), object))))
+    except UserError:
+        return {}
+    return {key: values[key] for key in values if key in keys}
 
 
 def _flat(content: object, prefix: str = "") -> dict[str, object]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from traceback import extract_tb
+from traceback import walk_tb
 from typing import TypeVar
 
 from torch import distributed
@@ -16,6 +16,8 @@ from boxless.training.distributed import world_size
 T = TypeVar("T")
 
 _WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: \w+|exited unexpectedly[^.]*)")
+_LOST = (ConnectionError, EOFError, FileNotFoundError)
+"""How Python says that the process at the other end, or the socket that it listened on, is gone."""
 _PROCESS = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe|timed out", re.IGNORECASE)
 
 
@@ -29,10 +31,11 @@ def mishaps(out: Path) -> Iterator[None]:
     try:
         with in_words(out):
             yield
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, *_LOST) as error:
         if (worker := _dead_worker(error)) is not None:
             raise UserError(f"{out}: {worker}; what was kept stays, give the same command again to go on") from error
-        if world_size() > 1 and (isinstance(error, distributed.DistError) or _PROCESS.search(str(error))):
+        process = isinstance(error, RuntimeError) and _PROCESS.search(str(error))
+        if world_size() > 1 and (isinstance(error, distributed.DistError) or process):
             reason = " ".join(str(error).split())[:160]
             raise UserError(
                 f"{out}: another of the {world_size()} processes died or cannot be reached ({reason}); the newest "
@@ -51,7 +54,7 @@ def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
     """
     try:
         yield from batches
-    except (UserError, RuntimeError, OSError, EOFError) as error:
+    except (UserError, RuntimeError, *_LOST) as error:
         lost = str(error) if isinstance(error, UserError) else _dead_worker(error)
         if lost is None or world_size() > 1:  # of several processes the others are in the next step already
             raise
@@ -65,11 +68,11 @@ def _dead_worker(error: BaseException | None) -> str | None:
         if match or _lost_connection(error):
             reason = match[0] if match else " ".join(str(error).split()) or "its connection ended"
             return f"a data worker died ({reason}), perhaps for lack of memory: fewer --workers need less"
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
 def _lost_connection(error: BaseException) -> bool:
     """Whether a worker's connection ended under Python's hands: it can be gone before PyTorch sees the process dead."""
-    places = extract_tb(error.__traceback__)
-    return isinstance(error, OSError | EOFError) and any("multiprocessing" in place.filename for place in places)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    return isinstance(error, _LOST) and any(name.startswith("multiprocessing.") for name in modules)
