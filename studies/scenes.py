@@ -1,4 +1,4 @@
-"""Study B's images: the same digits in photographs, many in an image (cluttered) or one (iconic).
+"""The same digits in photographs, many in an image (cluttered) or one (iconic).
 
     python studies/scenes.py runs/scenes
 
@@ -38,4 +38,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1] if sys.argv[1:] else "runs/scenes"))
