@@ -31,6 +31,7 @@ import yaml
 from boxless.durable import PARTIAL, make_folder, write_text
 from boxless.durable import lock as lock_file
 from boxless.errors import UserError
+from boxless.foreign import parse_json
 from boxless.launch import Processes
 from boxless.recipes.catalogue import load
 from boxless.recipes.overrides import to_yaml
@@ -80,9 +81,13 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What came out of a finished run."""
         try:
-            return json.loads((self.path / "summary.json").read_text())  # type: ignore[no-any-return]
+            return parse_json((self.path / "summary.json").read_bytes())  # type: ignore[no-any-return]
         except OSError as error:
             raise UserError(f"{self.path}: not a finished run (no summary.json)") from error
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}/summary.json: cannot be read ({error}); copy it from the original run"
+            ) from error
 
     @property
     def recipe_file(self) -> Path:
@@ -180,7 +185,7 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
 
 def _environment(out: Path) -> dict[str, Any]:
     try:
-        known = json.loads((out / "environment.json").read_text())
+        known = parse_json((out / "environment.json").read_bytes())
     except (OSError, ValueError):  # none, or what a fault left
         return {}
     return known if isinstance(known, dict) else {}

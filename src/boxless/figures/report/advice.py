@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from boxless.figures.report.shapes import NUMBER, fits
 from boxless.figures.report.story import Story
 
 Level = Literal["good", "note", "warn", "bad"]
@@ -135,7 +136,8 @@ def _of_pretraining(story: Story) -> Iterator[Advice]:
     if not story.finished:
         return
     share = still_falling(story.metrics.get("loss", ([], []))[1])
-    epochs = float(story.recipe.get("epochs", 0))
+    given = story.recipe.get("epochs")
+    epochs = float(given) if fits(given, NUMBER) else 0.0
     if share is not None:
         reason = f"{share:.0%} of the loss's fall came in the last fifth of {epochs:.3g} epochs. " + _longer(story)
         yield Advice("note", "More epochs may still help", reason, f"--epochs {epochs * 2:g}")
