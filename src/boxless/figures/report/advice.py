@@ -136,7 +136,7 @@ def _of_pretraining(story: Story) -> Iterator[Advice]:
     if not story.finished:
         return
     share = still_falling(story.metrics.get("loss", ([], []))[1])
-    given = story.recipe.get("epochs")
+    given: Any = story.recipe.get("epochs")
     epochs = float(given) if fits(given, NUMBER) else 0.0
     if share is not None:
         reason = f"{share:.0%} of the loss's fall came in the last fifth of {epochs:.3g} epochs. " + _longer(story)
