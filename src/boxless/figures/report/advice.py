@@ -4,7 +4,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from boxless.figures.report.shapes import NUMBER, fits
 from boxless.figures.report.story import Story
