@@ -96,7 +96,8 @@ def byte_count(step: Step) -> float:
 def kernel_times(step: Step, steps: int) -> dict[str, float]:
     """Milliseconds of a step by group of kernels; on a processor, of operations."""
     on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
+    kind = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[kind], acc_events=True) as recorded:  # PyTorch 2.11 warns without
         began = time.perf_counter()
         for _ in range(steps):
             step()

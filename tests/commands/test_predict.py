@@ -56,7 +56,7 @@ def odd_images(digits, tmp_path):
     shutil.copy(digits.images / "000000.jpg", folder / "deep" / "a.jpg")
     shutil.copy(digits.images / "000000.jpg", folder / "deep" / "a.jpeg")
     Image.fromarray(np.full((1, 1), 200, np.uint8)).save(folder / "dot.png")
-    Image.fromarray(np.zeros((3, 900, 4), np.uint8), mode="CMYK").save(folder / "line.jpg")
+    Image.new("CMYK", (900, 3)).save(folder / "line.jpg")
     Image.fromarray(np.arange(12_000, dtype=np.uint16).reshape(150, 80)).save(folder / "wide.png")
     (folder / "empty.jpg").touch()
     (folder / "cut.jpg").write_bytes((digits.images / "000001.jpg").read_bytes()[:900])

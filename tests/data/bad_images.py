@@ -80,7 +80,7 @@ def _transparent() -> tuple[np.ndarray, np.ndarray]:
 def _palette_with_transparency() -> tuple[bytes, np.ndarray]:
     index = np.zeros((48, 64), np.uint8)
     index[:, 32:] = 1
-    image = Image.fromarray(index, "L").convert("P")
+    image = Image.fromarray(index).convert("P")
     image.putpalette([9, 8, 7, 200, 100, 50])
     expected = np.full((48, 64, 3), 255, np.uint8)
     expected[:, 32:] = 200, 100, 50

@@ -25,6 +25,8 @@ from boxless.data.labelled import (
 from boxless.errors import UserError
 from boxless.foreign import inside, is_there
 
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
 
 def read(
     root: Path, split_file: Path | None, images: Path | None = None, classes: Sequence[str] | None = None
@@ -126,8 +128,10 @@ def _objects(
     for n, item in enumerate(tree.iter("object"), 1):
         name = _text(item, "name")
         entry = f"object {n} ({name})" if name else f"object {n}"
-        box = [_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        if message := _object_problem(item, name, box):
+        place = item.find("bndbox")
+        texts = [] if place is None else [_text(place, side) for side in _SIDES]
+        box = [_float(text) for text in texts]
+        if message := _object_problem(name, texts, box):
             problems.append(Problem(str(xml), entry, message))
             continue
         names.append(name)
@@ -142,13 +146,12 @@ def _objects(
     return kept_names, clipped[keep].astype(np.float32), np.array(crowd, dtype=bool)[keep]
 
 
-def _object_problem(item: ElementTree.Element, name: str, box: list[float]) -> str:
+def _object_problem(name: str, texts: list[str], box: list[float]) -> str:
     if not name:
         return "object without <name>"
-    if item.find("bndbox") is None:
+    if not texts:
         return "object without <bndbox>"
-    for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-        text = _text(item, f"bndbox/{side}")
+    for side, text, value in zip(_SIDES, texts, box, strict=True):
         if not text:
             return f"wrong number of coordinates: <{side}> is missing"
         if not -COORDINATE_LIMIT < value < COORDINATE_LIMIT:
@@ -162,8 +165,12 @@ def _text(element: ElementTree.Element, path: str) -> str:
 
 
 def _number(element: ElementTree.Element, path: str) -> float:
+    return _float(_text(element, path))
+
+
+def _float(text: str) -> float:
     try:
-        return float(_text(element, path))
+        return float(text)
     except ValueError:
         return float("nan")
 
