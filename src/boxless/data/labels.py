@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from boxless.data import cityscapes, coco, voc, yolo
-from boxless.data.labelled import OBJECT_LIMIT, LabelledData, LabelledImage, Mask, Problem, problem_report
+from boxless.data.labelled import OBJECT_LIMIT, TOO_MANY, LabelledData, LabelledImage, Mask, Problem, problem_report
 from boxless.data.subsets import joined
 from boxless.errors import UserError
 
@@ -53,9 +53,8 @@ def _read_one(
     crowded = [image for image in data.images if len(image.boxes) > OBJECT_LIMIT]
     if not crowded:
         return data
-    message = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}, has"
     problems = [
-        Problem(data.origin, f"image {image.path.name}", f"{message} {len(image.boxes):,}") for image in crowded
+        Problem(data.origin, f"image {image.path.name}", f"{TOO_MANY} {len(image.boxes):,}") for image in crowded
     ]
     kept = [image for image in data.images if len(image.boxes) <= OBJECT_LIMIT]
     if not kept:

@@ -4,6 +4,7 @@ VOC boxes are 1-based and inclusive, so pixels xmin..xmax cover [xmin - 1, xmax]
 become `crowd`: VOC and COCO agree that such objects count neither as hits nor as misses.
 """
 
+import gc
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -16,7 +17,9 @@ import numpy as np
 from boxless.data.images import EXTENSIONS, BadImage, image_size
 from boxless.data.labelled import (
     COORDINATE_LIMIT,
+    OBJECT_LIMIT,
     PIXEL_LIMIT,
+    TOO_MANY,
     LabelledData,
     LabelledImage,
     Problem,
@@ -114,6 +117,9 @@ def _read_image(xml: Path, folder: Path, name: Path | None, problems: list[Probl
         except BadImage as error:
             problems.append(Problem(str(xml), "size", f"no <size> and an unreadable image file: {error}"))
             return None
+    if (count := sum(1 for _ in tree.iter("object"))) > OBJECT_LIMIT:  # before each is looked at
+        problems.append(Problem(str(xml), "objects", f"{TOO_MANY} {count:,}"))
+        return None
     width, height = map(int, size)
     names, boxes, crowd = _objects(tree, xml, (width, height), problems)
     labels = np.zeros(len(names), dtype=np.int64)
@@ -183,4 +189,10 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 
 def _parse(xml: Path) -> ElementTree.Element:
-    return ElementTree.fromstring(xml.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))
+    collected = gc.isenabled()
+    gc.disable()  # it would look through all elements again and again, for most of the time of a million objects
+    try:
+        return ElementTree.fromstring(xml.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))
+    finally:
+        if collected:
+            gc.enable()
