@@ -51,7 +51,9 @@ def test_killed_pretraining_goes_on_bit_for_bit(method: str, scenes: Path, tmp_p
 
 def test_killed_finetuning_goes_on_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
     undisturbed = finetuning(scenes, tmp_path / "whole")
-    same_results(killed_then_continued(finetuning, scenes, tmp_path / "killed"), undisturbed)
+    continued = killed_then_continued(finetuning, scenes, tmp_path / "killed")
+    assert continued.finished and continued.summary["steps"] == undisturbed.summary["steps"]
+    same_results(continued, undisturbed)
 
 
 def test_changed_settings_of_a_started_run_are_refused_by_name(tmp_path: Path) -> None:
