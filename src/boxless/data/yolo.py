@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from boxless.data.images import EXTENSIONS, BadImage, image_size
-from boxless.data.labelled import LabelledData, LabelledImage, Mask, Problem, fit_boxes
+from boxless.data.labelled import (
+    OBJECT_LIMIT,
+    TOO_MANY,
+    LabelledData,
+    LabelledImage,
+    Mask,
+    Problem,
+    fit_boxes,
+)
 from boxless.errors import UserError
 from boxless.foreign import is_folder, is_there, parse_yaml
 
@@ -137,8 +145,12 @@ def _read_image(
         kind = "unreadable image file" if is_there(file) else "missing image file"
         problems.append(Problem(str(source), "file", f"{kind}: {error}"))
         return None
+    lines = _lines(source, problems)
+    if len(lines) > OBJECT_LIMIT:  # before each is looked at
+        problems.append(Problem(str(source), "lines", f"{TOO_MANY} {len(lines):,}"))
+        return None
     labels, boxes, masks, entries = [], [], [], []
-    for n, line in _lines(source, problems):
+    for n, line in lines:
         entry = f"line {n}"
         parsed = _parse(line, label_of)
         if isinstance(parsed, str):
