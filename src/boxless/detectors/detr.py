@@ -9,7 +9,7 @@ from torchvision.ops import box_convert
 
 from boxless.detectors.set_loss import Objects, match, set_loss
 from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad
+from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 
 
 class Detr(nn.Module):
@@ -42,7 +42,7 @@ class Detr(nn.Module):
             loss_classes, loss_l1, loss_giou; or per image boxes (D, 4) in px, scores (D,), labels (D,) from 1.
         """
         batch, _ = self.transform(images)
-        sizes = torch.tensor([[w, h, w, h] for h, w in batch.image_sizes], device=batch.tensors.device)
+        sizes = frames(batch.image_sizes, batch.tensors.device)
         features = self.backbone.body(batch.tensors)["3"]
         states = self.transformer(features, _seen(features, batch.tensors, sizes))  # (L, B, N, width)
         logits, boxes = self.class_labels_classifier(states), self.transformer.boxes(states)

@@ -20,7 +20,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from boxless.detectors.hybrid_encoder import begin_anew, library
 from boxless.detectors.set_loss import Objects
 from boxless.detectors.trunk import Trunk, norm_layer
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad
+from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 
 PRIOR = 0.01
 """Score of every class at the start (focal loss)."""
@@ -59,8 +59,7 @@ class RTDetr(nn.Module):
             scores (D,), labels (D,) from 1.
         """
         batch, _ = self.transform(images)
-        height, width = batch.tensors.shape[-2:]
-        frame = torch.tensor([width, height] * 2, device=batch.tensors.device)  # padding included: no map is masked
+        frame = frames([batch.tensors.shape[-2:]], batch.tensors.device)  # padding included: no map is masked
         maps = list(self.backbone(batch.tensors).values())
         if not self.training:
             outputs = self.decoded(maps)

@@ -19,7 +19,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from boxless.detectors.set_loss import Objects, focal_set_loss, match
 from boxless.detectors.trunk import RoIPool, Trunk
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad
+from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 
 STAGES = 6
 CODER = BoxCoder((2.0, 2.0, 1.0, 1.0), math.log(100_000 / 16))
@@ -63,7 +63,7 @@ class SparseRCNN(nn.Module):
             loss_classes, loss_l1, loss_giou; or per image boxes (D, 4) in px, scores (D,), labels (D,) from 1.
         """
         batch, _ = self.transform(images)
-        sizes = torch.tensor([[w, h, w, h] for h, w in batch.image_sizes], device=batch.tensors.device)
+        sizes = frames(batch.image_sizes, batch.tensors.device)
         logits, boxes = self.refined(self.backbone(batch.tensors), sizes, batch.image_sizes)
         if not self.training:
             found = zip(logits[-1], boxes[-1], batch.image_sizes, strict=True)

@@ -104,10 +104,11 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
         """
         size, device = self.output_size, features["0"].device
         levels = levels.clamp(self.first, self.last)
-        pooled = features["0"].new_zeros((len(rois), features["0"].shape[1], *size), dtype=torch.float32)
+        pooled = features["0"].new_zeros((rois.shape[0], features["0"].shape[1], *size), dtype=torch.float32)
         for number, name in enumerate(self.featmap_names, start=self.first):
             chosen = (levels == number).nonzero().squeeze(1)
-            if not len(chosen):
+            # What is traced for ONNX must hold for images with boxes on other levels.
+            if not len(chosen) and not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
                 continue
             feature = features[name].float()  # half precision rounds the sampling weights
             y, x = feature.shape[-2] / frame[0], feature.shape[-1] / frame[1]

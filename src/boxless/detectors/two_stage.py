@@ -5,6 +5,7 @@ The C4 detectors are those of MoCo's and SoCo's transfer to VOC and COCO (Detect
 with one more norm after it as the head of boxes and masks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -243,3 +244,10 @@ class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The image and its target as they are."""
         return image, target
+
+
+def frames(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """(B, 4): width, height, width, height of images given by height and width, px."""
+    # Not torch.tensor: it would keep the sides of the image that an export to ONNX is traced with.
+    sides = [torch.as_tensor(side, device=device) for height, width in sizes for side in (width, height) * 2]
+    return torch.stack(sides).view(-1, 4)

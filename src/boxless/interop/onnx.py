@@ -1,12 +1,13 @@
 """A whole detector as an ONNX file: an image in, boxes out, for images of any size.
 
 PyTorch's older exporter is used, which traces: torchvision's detectors have paths of their own for it, and its newer
-one does not take them. DETR and RT-DETR keep the size of the traced image in their positions, so they are left out.
+one does not take them. RT-DETR's file asks for the traced number of queries: an image must have as many cells.
 """
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from boxless.errors import UserError
 
-KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos")
+KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "detr", "rt_detr", "sparse_rcnn")
 OPSET = 17
 SIZES = ((224, 320), (256, 192))
 """Height and width of the images that a file is traced and tried with, px."""
@@ -59,7 +60,7 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
     image = _image(SIZES[0])
     with torch.no_grad():
         names = list(detector([image])[0])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _attention_in_steps():
         warnings.simplefilter("ignore")  # of tracing: what torchvision's own paths for ONNX keep constant
         torch.onnx.export(
             _OneImage(detector).eval(),
@@ -75,6 +76,17 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
     onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
     onnx.save(model, path)
     return names
+
+
+@contextmanager
+def _attention_in_steps() -> Iterator[None]:
+    """PyTorch's attention in one step, which it takes where no gradients are asked for, has no name in ONNX."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def difference(path: Path, detector: nn.Module) -> float:
