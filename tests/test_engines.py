@@ -10,16 +10,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import boxless
+from boxless.data import returning
 from boxless.data.index import index_images
 from boxless.data.packing import _check_seen, pack_images
 from boxless.data.shard_plan import plan_shards
 from boxless.data.shard_writing import LOCK, ShardTask, Unpacked, write_shard
 from boxless.data.shards import open_shards
 from boxless.errors import UserError
+from boxless.proposals.grid import Grid
 from boxless.proposals.parts import Parts
 from boxless.proposals.production import make_proposals
 from boxless.proposals.selective_search import PRESETS
@@ -240,6 +245,44 @@ def test_shards_of_workers_that_see_other_files_are_not_kept(tmp_path):
         pack_images(plan, {}, out, 1, engine=Elsewhere(images / "1.jpg"))
     packing = pack_images(plan, {}, out, 1)
     assert (packing.written, packing.images, packing.left_out) == (1, 3, [])
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """An engine whose workers have read nothing before; a folder vanishes after its first task."""
+
+    folder: Path
+    slots: int = 1
+
+    def run(self, function, tasks):
+        for number, task in enumerate(tasks):
+            with patch.object(returning, "_known", set()):
+                result = function(task)
+            yield task, result
+            if not number:
+                self.folder.rename(self.folder.with_suffix(".away"))
+
+
+@pytest.mark.parametrize("command", ["pack", "propose"])
+def test_a_folder_that_vanishes_on_all_machines_costs_no_image(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(returning, "PATIENCE", 0.2)
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for number in range(9):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)).save(
+            images / f"{number}.png"
+        )
+    index = index_images(images)
+
+    def make(engine):
+        if command == "pack":
+            return pack_images(plan_shards(index, lambda row: {}, 40_000), {}, out, 1, engine=engine).images
+        return len(make_proposals(index, out, Grid(), quiet=True, engine=engine).table)
+
+    with pytest.raises(UserError, match="images: vanished, and did not return"):
+        make(Fresh(images))
+    images.with_suffix(".away").rename(images)
+    assert make(None) == 9
 
 
 @pytest.mark.parametrize("command", [boxless.propose, boxless.pack])

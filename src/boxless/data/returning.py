@@ -51,7 +51,7 @@ def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatena
                 if isinstance(cause, FileNotFoundError | IsADirectoryError | PermissionError):
                     pauses.clear()
             else:
-                _remember(path)
+                remember(path)
                 return result
 
     return patiently
@@ -95,7 +95,8 @@ def _bare(folder: str) -> bool:
         return True
 
 
-def _remember(path: str | Path) -> None:
+def remember(path: str | Path) -> None:
+    """Take down that a file was read (by another process, say): where its folder vanishes, it is waited for."""
     folder = os.path.dirname(path)
     if folder in _known or not os.path.isdir(folder or "."):  # an image in a shard has no folder
         return

@@ -12,6 +12,7 @@ import numpy as np
 
 from boxless.data.images import EXTENSIONS
 from boxless.data.index import ImageIndex
+from boxless.data.returning import patient
 from boxless.data.shard_writing import END, ShardTask, Unpacked
 from boxless.data.shards import FORMAT
 
@@ -56,7 +57,7 @@ def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
     ends, used = [], END
     for place, row in enumerate(rows.tolist()):
         try:
-            size = os.stat(index.path(row)).st_size
+            size = _size(index.path(row))
         except OSError:
             size = 0
         beside = extras(row)
@@ -70,6 +71,11 @@ def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
         used += needed
     made = {"shard_mb": limit // 1_000_000, "images": len(index), "keys": index.fingerprint}
     return Plan(index, extras, rows, [*ends, len(rows)], sha.hexdigest(), made)
+
+
+@patient
+def _size(path: str | Path) -> int:
+    return os.stat(path).st_size
 
 
 def shard_name(number: int) -> str:

@@ -9,7 +9,6 @@ import json
 import socket
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tarfile import BLOCKSIZE, RECORDSIZE
@@ -94,9 +93,11 @@ class Part:
     def missed(self, path: Callable[[int], str]) -> Iterator[tuple[str, str]]:
         """(path, why) of the images left out that can be read here; `path`: of a row's image."""
         for row, reason in self.left_out:
-            with suppress(OSError), open(path(row), "rb") as file:
-                file.read(1)
-                yield path(row), reason
+            try:
+                _content(path(row))
+            except OSError:
+                continue
+            yield path(row), reason
 
 
 def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images: None) -> Part:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
+from boxless.data.returning import patient, remember
 from boxless.durable import in_words, make_folder
 from boxless.engines import Engine, LocalProcesses, WorkerDied
 from boxless.errors import UserError
@@ -198,14 +199,30 @@ def compute_block(block: Block, method: Method, settings: dict[str, Any]) -> Pro
 
 
 def _check_seen(block: Block, table: ProposalTable) -> None:
-    """Raise `UserError` where a worker on another machine lacked a file that is there."""
+    """Raise `UserError` where a worker on another machine lacked a file that is there, or its folder has vanished."""
     paths = dict(block)
-    for key, reason in table.skipped_images():
-        if reason == "no such file" and os.path.exists(paths[key]):
+    skipped = dict(table.skipped_images())
+    for key in paths.keys() - skipped.keys():
+        remember(paths[key])
+    for key, reason in skipped.items():
+        if reason == "no such file" and _is_there(paths[key]):
             raise UserError(
                 f"{paths[key]}: not there for a worker on another machine; all of a cluster's machines must find the "
                 "images under the same path"
             )
+
+
+def _is_there(path: str) -> bool:
+    try:
+        _stat(path)
+    except OSError:
+        return False
+    return True
+
+
+@patient
+def _stat(path: str | Path) -> os.stat_result:
+    return os.stat(path)
 
 
 @contextmanager
