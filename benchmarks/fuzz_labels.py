@@ -1,7 +1,7 @@
 """Annotations in every format, sound but for what was changed in them; and proposals taken from COCO files."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -99,10 +99,10 @@ def _coco(random: Random, folder: Path) -> None:
     sound(read_labels(path), folder, path.read_text(errors="replace"))
 
 
-def _crowded(random: Random, folder: Path) -> None:
+def _crowded(kind: str, random: Random, folder: Path) -> None:
     """A million boxes in one image."""
     _images(folder, "images/a.png")
-    kind, many = random.choice(("coco", "voc", "yolo")), 1_000_000
+    many = 1_000_000
     if kind == "coco":
         one = '{"id": %d, "image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}'
         parts = (
@@ -300,7 +300,7 @@ KINDS: dict[str, tuple[int, Case]] = {
     "voc": (1500, _voc),
     "yolo": (2500, _yolo),
     "cityscapes": (1000, _cityscapes),
-    "crowded": (3, _crowded),
+    **{f"crowded {kind}": (1, partial(_crowded, kind)) for kind in ("coco", "voc", "yolo")},
     "from_coco": (800, _taken),
 }
 

@@ -178,16 +178,51 @@ def test_what_was_found_in_proposals_from_coco(place: Any, value: Any, tmp_path:
         assert (table.packed.values <= 48).all()
 
 
-def test_an_image_of_too_many_objects_is_left_out(tmp_path: Path) -> None:
-    fuzz._images(tmp_path, "images/a.png", "images/b.png")
-    (tmp_path / "labels").mkdir()
-    lines = [f"0 0.5 0.5 0.{n:05d}1 0.5" for n in range(OBJECT_LIMIT + 1)]
-    (tmp_path / "labels" / "a.txt").write_text("\n".join(lines))
-    (tmp_path / "labels" / "b.txt").write_text("\n".join(lines[:3]))
-    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images\n")
-    data = read_labels(tmp_path / "data.yaml")
-    assert [image.path.name for image in data.images] == ["b.png"]
-    assert "too many objects, image left out: expected at most 10,000, has 10,001" in str(data.problems[-1])
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])
+def test_an_image_of_too_many_objects_is_left_out(kind: str, tmp_path: Path) -> None:
+    counts = {"a": {"cat": OBJECT_LIMIT + 1, "dog": 1}, "b": {"cat": 1, "dog": OBJECT_LIMIT + 1}}
+    names = {image: [name for name, count in of.items() for _ in range(count)] for image, of in counts.items()}
+    where = _written(kind, names, tmp_path)
+    with pytest.raises(
+        UserError, match=r"no images left of 2.*too many objects, image left out: expected at most 10,0"
+    ):
+        read_labels(where)
+    data = read_labels(where, classes=["cat"])  # what detectors do not get does not count
+    assert [(image.path.name, len(image.boxes)) for image in data.images] == [("b.png", 1)]
+
+
+def _written(kind: str, names: dict[str, list[str]], folder: Path) -> Path:
+    """Labels that name objects of images, all with boxes of their own."""
+    fuzz._images(folder, *(f"{'JPEGImages' if kind == 'voc' else 'images'}/{image}.png" for image in names))
+    if kind == "coco":
+        classes = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        images = [
+            {"id": n, "file_name": f"images/{image}.png", "width": 48, "height": 40} for n, image in enumerate(names)
+        ]
+        found = [
+            {"image_id": n, "category_id": 1 + (name == "dog"), "bbox": [1, 2, 3 + k / 1000, 4]}
+            for n, of in enumerate(names.values())
+            for k, name in enumerate(of)
+        ]
+        content = {
+            "categories": classes,
+            "images": images,
+            "annotations": [{"id": k, **one} for k, one in enumerate(found)],
+        }
+        (folder / "labels.json").write_text(json.dumps(content))
+        return folder / "labels.json"
+    (labels := folder / ("Annotations" if kind == "voc" else "labels")).mkdir()
+    for image, of in names.items():
+        if kind == "voc":
+            objects = "".join(map(fuzz._object, of))
+            (labels / f"{image}.xml").write_text(f"<annotation>{objects}</annotation>")
+        else:
+            lines = [f"{int(name == 'dog')} 0.5 0.5 0.{k:05d}1 0.5" for k, name in enumerate(of)]
+            (labels / f"{image}.txt").write_text("\n".join(lines))
+    if kind == "voc":
+        return folder
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: images\n")
+    return folder / "data.yaml"
 
 
 def test_labels_of_another_size_cost_the_image_and_are_said(tmp_path: Path) -> None:

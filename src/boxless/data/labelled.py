@@ -16,7 +16,7 @@ Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in s
 COORDINATE_LIMIT = 1e7  # px; beyond this float32 is coarser than a pixel
 PIXEL_LIMIT = 200_000_000  # of an image; larger ones are not read, whatever their labels say of them
 OBJECT_LIMIT = 10_000  # of an image; detectors compare all with all their boxes, which no memory has room for
-TOO_MANY = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}, has"
+TOO_MANY = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}"
 _NUMBERS = frozenset((int, float))
 
 

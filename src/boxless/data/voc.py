@@ -60,7 +60,7 @@ def read(
         if xml is None:
             problems.append(Problem(str(origin), f"image {name:.80}", "leads out of the folder of annotations"))
             continue
-        image = _read_image(xml, folder, files.get(name), problems)
+        image = _read_image(xml, folder, files.get(name), classes, problems)
         if image is not None:
             parsed.append(image)
     if not parsed:
@@ -99,7 +99,9 @@ def _split_names(split_file: Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _read_image(xml: Path, folder: Path, name: Path | None, problems: list[Problem]) -> _Parsed | None:
+def _read_image(
+    xml: Path, folder: Path, name: Path | None, classes: Sequence[str] | None, problems: list[Problem]
+) -> _Parsed | None:
     try:
         tree = _parse(xml)
     except (OSError, ValueError, ElementTree.ParseError, LookupError) as error:
@@ -117,8 +119,9 @@ def _read_image(xml: Path, folder: Path, name: Path | None, problems: list[Probl
         except BadImage as error:
             problems.append(Problem(str(xml), "size", f"no <size> and an unreadable image file: {error}"))
             return None
-    if (count := sum(1 for _ in tree.iter("object"))) > OBJECT_LIMIT:  # before each is looked at
-        problems.append(Problem(str(xml), "objects", f"{TOO_MANY} {count:,}"))
+    wanted = (item for item in tree.iter("object") if classes is None or _text(item, "name") in classes)
+    if sum(1 for _ in wanted) > OBJECT_LIMIT:  # before their boxes are looked at
+        problems.append(Problem(str(xml), "objects", TOO_MANY))
         return None
     width, height = map(int, size)
     names, boxes, crowd = _objects(tree, xml, (width, height), problems)

@@ -145,12 +145,8 @@ def _read_image(
         kind = "unreadable image file" if is_there(file) else "missing image file"
         problems.append(Problem(str(source), "file", f"{kind}: {error}"))
         return None
-    lines = _lines(source, problems)
-    if len(lines) > OBJECT_LIMIT:  # before each is looked at
-        problems.append(Problem(str(source), "lines", f"{TOO_MANY} {len(lines):,}"))
-        return None
     labels, boxes, masks, entries = [], [], [], []
-    for n, line in lines:
+    for n, line in _lines(source, problems):
         entry = f"line {n}"
         parsed = _parse(line, label_of)
         if isinstance(parsed, str):
@@ -160,6 +156,9 @@ def _read_image(
         if label < 0:
             unwanted[int(float(line.split()[0]))] += 1
             continue
+        if len(labels) == OBJECT_LIMIT:  # and not after a million
+            problems.append(Problem(str(source), entry, TOO_MANY))
+            return None
         values = values * np.tile([width, height], len(values) // 2)
         labels.append(label)
         entries.append(entry)
@@ -198,12 +197,11 @@ def _lines(source: Path, problems: list[Problem]) -> list[tuple[int, str]]:
         problems.append(Problem(str(source), "file", f"annotation file cannot be read: {error}"))
         return []
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line]
-    seen: set[str] = set()
-    for n, line in numbered:
-        if line in seen:
-            problems.append(Problem(str(source), f"line {n}", "duplicate line"))
-        seen.add(line)
     first = {line: n for n, line in reversed(numbered)}
+    again = [n for n, line in numbered if first[line] != n]
+    if again:
+        more = f", and {len(again) - 1:,} more" if len(again) > 1 else ""
+        problems.append(Problem(str(source), f"line {again[0]}", f"duplicate line{more}"))
     return [(n, line) for n, line in numbered if first[line] == n]
 
 
