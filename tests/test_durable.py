@@ -1,6 +1,7 @@
 """What a power cut leaves of checkpoints and files: never less than was there before."""
 
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,13 @@ def test_a_worker_that_dies_while_a_checkpoint_is_written_is_named(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_whose_connection_ends_before_its_process_is_named(tmp_path: Path) -> None:
+def test_a_worker_whose_connection_ends_before_its_process_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from multiprocessing.connection import Client, Listener
 
+    said: list[type] = []
+    monkeypatch.setattr(threading, "excepthook", lambda of: said.append(of.exc_type))
     with Listener(str(tmp_path / "worker")) as listener:
         with Client(listener.address) as batches:
             listener.accept().close()
@@ -106,6 +111,11 @@ def test_a_worker_whose_connection_ends_before_its_process_is_named(tmp_path: Pa
                 mishaps(tmp_path / "run"),
             ):
                 batches.recv()
+            with mishaps(tmp_path / "run"):  # with a GPU a thread asks for the batches
+                for target in (batches.recv, [].pop):
+                    (thread := threading.Thread(target=target)).start()
+                    thread.join()
+            assert said == [IndexError]
         for other in (EOFError("of something else"), BrokenPipeError("of standard output")):
             with pytest.raises(type(other)), mishaps(tmp_path / "run"):
                 raise other

@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -95,11 +95,9 @@ def in_words(place: Path) -> Iterator[None]:
     Raises:
         UserError: that line.
     """
-    before = threading.excepthook
-    if main := threading.current_thread() is threading.main_thread():  # is refused what TensorBoard's is
-        threading.excepthook = lambda of: None if _refusal(of.exc_value) else before(of)
     try:
-        yield
+        with silent_threads(lambda error: _refusal(error) is not None):  # TensorBoard's is refused what the run is
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -110,6 +108,16 @@ def in_words(place: Path) -> Iterator[None]:
             f"{place}: cannot be written to ({reason}); what was kept before stays: mend that, and give the same "
             "command again to go on"
         ) from error
+
+
+@contextlib.contextmanager
+def silent_threads(known: Callable[[BaseException | None], bool]) -> Iterator[None]:
+    """Let other threads end without a traceback where the main thread says of the same error what there is to say."""
+    before = threading.excepthook
+    if main := threading.current_thread() is threading.main_thread():
+        threading.excepthook = lambda of: None if known(of.exc_value) else before(of)
+    try:
+        yield
     finally:
         if main:
             threading.excepthook = before

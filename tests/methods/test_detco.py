@@ -6,6 +6,7 @@ import torch
 from small_methods import built, run, whole_views
 from torch import Tensor, nn
 
+from boxless.errors import UserError
 from boxless.methods.detco import DetCoConfig
 
 CONFIG = DetCoConfig(size=64, patch_size=32, cell_size=36, output=8, queue_length=16)
@@ -57,6 +58,9 @@ def test_terms_are_weighed_and_left_out_with_what_they_alone_need() -> None:
     before = method.local_queues[0].vectors.clone()
     method.after_step(0, 10)
     assert torch.equal(method.local_queues[0].vectors, before)
+    for wrong in ({"term_weights": (0.0, 0.0, 0.0)}, {"level_weights": (1.0, -1.0, 0.0, 0.0)}):
+        with pytest.raises(UserError, match=f"method.{next(iter(wrong))}: .* expected none below 0 and one above"):
+            built(replace(CONFIG, **wrong))
 
 
 def test_equal_embeddings_cost_the_logarithm_of_the_candidates() -> None:

@@ -17,6 +17,7 @@ from boxless.recipes.catalogue import describe, load
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.folder import FORMAT, Run, start_run
+from boxless.runs.model_card import card
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = sorted(path.name for path in FIXTURES.iterdir())
@@ -110,6 +111,24 @@ def test_a_later_format_is_refused_in_one_line(
         f"boxless: error: {run}: a run of format {FORMAT + 1}, written by boxless 9.8; this is boxless "
     )
     assert line.endswith("pip install 'boxless>=9.8'")
+
+
+@pytest.mark.parametrize("content", [b"recipe: [1", b"\xff\xfe", b""])
+def test_a_run_whose_recipe_is_damaged_is_not_gone_on_with(content: bytes, kept: Path) -> None:
+    run = kept / "pretrain"
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"recipe.yaml: cannot be read .*; copy it from the original run"):
+        start_run(run, recipe, {})
+
+
+@pytest.mark.parametrize("content", ["{", '{"inputs": []}', '{"inputs": null}'])
+def test_a_run_whose_environment_is_damaged_is_gone_on_with_and_published(content: str, kept: Path) -> None:
+    run = kept / "pretrain"
+    (run / "environment.json").write_text(content)
+    recipe = load(run / "recipe.yaml", PretrainRecipe)
+    assert "Unlabelled images without labels" in card(Run(run), recipe, [])
+    start_run(run, (run / "recipe.yaml").read_text(), {"images": 3}).close()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "x"}'])

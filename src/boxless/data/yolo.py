@@ -145,7 +145,8 @@ def _read_image(
         kind = "unreadable image file" if is_there(file) else "missing image file"
         problems.append(Problem(str(source), "file", f"{kind}: {error}"))
         return None
-    labels, boxes, masks, entries = [], [], [], []
+    labels: list[int] = []
+    boxes, masks, entries = [], [], []
     for n, line in _lines(source, problems):
         entry = f"line {n}"
         parsed = _parse(line, label_of)

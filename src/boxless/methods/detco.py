@@ -33,6 +33,7 @@ from torch.nn.functional import normalize
 
 from boxless.data.specs import ViewSpec
 from boxless.detectors.trunk import LEVELS, Trunk
+from boxless.errors import UserError
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss
 from boxless.methods.contract import MethodOutput
@@ -84,12 +85,19 @@ class DetCoConfig(MomentumContrast):
 
 
 class DetCo(nn.Module):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Raises:
+        UserError: where no level or no term has a weight.
+    """
 
     trains = ("backbone",)
 
     def __init__(self, trunk: Trunk, config: DetCoConfig) -> None:
         super().__init__()
+        for name, weights in (("level", config.level_weights), ("term", config.term_weights)):
+            if min(weights) < 0 or not any(weights):
+                raise UserError(f"method.{name}_weights: {weights}; expected none below 0 and one above")
         self.config = config
         self.encoder = trunk.backbone.body
         widths = trunk.body_widths

@@ -20,18 +20,16 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from boxless.durable import PARTIAL, make_folder, write_text
 from boxless.durable import lock as lock_file
 from boxless.errors import UserError
-from boxless.foreign import parse_json
+from boxless.foreign import parse_json, parse_yaml
 from boxless.launch import Processes
 from boxless.recipes.catalogue import load
 from boxless.recipes.overrides import to_yaml
@@ -58,7 +56,7 @@ class Run:
     path: Path
 
     def __post_init__(self) -> None:
-        environment = _environment(self.path)
+        environment = self.environment
         written = environment.get("format", FORMAT)
         if isinstance(written, int) and written > FORMAT:
             needed = environment.get("boxless", "newer")
@@ -81,13 +79,23 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What came out of a finished run."""
         try:
-            return parse_json((self.path / "summary.json").read_bytes())  # type: ignore[no-any-return]
+            return _mapping(self.path / "summary.json", parse_json)
         except OSError as error:
             raise UserError(f"{self.path}: not a finished run (no summary.json)") from error
-        except ValueError as error:
-            raise UserError(
-                f"{self.path}/summary.json: cannot be read ({error}); copy it from the original run"
-            ) from error
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, command and inputs; nothing where that was lost."""
+        try:
+            return _mapping(self.path / "environment.json", parse_json)
+        except (OSError, UserError):
+            return {}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Data and weights that the run uses; nothing where that was lost."""
+        inputs = self.environment.get("inputs")
+        return inputs if isinstance(inputs, dict) else {}
 
     @property
     def recipe_file(self) -> Path:
@@ -151,7 +159,7 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
     known = out / "recipe.yaml"
     started = (out / "checkpoints").is_dir() or (out / "summary.json").exists()
     if known.exists() and started:
-        changed = _changes(out, known.read_text(), recipe, inputs)
+        changed = _changes(Run(out), recipe, inputs)
         if changed and not allow_changes:
             raise UserError(
                 f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
@@ -160,7 +168,7 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
         for change in changed:
             print(f"{out}: going on although {change}", file=sys.stderr, flush=True)
     processes = Processes.of(os.environ).world
-    if started and (before := _environment(out).get("processes", processes)) != processes:
+    if started and (before := Run(out).environment.get("processes", processes)) != processes:
         print(
             f"{out}: going on with {processes} processes, not {before}: sums are rounded in another order, so that the "
             "weights will not be bit for bit those of an undisturbed run",
@@ -183,23 +191,26 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
     write_json(out / "environment.json", environment)
 
 
-def _environment(out: Path) -> dict[str, Any]:
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file of a run holds; raises OSError where there is none, `UserError` where it is damaged."""
     try:
-        known = parse_json((out / "environment.json").read_bytes())
-    except (OSError, ValueError):  # none, or what a fault left
-        return {}
-    return known if isinstance(known, dict) else {}
+        content = parse(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy it from the original run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: cannot be read (names no keys); copy it from the original run")
+    return content
 
 
-def _changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> list[str]:
+def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
     """What differs from what a run was started with, but for `FREE` keys."""
-    old_inputs = _environment(out).get("inputs", inputs)
+    old_inputs = run.inputs
     changed = [
         f"{key} was {old_inputs[key]}, is {value}"
         for key, value in inputs.items()
         if value != old_inputs.get(key, value)  # an older version may have written down less
     ]
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(recipe))
+    old, new = _flat(_mapping(run.recipe_file, parse_yaml)), _flat(parse_yaml(recipe))
     old = {**_defaults(old.get("recipe"), new), **old}  # an older version had fewer keys
     changed += [
         f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
@@ -210,7 +221,7 @@ def _changes(out: Path, before: str, recipe: str, inputs: dict[str, Any]) -> lis
 def _defaults(name: object, keys: Collection[str]) -> dict[str, object]:
     """What a shipped recipe has under some keys; nothing where there is none of that name."""
     try:
-        values = _flat(yaml.safe_load(to_yaml(load(str(name), object))))
+        values = _flat(parse_yaml(to_yaml(load(str(name), object))))
     except UserError:
         return {}
     return {key: values[key] for key in values if key in keys}

@@ -73,9 +73,8 @@ def _use(recipe: PretrainRecipe | FinetuneRecipe) -> str:
 def _data(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> str:
     summary = run.summary
     if isinstance(recipe, PretrainRecipe):
-        environment = json.loads((run.path / "environment.json").read_text())["inputs"]
         return (
-            f"{environment.get('images', 'Unlabelled')} images without labels, seen {summary['images_seen']} times in "
+            f"{run.inputs.get('images', 'Unlabelled')} images without labels, seen {summary['images_seen']} times in "
             f"all, in {summary['steps']} steps. Where they are from: *for the owner to say.*"
         )
     labels = json.loads((run.path / "labels.json").read_text())
@@ -119,14 +118,14 @@ def _percent(value: float | None) -> str:
 
 
 def _training(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    summary, environment = run.summary, json.loads((run.path / "environment.json").read_text())
+    summary, environment = run.summary, run.environment
     came = str(summary.get("init") or summary.get("weights"))
     start = came if came in ("random weights", "from scratch") else "weights, of which this was loaded: " + came
     start = start.splitlines()[0].partition(" (from ")[0]
+    boxless, torch, machine = (environment.get(key, "unknown") for key in ("boxless", "torch", "machine"))
     return (
-        f"{summary['steps']} steps in {summary['seconds']:.0f} s with boxless {environment['boxless']}, torch "
-        f"{environment['torch']} ({environment['machine']}). Start: {start}. Every number of the run is in "
-        "`recipe.yaml`."
+        f"{summary['steps']} steps in {summary['seconds']:.0f} s with boxless {boxless}, torch {torch} ({machine}). "
+        f"Start: {start}. Every number of the run is in `recipe.yaml`."
     )
 
 

@@ -9,13 +9,16 @@ from typing import TypeVar
 
 from torch import distributed
 
-from boxless.durable import in_words
+from boxless.durable import in_words, silent_threads
 from boxless.errors import UserError
 from boxless.training.distributed import world_size
 
 T = TypeVar("T")
 
-_WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: \w+|exited unexpectedly[^.]*)")
+_WORKER = re.compile(
+    r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: \w+|exited unexpectedly[^.]*)"
+    r"|Pin memory thread exited unexpectedly"  # with a GPU it is the one that waits for the workers
+)
 _LOST = (ConnectionError, EOFError, FileNotFoundError)
 """How Python says that the process at the other end, or the socket that it listened on, is gone."""
 _PROCESS = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe|timed out", re.IGNORECASE)
@@ -29,7 +32,7 @@ def mishaps(out: Path) -> Iterator[None]:
         UserError: that line.
     """
     try:
-        with in_words(out):
+        with in_words(out), silent_threads(_lost_connection):
             yield
     except (RuntimeError, *_LOST) as error:
         if (worker := _dead_worker(error)) is not None:
@@ -72,7 +75,7 @@ def _dead_worker(error: BaseException | None) -> str | None:
     return None
 
 
-def _lost_connection(error: BaseException) -> bool:
+def _lost_connection(error: BaseException | None) -> bool:
     """Whether a worker's connection ended under Python's hands: it can be gone before PyTorch sees the process dead."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__ if error else None)]
     return isinstance(error, _LOST) and any(name.startswith("multiprocessing.") for name in modules)

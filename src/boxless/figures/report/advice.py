@@ -135,18 +135,22 @@ def _of_pretraining(story: Story) -> Iterator[Advice]:
         return
     if not story.finished:
         return
+    epochs: Any = story.recipe.get("epochs")
+    if fits(epochs, NUMBER):
+        yield from _of_length(story, float(epochs))
+    reason = "A loss says little of detection: compare with a start from scratch, over seeds, on your labels."
+    command = f"boxless compare --data IMAGES --labels TRAIN --val VAL --out OUT --methods none,{story.path}"
+    yield Advice("good", "See what it buys", reason, command)
+
+
+def _of_length(story: Story, epochs: float) -> Iterator[Advice]:
     share = still_falling(story.metrics.get("loss", ([], []))[1])
-    given: Any = story.recipe.get("epochs")
-    epochs = float(given) if fits(given, NUMBER) else 0.0
     if share is not None:
         reason = f"{share:.0%} of the loss's fall came in the last fifth of {epochs:.3g} epochs. " + _longer(story)
         yield Advice("note", "More epochs may still help", reason, f"--epochs {epochs * 2:g}")
     elif epochs < FEW_EPOCHS:
         reason = f"Each image was seen {epochs:.3g} times; the papers' shortest runs have 100 epochs."
         yield Advice("note", "This was a short run", reason, f"--epochs {max(100, epochs):g}")
-    reason = "A loss says little of detection: compare with a start from scratch, over seeds, on your labels."
-    command = f"boxless compare --data IMAGES --labels TRAIN --val VAL --out OUT --methods none,{story.path}"
-    yield Advice("good", "See what it buys", reason, command)
 
 
 def _longer(story: Story) -> str:
