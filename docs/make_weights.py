@@ -57,7 +57,8 @@ EXPORTS
 Each cell is the largest difference of what the run finds here and there: of a backbone C5, of a detector boxes (px),
 scores, masks and keypoints, in transformers logits and boxes of all queries. – is refused, with a line that says what
 to take instead. ONNX is compared in onnxruntime on two images of different sizes, and differences are relative where a
-value is above 1. torchvision pools boxes a little differently; the text has the line that makes it the same.
+value is above 1; RT-DETR's file takes images that have as many cells of P3..P5 as it has queries (300: about 120 px a
+side). torchvision pools boxes a little differently; the text has the line that makes it the same.
 
 Detectron2 and MMDetection can not be installed from the registry. Their columns are what is lost on the way into their
 file and back: 0 is bit-equal. That every name and shape is the one they expect is tested against lists made from their
