@@ -249,5 +249,5 @@ class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
 def frames(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     """(B, 4): width, height, width, height of images given by height and width, px."""
     # Not torch.tensor: it would keep the sides of the image that an export to ONNX is traced with.
-    sides = [torch.as_tensor(side, device=device) for height, width in sizes for side in (width, height) * 2]
-    return torch.stack(sides).view(-1, 4)
+    sides = [torch.as_tensor(side) for height, width in sizes for side in (width, height) * 2]
+    return torch.stack(sides).view(-1, 4).to(device)
