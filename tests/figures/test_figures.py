@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def test_detection_pairs_show_labels_left_and_sure_detections_right(tmp_path: Pa
         layer = np.asarray(axes.images[1].get_array())
         assert (layer[..., 3] > 0).sum() == 35 * 45 and to_hex(layer[20, 20]) == PALETTE[0].lower()
     written(figure, tmp_path)
+    figure = detection_pairs([picture], [truth], [replace(found, masks=None)], ["cat", "dog"])  # a detector of boxes
+    assert [len(axes.images) for axes in figure.axes] == [1, 1]
 
 
 def test_detection_pairs_of_nothing() -> None:

@@ -25,7 +25,9 @@ def detection_pairs(
     classes: Sequence[str],
     score_threshold: float = 0.5,
 ) -> Figure:
-    """One row per image: labels on the left, detections with `score >= score_threshold` on the right, masks if any.
+    """One row per image: labels on the left, detections with `score >= score_threshold` on the right.
+
+    Masks are shown on both sides where the detections have them.
 
     `images`: (H, W, 3) uint8 RGB, source px, as the boxes of `truths` and `detections`. A class has the same colour
     on both sides; dashed boxes are crowd regions; boxes too narrow for a tag have none. Made for a few rows.
@@ -37,7 +39,8 @@ def detection_pairs(
         show_image(left, image)
         show_image(right, image)
         names = [classes[label] for label in truth.labels]
-        _draw(left, image, truth.boxes, truth.labels, names, truth.masks, truth.crowd)
+        marked = None if found.masks is None else truth.masks  # a detector of boxes is not to be blamed for colours
+        _draw(left, image, truth.boxes, truth.labels, names, marked, truth.crowd)
         kept = np.flatnonzero(found.scores >= score_threshold)
         kept = kept[np.argsort(found.scores[kept], kind="stable")]  # the surest is drawn last, on top
         tags = [f"{classes[found.labels[row]]} {100 * found.scores[row]:.0f}" for row in kept]
