@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,9 +74,28 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
             dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "found"} for name in names}},
         )
     model = onnx.load(path)
+    _narrow_cosines(model)
     onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
     onnx.save(model, path)
     return names
+
+
+def _narrow_cosines(model: Any) -> None:
+    """Let cosines be of 32 bits: RT-DETR's positions are of 64, whose cosine onnxruntime has not known for long."""
+    import onnx
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "Cos":
+            (given,), (wanted,) = node.input, node.output
+            narrow, cosine = f"{wanted}_of_32_bits", f"{wanted}_in_32_bits"
+            nodes.append(onnx.helper.make_node("Cast", [given], [narrow], to=onnx.TensorProto.FLOAT))
+            nodes.append(onnx.helper.make_node("Cos", [narrow], [cosine]))
+            nodes.append(onnx.helper.make_node("CastLike", [cosine, given], [wanted]))
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 @contextmanager
