@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ from boxless.methods.lc import LocalConfig
 from boxless.methods.parts import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.overrides import keys
-from boxless.recipes.schema import METHODS, PretrainOptim, PretrainRecipe
+from boxless.recipes.schema import METHODS, Precision, PretrainOptim, PretrainRecipe
 from boxless.runs.learner import make_optimizer
 from boxless.runs.objective import Objective
+from boxless.runs.setup import make_fabric
 from boxless.training.state import load_checkpoint, save_checkpoint
 
 WIDTH, HEIGHT, IMAGES = 120, 90, 4
@@ -111,7 +113,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 class Training:
     """A method in training, as a run has it."""
 
-    def __init__(self, config: MethodConfig, folder: Folder, seed: int = 0, lr: float = 0.01) -> None:
+    def __init__(
+        self, config: MethodConfig, folder: Folder, seed: int = 0, lr: float = 0.01, precision: Precision = "32-true"
+    ) -> None:
         torch.manual_seed(seed)
         self.trunk = trunk_of(config.name)
         self.method = config.build(self.trunk)
@@ -126,8 +130,9 @@ class Training:
         self.optimizer = make_optimizer(self.method, recipe.optim)
         dataset = ViewDataset(folder, config.views(), folder if config.needs_boxes else None, seed=0)
         self.batch: Batch = collate([dataset[0, row] for row in range(IMAGES)], config.views())
+        fabric = make_fabric(precision)
         self.losses: Callable[[Batch, int], dict[str, Tensor]] = Objective(
-            Fabric(accelerator="cpu", devices=1), self.method, recipe, {}
+            fabric, fabric.setup(self.method), recipe, {}
         )
 
     def step(self, step: int, draws: int | None = None) -> dict[str, float]:
@@ -161,6 +166,24 @@ def test_loss_is_finite_and_embeddings_pair_up(name: str, folder: Folder) -> Non
     output = training.losses.output
     assert output.online.shape == output.target.shape and len(output.online) >= IMAGES
     assert not output.online.requires_grad and not output.target.requires_grad
+
+
+@each_method
+def test_in_bf16_it_sees_the_same_places_and_has_the_same_loss_but_for_rounding(name: str, folder: Folder) -> None:
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        views, boxes, *_ = inputs
+        seen.append(torch.cat([*(view.from_source.flatten() for view in views), boxes.flatten()]))
+
+    terms = []
+    for precision in get_args(Precision)[1:3]:
+        training = Training(small(name), folder, precision=precision)
+        training.method.register_forward_pre_hook(look)
+        terms.append({key: value.item() for key, value in training.losses(training.batch, 0).items()})
+    assert torch.equal(*seen) and not torch.equal(seen[0], seen[0].bfloat16().float())
+    assert terms[1]["loss"] == pytest.approx(terms[0]["loss"], rel=0.05, abs=0.02)
+    assert terms[1]["loss"] != terms[0]["loss"]  # bf16 was at work
 
 
 @each_method

@@ -115,7 +115,17 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int
         detector.roi_heads.__class__ = BetaRoIHeads  # torchvision's detectors build their heads themselves
         detector.roi_heads.box_beta = config.box_beta
     detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+    for head in (detector.rpn.head, detector.roi_heads.box_predictor):
+        head.register_forward_hook(_in_float32)
     return detector
+
+
+def _in_float32(_: nn.Module, __: Any, output: tuple[Any, Any]) -> tuple[Any, Any]:
+    """A head's scores and offsets: torchvision makes boxes of their type, which in bf16 are whole pixels, and ties."""
+    scores, offsets = output
+    if isinstance(scores, list):  # one for each level
+        return [level.float() for level in scores], [level.float() for level in offsets]
+    return scores.float(), offsets.float()
 
 
 def _mask_branch(trunk: Trunk, box_head: nn.Module, classes: int, normed: bool) -> dict[str, nn.Module]:

@@ -9,6 +9,8 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.plugins.precision.amp import MixedPrecision
+from lightning.fabric.plugins.precision.precision import Precision as PrecisionPlugin
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,10 +23,21 @@ from boxless.training.turns import hosts
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 
 
+class Autocast(MixedPrecision):
+    """Mixed precision that leaves a module's inputs alone: Lightning's rounds them to 16 bits, boxes included.
+
+    From 256 px on, places in bf16 are whole multiples of 2 px; torchvision's detectors refuse such boxes.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """The data as it is; autocast rounds what it multiplies."""
+        return data
+
+
 def make_fabric(precision: Precision) -> Fabric:
     """Fabric on the GPU where there is one, in the asked precision."""
     _set_up()
-    return Fabric(accelerator="auto", devices=1, precision=resolve_precision(precision))
+    return Fabric(accelerator="auto", devices=1, plugins=[precision_plugin(precision)])
 
 
 def training_fabric(precision: Precision) -> Fabric:
@@ -49,8 +62,10 @@ def training_fabric(precision: Precision) -> Fabric:
         strategy=DDPStrategy(**options),
         devices=processes.local_world,
         num_nodes=processes.machines,
-        precision=resolve_precision(precision),
-        plugins=[TorchElasticEnvironment() if processes.launcher == "torchrun" else SLURMEnvironment()],
+        plugins=[
+            precision_plugin(precision),
+            TorchElasticEnvironment() if processes.launcher == "torchrun" else SLURMEnvironment(),
+        ],
     )
     logging.disable(logging.INFO)  # Lightning's banner
     try:
@@ -75,6 +90,14 @@ def _check_gpus(processes: Processes) -> None:
             f"{processes.local_world} processes on this machine see {gpus} GPU(s){own}: start one process per GPU, and "
             "with srun give them all GPUs of the machine (--gpus-per-node, without --gpus-per-task and --gpu-bind)"
         )
+
+
+def precision_plugin(precision: Precision) -> PrecisionPlugin:
+    """What Fabric computes in the asked precision with."""
+    resolved = resolve_precision(precision)
+    if resolved == "32-true":
+        return PrecisionPlugin()
+    return Autocast(resolved, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
