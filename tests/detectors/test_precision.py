@@ -15,7 +15,10 @@ from boxless.recipes.schema import Precision
 from boxless.runs.setup import make_fabric
 
 TRUNK = TrunkConfig(
-    "resnet18", fpn_channels=32, box_head_width=64, transformer=TransformerConfig(32, 4, 2, 2, 64, queries=20, dropout=0.0)
+    "resnet18",
+    fpn_channels=32,
+    box_head_width=64,
+    transformer=TransformerConfig(32, 4, 2, 2, 64, queries=20, dropout=0.0),
 )
 POINTS = 5
 KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "rt_detr", "fcn")
@@ -75,3 +78,19 @@ def test_in_bf16_losses_are_float32s_but_for_rounding_and_boxes_are_not_rounded(
         return
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
     assert share_on_grid(found["boxes"]) < share_on_grid(exact["boxes"]) + 0.2
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_last_levels_of_a_small_image_have_float32s_gradient(kind: Kind) -> None:
+    gradients = []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        config = DetectorConfig(kind)
+        model = build_detector(build_trunk(fitting(TRUNK, config), config), 3, config)
+        fabric = make_fabric(precision)
+        placed = fabric.setup(model).train()
+        torch.manual_seed(1)
+        target = {"boxes": torch.tensor([[4.0, 4, 60, 60]]), "labels": torch.tensor([1])}
+        fabric.backward(sum(placed([torch.rand(3, 64, 64), torch.rand(3, 64, 64)], [target, target]).values()))
+        gradients.append(model.backbone.fpn.extra_blocks.p7.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=0.1, atol=0.1 * gradients[0].abs().max().item())

@@ -8,7 +8,6 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
 from PIL import Image
 from small_methods import TRUNK, sized
 from torch import Tensor, nn
