@@ -32,9 +32,11 @@ from boxless.training.turns import alone, check_same, in_turn
 ALIKE = {"trunk.norm": "sync", "min_size": (80,), "batch_size": 4, "iterations": 6, "checkpoint_every": 2}
 """Fine-tuning that does not depend on the processes: images of one size, norms over all of them."""
 RETINANET = {"detector.kind": "retinanet"}
+SOCO = {"method.empty_places": "copies", "method.small_size": 48}
+"""V3 of 24 px would have one cell at C5: statistics of four values blow rounding up a thousandfold."""
 RUNS: dict[str, Any] = {
     "byol": lambda scenes, out: pretraining(scenes, out, "byol"),
-    "soco": lambda scenes, out: pretraining(scenes, out, "soco", **{"method.empty_places": "copies"}),
+    "soco": lambda scenes, out: pretraining(scenes, out, "soco", **SOCO),
     "moco": lambda scenes, out: pretraining(scenes, out, "moco", **{"method.norm_groups": 2, "epochs": 2}),
     "retinanet": lambda scenes, out: finetuning(scenes, out, **ALIKE, **RETINANET),
 }
@@ -127,7 +129,7 @@ def test_two_processes_learn_what_one_learns(name: str, pair: Path, lone: Path) 
     for key, (steps, values) in alone.items():
         same, others = together[key]
         assert same == steps
-        assert others[0] == pytest.approx(values[0], rel=1e-3, abs=2e-5), key
+        assert others[0] == pytest.approx(values[0], rel=1e-4, abs=2e-5), key
         assert others == pytest.approx(values, rel=2e-2, abs=1e-3), key  # rounding grows tenfold in two steps
 
 
