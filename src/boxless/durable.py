@@ -111,11 +111,11 @@ def in_words(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent_threads(known: Callable[[BaseException | None], bool]) -> Iterator[None]:
+def silent_threads(known: Callable[[BaseException], bool]) -> Iterator[None]:
     """Let other threads end without a traceback where the main thread says of the same error what there is to say."""
     before = threading.excepthook
     if main := threading.current_thread() is threading.main_thread():
-        threading.excepthook = lambda of: None if known(of.exc_value) else before(of)
+        threading.excepthook = lambda of: None if of.exc_value and known(of.exc_value) else before(of)
     try:
         yield
     finally:

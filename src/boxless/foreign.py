@@ -1,8 +1,11 @@
 """What other people wrote: text that may nest, grow or ask for objects, and names of files that may lead anywhere."""
 
+import contextlib
+import gc
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,18 @@ YAML_LIMIT = 2_000_000
 """Characters of a YAML file; a megabyte takes half a minute, and a list of 20,000 classes half a megabyte."""
 YAML_DEPTH = 50
 """Lists within lists; Python's own limit is whatever a library has set it to."""
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Pause Python's cycle collector, which would walk the millions of lists or elements parsed so far, and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -94,3 +94,10 @@ def test_last_levels_of_a_small_image_have_float32s_gradient(kind: Kind) -> None
         fabric.backward(sum(placed([torch.rand(3, 64, 64), torch.rand(3, 64, 64)], [target, target]).values()))
         gradients.append(model.backbone.fpn.extra_blocks.p7.weight.grad)
     torch.testing.assert_close(*gradients, rtol=0.1, atol=0.1 * gradients[0].abs().max().item())
+
+
+def test_a_processor_takes_bf16_for_fp16(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    chosen = make_fabric("16-mixed").strategy.precision
+    assert (chosen.precision, getattr(chosen, "scaler", None)) == ("bf16-mixed", None)
+    assert "16-mixed is for GPUs" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,7 +176,7 @@ def test_in_bf16_it_sees_the_same_places_and_has_the_same_loss_but_for_rounding(
         seen.append(torch.cat([*(view.from_source.flatten() for view in views), boxes.flatten()]))
 
     terms = []
-    for precision in get_args(Precision)[1:3]:
+    for precision in ("32-true", "bf16-mixed"):
         training = Training(small(name), folder, precision=precision)
         training.method.register_forward_pre_hook(look)
         terms.append({key: value.item() for key, value in training.losses(training.batch, 0).items()})

@@ -3,12 +3,10 @@
 LVIS is of the same form, but for images named by `coco_url` and what it says of classes that are not there.
 """
 
-import contextlib
-import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from boxless.data.labelled import (
     rle_runs,
 )
 from boxless.errors import UserError
-from boxless.foreign import inside, is_there
+from boxless.foreign import inside, is_there, no_collection
 
 
 def read(path: Path, images: Path | None = None, classes: Sequence[str] | None = None) -> LabelledData:
@@ -38,7 +36,7 @@ def read(path: Path, images: Path | None = None, classes: Sequence[str] | None =
     Raises:
         UserError: the file is no COCO dict, or none of its images exist.
     """
-    with _no_collection():
+    with no_collection():
         return _Reader(path, load_dict(path), classes).read(images)
 
 
@@ -61,18 +59,6 @@ def load_dict(path: Path) -> dict[str, Any]:
             fault = "lacks the key" if key not in data else "expected a list under the key"
             raise UserError(f"{path}: not a COCO dict: {fault} '{key}'")
     return data
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause Python's cycle collector, which would walk the millions of parsed lists again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Reader:

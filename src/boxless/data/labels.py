@@ -53,7 +53,7 @@ def _read_one(
     crowded = [image for image in data.images if len(image.boxes) > OBJECT_LIMIT]
     if not crowded:
         return data
-    problems = [Problem(data.origin, f"image {image.path.name}", TOO_MANY) for image in crowded]
+    problems = [Problem(data.origin, f"image {i.path.name}", f"{TOO_MANY}, has {len(i.boxes):,}") for i in crowded]
     kept = [image for image in data.images if len(image.boxes) <= OBJECT_LIMIT]
     if not kept:
         raise UserError(f"{path}: no images left of {len(data)}; first: {problems[0]}")

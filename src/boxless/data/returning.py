@@ -57,6 +57,10 @@ def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatena
     return patiently
 
 
+status = patient(os.stat)
+"""`os.stat` of a file, patiently."""
+
+
 def await_folder(path: str | Path) -> bool:
     """Wait for the folder of a file, where it has vanished; whether it had.
 

@@ -1,7 +1,6 @@
 """Which images each shard gets, in a random order that follows from the data, and what a worker has to know of them."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ import numpy as np
 
 from boxless.data.images import EXTENSIONS
 from boxless.data.index import ImageIndex
-from boxless.data.returning import patient
+from boxless.data.returning import status
 from boxless.data.shard_writing import END, ShardTask, Unpacked
 from boxless.data.shards import FORMAT
 
@@ -57,7 +56,7 @@ def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
     ends, used = [], END
     for place, row in enumerate(rows.tolist()):
         try:
-            size = _size(index.path(row))
+            size = status(index.path(row)).st_size
         except OSError:
             size = 0
         beside = extras(row)
@@ -71,11 +70,6 @@ def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
         used += needed
     made = {"shard_mb": limit // 1_000_000, "images": len(index), "keys": index.fingerprint}
     return Plan(index, extras, rows, [*ends, len(rows)], sha.hexdigest(), made)
-
-
-@patient
-def _size(path: str | Path) -> int:
-    return os.stat(path).st_size
 
 
 def shard_name(number: int) -> str:

@@ -4,7 +4,6 @@ VOC boxes are 1-based and inclusive, so pixels xmin..xmax cover [xmin - 1, xmax]
 become `crowd`: VOC and COCO agree that such objects count neither as hits nor as misses.
 """
 
-import gc
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -26,7 +25,7 @@ from boxless.data.labelled import (
     fit_boxes,
 )
 from boxless.errors import UserError
-from boxless.foreign import inside, is_there
+from boxless.foreign import inside, is_there, no_collection
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -120,8 +119,8 @@ def _read_image(
             problems.append(Problem(str(xml), "size", f"no <size> and an unreadable image file: {error}"))
             return None
     wanted = (item for item in tree.iter("object") if classes is None or _text(item, "name") in classes)
-    if sum(1 for _ in wanted) > OBJECT_LIMIT:  # before their boxes are looked at
-        problems.append(Problem(str(xml), "objects", TOO_MANY))
+    if (count := sum(1 for _ in wanted)) > OBJECT_LIMIT:  # before their boxes are looked at
+        problems.append(Problem(str(xml), "objects", f"{TOO_MANY}, has {count:,}"))
         return None
     width, height = map(int, size)
     names, boxes, crowd = _objects(tree, xml, (width, height), problems)
@@ -192,10 +191,5 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 
 def _parse(xml: Path) -> ElementTree.Element:
-    collected = gc.isenabled()
-    gc.disable()  # it would look through all elements again and again, for most of the time of a million objects
-    try:
+    with no_collection():  # most of the time of a million objects
         return ElementTree.fromstring(xml.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))
-    finally:
-        if collected:
-            gc.enable()

@@ -157,7 +157,7 @@ def _read_image(
         if label < 0:
             unwanted[int(float(line.split()[0]))] += 1
             continue
-        if len(labels) == OBJECT_LIMIT:  # and not after a million
+        if len(labels) == OBJECT_LIMIT:  # before the rest is parsed
             problems.append(Problem(str(source), entry, TOO_MANY))
             return None
         values = values * np.tile([width, height], len(values) // 2)

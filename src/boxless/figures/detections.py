@@ -39,7 +39,7 @@ def detection_pairs(
         show_image(left, image)
         show_image(right, image)
         names = [classes[label] for label in truth.labels]
-        marked = None if found.masks is None else truth.masks  # a detector of boxes is not to be blamed for colours
+        marked = None if found.masks is None else truth.masks  # beside plain boxes they would look like more
         _draw(left, image, truth.boxes, truth.labels, names, marked, truth.crowd)
         kept = np.flatnonzero(found.scores >= score_threshold)
         kept = kept[np.argsort(found.scores[kept], kind="stable")]  # the surest is drawn last, on top

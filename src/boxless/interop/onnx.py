@@ -81,7 +81,7 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
 
 
 def _narrow_cosines(model: Any) -> None:
-    """Let cosines be of 32 bits: RT-DETR's positions are of 64, whose cosine onnxruntime has not known for long."""
+    """Let cosines be of 32 bits: RT-DETR's positions are of 64, whose cosine onnxruntime before 1.31 lacks."""
     import onnx
 
     nodes = []

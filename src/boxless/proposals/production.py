@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
-from boxless.data.returning import patient, remember
+from boxless.data.returning import remember, status
 from boxless.durable import in_words, make_folder
 from boxless.engines import Engine, LocalProcesses, WorkerDied
 from boxless.errors import UserError
@@ -205,24 +205,19 @@ def _check_seen(block: Block, table: ProposalTable) -> None:
     for key in paths.keys() - skipped.keys():
         remember(paths[key])
     for key, reason in skipped.items():
-        if reason == "no such file" and _is_there(paths[key]):
+        if reason == "no such file" and _exists_here(paths[key]):
             raise UserError(
                 f"{paths[key]}: not there for a worker on another machine; all of a cluster's machines must find the "
                 "images under the same path"
             )
 
 
-def _is_there(path: str) -> bool:
+def _exists_here(path: str) -> bool:
     try:
-        _stat(path)
+        status(path)
     except OSError:
         return False
     return True
-
-
-@patient
-def _stat(path: str | Path) -> os.stat_result:
-    return os.stat(path)
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """What a file of a run holds; raises OSError where there is none, `UserError` where it is damaged."""
     try:
-        content = parse(path.read_text())
+        content = parse(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it from the original run") from error
     if not isinstance(content, dict):

@@ -12,6 +12,7 @@ from boxless.durable import write_text
 from boxless.errors import UserError
 from boxless.figures.curves import training_curves
 from boxless.figures.style import save
+from boxless.foreign import parse_yaml
 from boxless.runs.detecting import open_run
 from boxless.runs.folder import Run, write_json
 from boxless.runs.model_card import card
@@ -43,7 +44,7 @@ def prepare(where: str, folder: Path) -> Path:
     shutil.copyfile(run.weights, folder / run.weights.name)
     write_text(
         folder / "recipe.yaml",
-        yaml.safe_dump(_without_paths(yaml.safe_load(run.recipe_file.read_text())), sort_keys=False),
+        yaml.safe_dump(_without_paths(parse_yaml(run.recipe_file.read_text(encoding="utf-8"))), sort_keys=False),
     )
     labels = run.path / "labels.json"
     if labels.is_file():

@@ -75,7 +75,9 @@ def _dead_worker(error: BaseException | None) -> str | None:
     return None
 
 
-def _lost_connection(error: BaseException | None) -> bool:
+def _lost_connection(error: BaseException) -> bool:
     """Whether a worker's connection ended under Python's hands: it can be gone before PyTorch sees the process dead."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__ if error else None)]
-    return isinstance(error, _LOST) and any(name.startswith("multiprocessing.") for name in modules)
+    if not isinstance(error, _LOST):
+        return False
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(name.startswith("multiprocessing.") for name in modules)

@@ -1,0 +1,138 @@
+"""Write the tables and plots of docs/studies.md from the cells in studies/results.
+
+python docs/make_studies.py
+
+`studies/results/NAME.csv` is the comparison.csv of a study's folder. Its table and plot go between the page's lines
+`<!-- NAME -->` and `<!-- end of NAME -->`.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import false_discovery_control, ttest_1samp
+
+from boxless.durable import write_text
+from boxless.figures.style import INK, MUTED, PALETTE, blank, note, save, styled
+from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "studies" / "results"
+FIGURES = HERE / "figures" / "studies"
+SCORES = "AP", "AP50", "AP75"
+
+
+def read(file: Path) -> list[Cell]:
+    """The cells of a comparison.csv."""
+    with file.open(newline="") as lines:
+        return [
+            Cell(
+                line["detector"],
+                line["method"],
+                float(line["fraction"]),
+                int(line["images"]),
+                int(line["seed"]),
+                {name: float(line[name]) for name in SCORES},
+                float(line["seconds"]),
+            )
+            for line in csv.DictReader(lines)
+        ]
+
+
+def discoveries(cells: list[Cell]) -> dict[tuple[str, float], float]:
+    """For each start and share but the reference's: the paired t test's p value, adjusted for testing all of them.
+
+    Adjusted after Benjamini and Hochberg (1995): of the rows below 0.05, a twentieth is expected to be chance.
+    """
+    scores = {(cell.method, cell.fraction, cell.seed): cell.scores["AP"] for cell in cells}
+    seeds = sorted({cell.seed for cell in cells})
+    keys = [key for key in dict.fromkeys((c.method, c.fraction) for c in cells) if key[0] != REFERENCE]
+    gains = [[scores[*key, seed] - scores[REFERENCE, key[1], seed] for seed in seeds] for key in keys]
+    adjusted = false_discovery_control([ttest_1samp(gain, 0.0).pvalue for gain in gains])
+    return dict(zip(keys, adjusted.tolist(), strict=True))
+
+
+def table(rows: list[Row], adjusted: dict[tuple[str, float], float]) -> str:
+    """A line for each start, a column for each share of labels: AP, and the gain over scratch with its interval."""
+    shares = sorted({row.fraction for row in rows})
+    found = {(row.method, row.fraction): row for row in rows}
+    images = [found[REFERENCE, share].images for share in shares]
+    head = [f"{share:.0%} ({count} images)" for share, count in zip(shares, images, strict=True)]
+    lines = [f"| start | {' | '.join(head)} |", "|---" * (1 + len(shares)) + "|"]
+    methods = [method for method in dict.fromkeys(row.method for row in rows) if method != REFERENCE]
+    methods.sort(key=lambda method: -float(np.mean([found[method, share].mean["AP"] for share in shares])))
+    for method in (REFERENCE, *methods):
+        entries = []
+        for share in shares:
+            row = found[method, share]
+            ap = f"{100 * row.mean['AP']:.1f} ± {100 * row.spread['AP']:.1f}"
+            if row.gain is not None:
+                gain = f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}"
+                ap += f", **{gain}**" if adjusted[method, share] < 0.05 else f", {gain}"
+            entries.append(ap)
+        lines.append(f"| {'from scratch' if method == REFERENCE else method} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+@styled()
+def plot(rows: list[Row], cells: list[Cell]) -> Figure:
+    """Gains in AP over scratch: a panel for each share of labels, a row for each start, a dot for each seed."""
+    shares = sorted({row.fraction for row in rows})
+    found = {(row.method, row.fraction): row for row in rows if row.gain is not None}
+    methods = list(dict.fromkeys(method for method, _ in found))
+    methods.sort(key=lambda method: float(np.mean([found[method, share].gain for share in shares])))
+    scores = {(cell.method, cell.fraction, cell.seed): 100 * cell.scores["AP"] for cell in cells}
+    seeds = sorted({cell.seed for cell in cells})
+    figure = blank(max(7.5, 2.2 + 3.2 * len(shares)), 1.7 + 0.42 * len(methods))
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    for axes, share in zip(panels, shares, strict=True):
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for height, method in enumerate(methods):
+            row = found[method, share]
+            gain, interval = 100 * (row.gain or 0.0), 100 * row.interval
+            hue = MUTED if row.verdict == "within noise" else PALETTE[0] if gain > 0 else PALETTE[1]
+            axes.plot([gain - interval, gain + interval], [height, height], color=hue, linewidth=2)
+            axes.plot([gain], [height], "|", color=hue, markersize=15, markeredgewidth=4)
+            own = [scores[method, share, seed] - scores[REFERENCE, share, seed] for seed in seeds]
+            axes.scatter(own, [height] * len(own), s=30, color=INK, alpha=0.5, linewidth=0, zorder=3)
+        count = next(row.images for row in rows if row.fraction == share)
+        axes.set_title(f"{share:.0%} of the labels: {count} images", fontsize=13)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        dots = [scores[m, share, seed] - scores[REFERENCE, share, seed] for m in methods for seed in seeds]
+        reach = 1.25 * max(map(abs, dots))
+        axes.set_xlim(-reach, reach)
+    panels[0].set_yticks(range(len(methods)), methods)
+    note(figure, "gain in AP over scratch (points of 100); dot: a seed, bar and line: mean and 95 % interval")
+    return figure
+
+
+def main() -> None:
+    """Fill the page."""
+    file = HERE / "studies.md"
+    page = file.read_text()
+    for results in sorted(RESULTS.glob("*.csv")):
+        name = results.stem
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, found, rest = page.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise SystemExit(f"{file}: expected the lines {begin!r} and {end!r}, between which {results.name} goes")
+        cells = read(results)
+        rows = summarize(cells)
+        minutes = math.fsum(cell.seconds for cell in cells) / 60
+        seeds = len({cell.seed for cell in cells})
+        starts = ", ".join(dict.fromkeys(row.method for row in rows if row.method != REFERENCE))
+        save(plot(rows, cells), FIGURES / name, f"Gains in AP over training from scratch, of {starts}.")
+        (FIGURES / f"{name}.svg").unlink()
+        picture = f"![Gains in AP over training from scratch](figures/studies/{name}.png)"
+        facts = f"{len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
+        page = f"{before}{begin}\n\n{table(rows, discoveries(cells))}\n\n{facts}\n\n{picture}\n\n{end}{after}"
+    write_text(file, page)
+
+
+if __name__ == "__main__":
+    main()
