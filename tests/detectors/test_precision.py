@@ -80,6 +80,21 @@ def test_in_bf16_losses_are_float32s_but_for_rounding_and_boxes_are_not_rounded(
     assert share_on_grid(found["boxes"]) < share_on_grid(exact["boxes"]) + 0.2
 
 
+@pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos"])
+def test_anchors_of_a_wide_image_are_float32s(kind: Kind) -> None:
+    config = DetectorConfig(kind)
+    model = build_detector(build_trunk(fitting(TRUNK, config), config), 3, config)
+    generator = model.rpn.anchor_generator if kind == "faster_rcnn" else model.anchor_generator
+    batch, _ = model.transform([torch.rand(3, 64, 1344)])
+    anchors = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", enabled=enabled):
+            maps = list(model.backbone(batch.tensors).values())
+        assert maps[0].dtype == (torch.bfloat16 if enabled else torch.float32)
+        anchors.append(generator(batch, maps)[0])
+    assert torch.equal(*anchors)
+
+
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_last_levels_of_a_small_image_have_float32s_gradient(kind: Kind) -> None:
     gradients = []

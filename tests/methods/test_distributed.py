@@ -1,5 +1,6 @@
 """Two processes with half a batch each train as one process with the whole batch does."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,10 @@ def uneven_norm(rank: int) -> dict[str, Tensor]:
     mine = values[rows].clone().requires_grad_()
     out = norm(mine)
     (out * weights[rows]).sum().backward()
-    return {"out": out.detach(), "gradient": mine.grad, "affine": norm.weight.grad, **norm.state_dict()}
+    found = {"out": out.detach(), "gradient": mine.grad, "affine": norm.weight.grad, **norm.state_dict()}
+    with torch.autocast("cpu"):
+        rounded = copy.deepcopy(norm).float()(values[rows].bfloat16())
+    return found | {"rounded": rounded.detach()}
 
 
 def norm_inputs() -> tuple[nn.Module, Tensor, Tensor]:
@@ -225,6 +229,9 @@ def test_synchronised_norm_is_the_norm_of_all_rows(found: list[dict[str, Any]]) 
     torch.testing.assert_close(torch.cat([r["out"] for r in each]), out.detach())
     torch.testing.assert_close(torch.cat([r["gradient"] for r in each]), values.grad)
     torch.testing.assert_close(sum(r["affine"] for r in each), norm.weight.grad)
+    rounded = torch.cat([r["rounded"] for r in each])
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.double(), out.detach(), rtol=0.02, atol=0.02)
     for key, value in norm.state_dict().items():
         torch.testing.assert_close(each[0][key], value)
         torch.testing.assert_close(each[1][key], value)

@@ -35,6 +35,8 @@ def test_a_large_gradient_is_told_once() -> None:
     assert alarm.text.startswith("gradient norm 500 at step 150, ")
     norms[10] = 500.0  # nothing is known yet of what is usual
     assert [alarm.step for alarm in told(norms)] == [150]
+    norms[200] = float("inf")  # half precision passes over such a step
+    assert [alarm.step for alarm in told(norms)] == [150]
 
 
 def test_an_exploding_curve_is_told_and_makes_a_run_unstable() -> None:

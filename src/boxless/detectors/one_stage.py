@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad
+from boxless.detectors.two_stage import Anchors, DetectorConfig, NormalizeAndPad
 from boxless.errors import UserError
 
 
@@ -36,14 +35,15 @@ def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
     options = {"score_thresh": config.score_threshold, "detections_per_img": config.detections}
     if config.kind == "retinanet":
         trunk.backbone.fpn.extra_blocks = LastLevels(trunk.body_width, width)  # from C5, as in the paper
-        anchors = AnchorGenerator(retinanet_sizes(config), ((0.5, 1.0, 2.0),) * 5)
+        anchors = Anchors(retinanet_sizes(config), ((0.5, 1.0, 2.0),) * 5)
         head = {"head": AveragedHead(width, 9, classes)} if config.loss_normalizer == "moving_average" else {}
         detector: nn.Module = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **head, **options)
     else:
         if width % 32:
             raise UserError(f"trunk.fpn_channels: {width}; FCOS has norms of 32 groups, expected a multiple of 32")
         trunk.backbone.fpn.extra_blocks = LastLevels(width, width)  # from P5, as in the paper
-        detector = BoxlessFCOS(trunk.backbone, classes, **options)
+        cells = Anchors(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # torchvision's: a level's stride
+        detector = BoxlessFCOS(trunk.backbone, classes, anchor_generator=cells, **options)
     detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
     return detector
 
@@ -56,7 +56,7 @@ def retinanet_sizes(config: DetectorConfig) -> tuple[tuple[int, int, int], ...]:
 class LastLevels(LastLevelP6P7):  # type: ignore[misc]
     """torchvision's P6 and P7, on a processor in full precision.
 
-    Of a 3 x 3 convolution with stride 2 on a map of one cell, oneDNN leaves parts of the weights' bf16 gradient as
+    Of a 3 x 3 convolution with stride 2 on a map one cell wide, oneDNN leaves parts of the weights' bf16 gradient as
     they lie in memory (PyTorch 2.14.1): images of 64 px have such a P6.
     """
 

@@ -92,7 +92,7 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int
     sizes = (config.anchor_sizes,) if single else tuple((size,) for size in config.anchor_sizes)
     box_head = NormedLastStage(trunk) if single else trunk.box_head
     options = {
-        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+        "rpn_anchor_generator": Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         "rpn_batch_size_per_image": config.rpn_samples,
         "rpn_pre_nms_top_n_train": before_nms * config.rpn_proposals,
         "rpn_post_nms_top_n_train": config.rpn_kept or config.rpn_proposals,
@@ -243,6 +243,14 @@ def box_loss(predicted: Tensor, labels: Tensor, offsets: Tensor, beta: float) ->
     (on_object,) = torch.where(labels > 0)
     of_class = predicted.view(len(labels), -1, 4)[on_object, labels[on_object]]
     return smooth_l1_loss(of_class.float(), offsets[on_object], reduction="sum", beta=beta) / len(labels)
+
+
+class Anchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's, in float32 at least: its own are of the maps' type, which in bf16 moves them by up to 8 px."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Take the type and device that anchors shall be of."""
+        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
 
 
 class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """Alarms: what a training's scalars say that a person should hear of, though it goes on."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Alarms:
 
     def _gradient(self, step: int, values: Mapping[str, float]) -> Iterator[Alarm]:
         norm = values.get("gradient_norm", 0.0)
+        if not math.isfinite(norm):  # half precision's scale has been too large for a step, as it is now and then
+            return
         if len(self._norms) >= FEWEST and (usual := median(self._norms)) > 0 and norm > LARGE_GRADIENT * usual:
             text = f"gradient norm {norm:.3g} at step {step}, {norm / usual:.0f} times its median of the last steps"
             yield Alarm(step, "gradient_norm", norm / usual, text)

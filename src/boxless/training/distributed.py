@@ -74,6 +74,7 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         """Normalise (N, C, ...); N may differ between processes."""
         if not self.training or world_size() == 1:
             return super().forward(values)
+        given, values = values.dtype, values.to(torch.promote_types(values.dtype, torch.float32))
         axes = [axis for axis in range(values.ndim) if axis != 1]
         shape = [1, -1] + [1] * (values.ndim - 2)
         rows = values.new_tensor([values.numel() / values.shape[1]])
@@ -83,7 +84,8 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = _summed(centred.square().sum(axes)) / count
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         normal = centred * (variance + self.eps).rsqrt().view(shape)
-        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+        normal = normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+        return normal.to(given)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
