@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control, ttest_1samp
+from scipy.stats import t as student_t
 
 from boxless.durable import write_text
 from boxless.figures.style import INK, MUTED, PALETTE, blank, note, save, styled
@@ -22,6 +23,17 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "studies" / "results"
 FIGURES = HERE / "figures" / "studies"
 SCORES = "AP", "AP50", "AP75"
+CLAIMS = {
+    "soco": "byol",
+    "lc-byol": "byol",
+    "self-emd": "byol",
+    "pixpro": "byol",
+    "detco": "moco",
+    "densecl": "moco",
+    "soco-star": "soco",
+    "joint": "soco",
+}
+"""What a paper puts its method above; of joint, which has no paper, what it adds to."""
 
 
 def read(file: Path) -> list[Cell]:
@@ -76,6 +88,23 @@ def table(rows: list[Row], adjusted: dict[tuple[str, float], float]) -> str:
     return "\n".join(lines)
 
 
+def claims(cells: list[Cell]) -> str:
+    """A line for each method and what it claims to be better than: differences in AP by share, and cells won."""
+    scores = {(cell.method, cell.fraction, cell.seed): 100 * cell.scores["AP"] for cell in cells}
+    shares, seeds = sorted({cell.fraction for cell in cells}), sorted({cell.seed for cell in cells})
+    methods = {cell.method for cell in cells}
+    lines = [f"| claim | {' | '.join(f'{share:.0%}' for share in shares)} | cells won |"]
+    lines.append("|---" * (2 + len(shares)) + "|")
+    for method, base in CLAIMS.items():
+        if not {method, base} <= methods:
+            continue
+        apart = np.array([[scores[method, at, s] - scores[base, at, s] for s in seeds] for at in shares])
+        half = student_t.ppf(0.975, len(seeds) - 1) * apart.std(1, ddof=1) / math.sqrt(len(seeds))
+        entries = [f"{mean:+.1f} ± {each:.1f}" for mean, each in zip(apart.mean(1), half, strict=True)]
+        lines.append(f"| {method} over {base} | {' | '.join(entries)} | {(apart > 0).sum()} of {apart.size} |")
+    return "\n".join(lines)
+
+
 @styled()
 def plot(rows: list[Row], cells: list[Cell]) -> Figure:
     """Gains in AP over scratch: a panel for each share of labels, a row for each start, a dot for each seed."""
@@ -103,10 +132,10 @@ def plot(rows: list[Row], cells: list[Cell]) -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         dots = [scores[m, share, seed] - scores[REFERENCE, share, seed] for m in methods for seed in seeds]
-        reach = 1.25 * max(map(abs, dots))
-        axes.set_xlim(-reach, reach)
+        room = 0.25 * (max(dots) - min(dots))
+        axes.set_xlim(min(0, *dots) - room, max(0, *dots) + room)
     panels[0].set_yticks(range(len(methods)), methods)
-    note(figure, "gain in AP over scratch (points of 100); dot: a seed, bar and line: mean and 95 % interval")
+    note(figure, "gain in AP over scratch, points of 100\ndot: a seed; bar, line: mean, 95 % interval; grey: holds 0")
     return figure
 
 
@@ -129,8 +158,10 @@ def main() -> None:
         save(plot(rows, cells), FIGURES / name, f"Gains in AP over training from scratch, of {starts}.")
         (FIGURES / f"{name}.svg").unlink()
         picture = f"![Gains in AP over training from scratch](figures/studies/{name}.png)"
+        order = claims(cells)
+        order = f"What the papers claim, paired by seed:\n\n{order}\n\n" if order.count("\n") > 1 else ""
         facts = f"{len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
-        page = f"{before}{begin}\n\n{table(rows, discoveries(cells))}\n\n{facts}\n\n{picture}\n\n{end}{after}"
+        page = f"{before}{begin}\n\n{table(rows, discoveries(cells))}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
     write_text(file, page)
 
 
