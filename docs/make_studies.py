@@ -8,10 +8,12 @@ python docs/make_studies.py
 
 import csv
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, ttest_1samp
 from scipy.stats import t as student_t
 
@@ -53,26 +55,37 @@ def read(file: Path) -> list[Cell]:
         ]
 
 
+def differences(cells: list[Cell], method: str, base: str) -> NDArray[np.float64]:
+    """By how much a start's AP is above another's, points of 100: (shares, seeds)."""
+    scores = {(cell.method, cell.fraction, cell.seed): 100 * cell.scores["AP"] for cell in cells}
+    shares, seeds = sorted({cell.fraction for cell in cells}), sorted({cell.seed for cell in cells})
+    return np.array([[scores[method, at, seed] - scores[base, at, seed] for seed in seeds] for at in shares])
+
+
+def won(apart: NDArray[np.float64]) -> str:
+    """In how many cells a difference is above zero."""
+    return f"{(apart > 0).sum()} of {apart.size}"
+
+
 def discoveries(cells: list[Cell]) -> dict[tuple[str, float], float]:
     """For each start and share but the reference's: the paired t test's p value, adjusted for testing all of them.
 
     Adjusted after Benjamini and Hochberg (1995): of the rows below 0.05, a twentieth is expected to be chance.
     """
-    scores = {(cell.method, cell.fraction, cell.seed): cell.scores["AP"] for cell in cells}
-    seeds = sorted({cell.seed for cell in cells})
-    keys = [key for key in dict.fromkeys((c.method, c.fraction) for c in cells) if key[0] != REFERENCE]
-    gains = [[scores[*key, seed] - scores[REFERENCE, key[1], seed] for seed in seeds] for key in keys]
-    adjusted = false_discovery_control([ttest_1samp(gain, 0.0).pvalue for gain in gains])
-    return dict(zip(keys, adjusted.tolist(), strict=True))
+    shares = sorted({cell.fraction for cell in cells})
+    methods = [method for method in dict.fromkeys(cell.method for cell in cells) if method != REFERENCE]
+    chances = [ttest_1samp(differences(cells, method, REFERENCE), 0.0, axis=1).pvalue for method in methods]
+    adjusted = false_discovery_control(np.concatenate(chances)).tolist()
+    return dict(zip(product(methods, shares), adjusted, strict=True))
 
 
-def table(rows: list[Row], adjusted: dict[tuple[str, float], float]) -> str:
+def table(cells: list[Cell], rows: list[Row], adjusted: dict[tuple[str, float], float]) -> str:
     """A line for each start, a column for each share of labels: AP, and the gain over scratch with its interval."""
     shares = sorted({row.fraction for row in rows})
     found = {(row.method, row.fraction): row for row in rows}
     images = [found[REFERENCE, share].images for share in shares]
     head = [f"{share:.0%} ({count} images)" for share, count in zip(shares, images, strict=True)]
-    lines = [f"| start | {' | '.join(head)} |", "|---" * (1 + len(shares)) + "|"]
+    lines = [f"| start | {' | '.join(head)} | cells won |", "|---" * (2 + len(shares)) + "|"]
     methods = [method for method in dict.fromkeys(row.method for row in rows) if method != REFERENCE]
     methods.sort(key=lambda method: -float(np.mean([found[method, share].mean["AP"] for share in shares])))
     for method in (REFERENCE, *methods):
@@ -84,24 +97,26 @@ def table(rows: list[Row], adjusted: dict[tuple[str, float], float]) -> str:
                 gain = f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}"
                 ap += f", **{gain}**" if adjusted[method, share] < 0.05 else f", {gain}"
             entries.append(ap)
-        lines.append(f"| {'from scratch' if method == REFERENCE else method} | {' | '.join(entries)} |")
+        if method == REFERENCE:
+            lines.append(f"| from scratch | {' | '.join(entries)} | |")
+        else:
+            lines.append(f"| {method} | {' | '.join(entries)} | {won(differences(cells, method, REFERENCE))} |")
     return "\n".join(lines)
 
 
 def claims(cells: list[Cell]) -> str:
     """A line for each method and what it claims to be better than: differences in AP by share, and cells won."""
-    scores = {(cell.method, cell.fraction, cell.seed): 100 * cell.scores["AP"] for cell in cells}
-    shares, seeds = sorted({cell.fraction for cell in cells}), sorted({cell.seed for cell in cells})
-    methods = {cell.method for cell in cells}
+    shares, methods = sorted({cell.fraction for cell in cells}), {cell.method for cell in cells}
     lines = [f"| claim | {' | '.join(f'{share:.0%}' for share in shares)} | cells won |"]
     lines.append("|---" * (2 + len(shares)) + "|")
     for method, base in CLAIMS.items():
         if not {method, base} <= methods:
             continue
-        apart = np.array([[scores[method, at, s] - scores[base, at, s] for s in seeds] for at in shares])
-        half = student_t.ppf(0.975, len(seeds) - 1) * apart.std(1, ddof=1) / math.sqrt(len(seeds))
+        apart = differences(cells, method, base)
+        seeds = apart.shape[1]
+        half = student_t.ppf(0.975, seeds - 1) * apart.std(1, ddof=1) / math.sqrt(seeds)
         entries = [f"{mean:+.1f} ± {each:.1f}" for mean, each in zip(apart.mean(1), half, strict=True)]
-        lines.append(f"| {method} over {base} | {' | '.join(entries)} | {(apart > 0).sum()} of {apart.size} |")
+        lines.append(f"| {method} over {base} | {' | '.join(entries)} | {won(apart)} |")
     return "\n".join(lines)
 
 
@@ -112,11 +127,10 @@ def plot(rows: list[Row], cells: list[Cell]) -> Figure:
     found = {(row.method, row.fraction): row for row in rows if row.gain is not None}
     methods = list(dict.fromkeys(method for method, _ in found))
     methods.sort(key=lambda method: float(np.mean([found[method, share].gain for share in shares])))
-    scores = {(cell.method, cell.fraction, cell.seed): 100 * cell.scores["AP"] for cell in cells}
-    seeds = sorted({cell.seed for cell in cells})
+    seeds = {method: differences(cells, method, REFERENCE) for method in methods}
     figure = blank(max(7.5, 2.2 + 3.2 * len(shares)), 1.7 + 0.42 * len(methods))
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-    for axes, share in zip(panels, shares, strict=True):
+    for place, (axes, share) in enumerate(zip(panels, shares, strict=True)):
         axes.axvline(0, color=MUTED, linewidth=1)
         for height, method in enumerate(methods):
             row = found[method, share]
@@ -124,14 +138,14 @@ def plot(rows: list[Row], cells: list[Cell]) -> Figure:
             hue = MUTED if row.verdict == "within noise" else PALETTE[0] if gain > 0 else PALETTE[1]
             axes.plot([gain - interval, gain + interval], [height, height], color=hue, linewidth=2)
             axes.plot([gain], [height], "|", color=hue, markersize=15, markeredgewidth=4)
-            own = [scores[method, share, seed] - scores[REFERENCE, share, seed] for seed in seeds]
+            own = seeds[method][place]
             axes.scatter(own, [height] * len(own), s=30, color=INK, alpha=0.5, linewidth=0, zorder=3)
         count = next(row.images for row in rows if row.fraction == share)
         axes.set_title(f"{share:.0%} of the labels: {count} images", fontsize=13)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        dots = [scores[m, share, seed] - scores[REFERENCE, share, seed] for m in methods for seed in seeds]
+        dots = [dot for of_method in seeds.values() for dot in of_method[place]]
         room = 0.25 * (max(dots) - min(dots))
         axes.set_xlim(min(0, *dots) - room, max(0, *dots) + room)
     panels[0].set_yticks(range(len(methods)), methods)
@@ -161,7 +175,8 @@ def main() -> None:
         order = claims(cells)
         order = f"What the papers claim, paired by seed:\n\n{order}\n\n" if order.count("\n") > 1 else ""
         facts = f"{len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
-        page = f"{before}{begin}\n\n{table(rows, discoveries(cells))}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
+        scores = table(cells, rows, discoveries(cells))
+        page = f"{before}{begin}\n\n{scores}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
     write_text(file, page)
 
 
