@@ -39,6 +39,7 @@ NOT_RUN = {
     "faster-rcnn-r50-fpn-voc": "a protocol of its own; the one beside it runs",
     "--out runs/neu --methods": "README's comparison runs; this one is longer",
     "--out runs/detectors": "README's comparison runs; this one is longer",
+    "studies/steel.yaml": "hours; README's comparison runs",
     "--out runs/mine": "README's comparison runs; this one is longer",
     "--out runs/adapted": "README's comparison runs; this one is longer",
     "--methods none,byol,soco --label-fraction 0.1 ": "README's comparison runs; this one is longer",
@@ -191,6 +192,7 @@ def make_world(folder: Path) -> None:
     make_scenes(scenes, unlabelled=4, train=4, val=2, size=64)
     images = scenes / "images"
     shutil.copytree(images / "val", folder / "more_images")
+    shutil.copytree(ROOT / "studies", folder / "studies")  # recipes of pages that are read from a checkout
     for part in ("train", "val"):
         labels = json.loads((scenes / "annotations" / f"{part}.json").read_text())
         for image in labels["images"]:
