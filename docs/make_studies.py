@@ -149,6 +149,7 @@ def plot(rows: list[Row], cells: list[Cell]) -> Figure:
         room = 0.25 * (max(dots) - min(dots))
         axes.set_xlim(min(0, *dots) - room, max(0, *dots) + room)
     panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].set_ylim(-0.6, len(methods) - 0.4)
     note(figure, "gain in AP over scratch, points of 100\ndot: a seed; bar, line: mean, 95 % interval; grey: holds 0")
     return figure
 
