@@ -181,7 +181,7 @@ def test_in_bf16_it_sees_the_same_places_and_has_the_same_loss_but_for_rounding(
         training.method.register_forward_pre_hook(look)
         terms.append({key: value.item() for key, value in training.losses(training.batch, 0).items()})
     assert torch.equal(*seen) and not torch.equal(seen[0], seen[0].bfloat16().float())
-    assert terms[1]["loss"] == pytest.approx(terms[0]["loss"], rel=0.05, abs=0.02)
+    assert terms[1]["loss"] == pytest.approx(terms[0]["loss"], rel=0.1, abs=0.02)
     assert terms[1]["loss"] != terms[0]["loss"]  # bf16 was at work
 
 
