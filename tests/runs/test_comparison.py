@@ -72,6 +72,21 @@ def test_what_is_pretrained_starts_from_the_given_weights(tmp_path):
         resolve_starts(words, load("compare-small", CompareRecipe), str(tmp_path / "no.pth"))
 
 
+def test_a_start_of_the_recipes_own_may_name_the_weights_that_it_starts_from(tmp_path):
+    own, others = tmp_path / "own.safetensors", tmp_path / "others.safetensors"
+    for file in (own, others):
+        file.touch()
+    starts = {"new": {"method": "byol"}, "continued": {"method": "byol", "init": str(own)}}
+    recipe = override(load("compare-small", CompareRecipe), {"starts": starts})
+    new, continued = resolve_starts(["new", "continued"], recipe)
+    assert new.recipe == continued.recipe and (new.init, continued.init) == (None, own)
+    new, continued = resolve_starts(["new", "continued"], recipe, str(others))
+    assert (new.init, continued.init) == (others, own)
+    own.unlink()
+    with pytest.raises(UserError, match=r"^starts\.continued: .*own\.safetensors"):
+        resolve_starts(["continued"], recipe)
+
+
 def test_starts_by_name_recipe_and_file(tmp_path):
     recipe = load("compare-small", CompareRecipe)
     weights = tmp_path / "imagenet.pth"

@@ -30,7 +30,7 @@ from boxless.runs.labels import choose_labels
 from boxless.runs.pretraining import run_pretraining
 from boxless.runs.pretraining import with_trunk_of as with_trunk_of_start
 from boxless.runs.setup import training_fabric
-from boxless.runs.weights import weights_file
+from boxless.runs.weights import local, weights_file
 from boxless.training.display import say
 
 T = TypeVar("T")
@@ -73,8 +73,7 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | No
         if word == REFERENCE:
             starts.append(Start(word))
         elif word in recipe.starts:
-            method, pretrain = _own_start(word, recipe)
-            starts.append(Start(word, pretrain, f"{method}-small", init=file))
+            starts.append(_own_start(word, recipe, init))
         elif word in METHODS:
             starts.append(Start(word, _pretrain_recipe(word, recipe), f"{word}-small", init=file))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
@@ -93,18 +92,20 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | No
     return starts
 
 
-def _own_start(name: str, recipe: CompareRecipe) -> tuple[str, PretrainRecipe]:
-    """The method of a start that the comparison's recipe describes, and its pretraining."""
+def _own_start(name: str, recipe: CompareRecipe, init: str | None) -> Start:
+    """A start that the comparison's recipe describes; its own `init` goes before the comparison's."""
     entry = recipe.starts[name]
     keys = dict(entry) if isinstance(entry, Mapping) else {"method": entry}
-    method = keys.pop("method", None)
+    method, file = keys.pop("method", None), keys.pop("init", init)
     if str(method) not in METHODS:
         raise UserError(
             f"starts.{name}: no method {method!r}{did_you_mean(str(method), METHODS)}; "
             f"expected keys such as {{method: soco, method.boxes: 1}}; methods are {', '.join(METHODS)}"
         )
     try:
-        return method, override(_pretrain_recipe(method, recipe), keys)
+        file = local(str(file)) if file else None
+        pretrain = override(with_trunk_of_start(_pretrain_recipe(method, recipe), file), keys)
+        return Start(name, pretrain, f"{method}-small", init=weights_file(file) if file else None)
     except UserError as error:
         raise UserError(f"starts.{name}: {error}") from error
 
