@@ -8,6 +8,8 @@ python docs/make_studies.py
 
 import csv
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -25,17 +27,51 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "studies" / "results"
 FIGURES = HERE / "figures" / "studies"
 SCORES = "AP", "AP50", "AP75"
-CLAIMS = {
-    "soco": "byol",
-    "lc-byol": "byol",
-    "self-emd": "byol",
-    "pixpro": "byol",
-    "detco": "moco",
-    "densecl": "moco",
-    "soco-star": "soco",
-    "joint": "soco",
-}
-"""What a paper puts its method above; of joint, which has no paper, what it adds to."""
+MERGED: dict[str, tuple[str, str]] = {}  # {"scenes": ("scenes-cluttered", "scenes-iconic")}
+"""Studies of two folders: the second's starts are called as in `byol-iconic`."""
+IN_ORDER = {"soco-parts", "soco-boxes", "lc-loss", "self-emd", "detco"}
+"""Studies whose starts stand in the order that the command named them in, not the best first."""
+PAIRS = (
+    # what a paper puts its method above; of joint, which has no paper, what it adds to
+    ("soco", "byol"),
+    ("lc-byol", "byol"),
+    ("self-emd", "byol"),
+    ("pixpro", "byol"),
+    ("detco", "moco"),
+    ("densecl", "moco"),
+    ("soco-star", "soco"),
+    ("joint", "soco"),
+    # rung on rung
+    ("boxes", "whole-image"),
+    ("fpn", "boxes"),
+    ("head", "fpn"),
+    ("levels", "head"),
+    ("jitter", "levels"),
+    ("soco", "jitter"),
+    ("soco", "whole-image"),
+    ("soco", "one-box"),
+    ("eight-boxes", "soco"),
+    ("soco", "random-boxes"),
+    ("lc-byol", "lc-weak"),
+    ("lc-byol", "lc-strong"),
+    ("lc-byol", "lc-distance"),
+    ("emd-vector", "emd-mean"),
+    ("self-emd", "emd-vector"),
+    ("detco", "detco-c5"),
+    ("detco", "detco-global"),
+    ("detco", "detco-no-cross"),
+    # cluttered against iconic
+    ("byol-iconic", "byol"),
+    ("self-emd-iconic", "self-emd"),
+    ("soco-iconic", "soco"),
+    # going on from weights
+    ("byol", "base"),
+    ("byol-on-base", "base"),
+    ("byol-on-base", "byol"),
+    ("soco-on-base", "base"),
+    ("soco-on-base", "soco"),
+)
+"""Starts that are set against each other where a study has both: does the first do better?"""
 
 
 def read(file: Path) -> list[Cell]:
@@ -79,15 +115,35 @@ def discoveries(cells: list[Cell]) -> dict[tuple[str, float], float]:
     return dict(zip(product(methods, shares), adjusted, strict=True))
 
 
-def table(cells: list[Cell], rows: list[Row], adjusted: dict[tuple[str, float], float]) -> str:
+def studies() -> Iterator[tuple[str, list[Cell]]]:
+    """Names and cells of all studies that there are results of."""
+    files = {file.stem: read(file) for file in sorted(RESULTS.glob("*.csv"))}
+    for name, (first, second) in MERGED.items():
+        suffix = second.removeprefix(f"{name}-")
+        others = [
+            replace(cell, method=f"{cell.method}-{suffix}") for cell in files.pop(second) if cell.method != REFERENCE
+        ]
+        files[name] = files.pop(first) + others
+    yield from files.items()
+
+
+def ranked(name: str, rows: list[Row]) -> list[str]:
+    """The starts of a study but the reference, as they shall stand in it."""
+    gains: dict[str, list[float]] = {}
+    for row in rows:
+        if row.gain is not None:
+            gains.setdefault(row.method, []).append(row.gain)
+    return list(gains) if name in IN_ORDER else sorted(gains, key=lambda method: -float(np.mean(gains[method])))
+
+
+def table(cells: list[Cell], rows: list[Row], methods: list[str]) -> str:
     """A line for each start, a column for each share of labels: AP, and the gain over scratch with its interval."""
     shares = sorted({row.fraction for row in rows})
     found = {(row.method, row.fraction): row for row in rows}
     images = [found[REFERENCE, share].images for share in shares]
     head = [f"{share:.0%} ({count} images)" for share, count in zip(shares, images, strict=True)]
     lines = [f"| start | {' | '.join(head)} | cells won |", "|---" * (2 + len(shares)) + "|"]
-    methods = [method for method in dict.fromkeys(row.method for row in rows) if method != REFERENCE]
-    methods.sort(key=lambda method: -float(np.mean([found[method, share].mean["AP"] for share in shares])))
+    adjusted = discoveries(cells)
     for method in (REFERENCE, *methods):
         entries = []
         for share in shares:
@@ -104,12 +160,12 @@ def table(cells: list[Cell], rows: list[Row], adjusted: dict[tuple[str, float], 
     return "\n".join(lines)
 
 
-def claims(cells: list[Cell]) -> str:
-    """A line for each method and what it claims to be better than: differences in AP by share, and cells won."""
+def pairs(cells: list[Cell]) -> str:
+    """A line for each pair of starts that are set against each other: differences in AP by share, and cells won."""
     shares, methods = sorted({cell.fraction for cell in cells}), {cell.method for cell in cells}
-    lines = [f"| claim | {' | '.join(f'{share:.0%}' for share in shares)} | cells won |"]
+    lines = [f"| pair | {' | '.join(f'{share:.0%}' for share in shares)} | cells won |"]
     lines.append("|---" * (2 + len(shares)) + "|")
-    for method, base in CLAIMS.items():
+    for method, base in PAIRS:
         if not {method, base} <= methods:
             continue
         apart = differences(cells, method, base)
@@ -121,12 +177,11 @@ def claims(cells: list[Cell]) -> str:
 
 
 @styled()
-def plot(rows: list[Row], cells: list[Cell]) -> Figure:
+def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
     """Gains in AP over scratch: a panel for each share of labels, a row for each start, a dot for each seed."""
     shares = sorted({row.fraction for row in rows})
     found = {(row.method, row.fraction): row for row in rows if row.gain is not None}
-    methods = list(dict.fromkeys(method for method, _ in found))
-    methods.sort(key=lambda method: float(np.mean([found[method, share].gain for share in shares])))
+    methods = methods[::-1]  # the first on top
     seeds = {method: differences(cells, method, REFERENCE) for method in methods}
     figure = blank(max(7.5, 2.2 + 3.2 * len(shares)), 1.7 + 0.42 * len(methods))
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
@@ -158,25 +213,27 @@ def main() -> None:
     """Fill the page."""
     file = HERE / "studies.md"
     page = file.read_text()
-    for results in sorted(RESULTS.glob("*.csv")):
-        name = results.stem
+    for name, cells in studies():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, found, rest = page.partition(begin)
         _, ended, after = rest.partition(end)
         if not found or not ended:
-            raise SystemExit(f"{file}: expected the lines {begin!r} and {end!r}, between which {results.name} goes")
-        cells = read(results)
+            raise SystemExit(f"{file}: expected the lines {begin!r} and {end!r}, between which {name} goes")
         rows = summarize(cells)
         minutes = math.fsum(cell.seconds for cell in cells) / 60
         seeds = len({cell.seed for cell in cells})
-        starts = ", ".join(dict.fromkeys(row.method for row in rows if row.method != REFERENCE))
-        save(plot(rows, cells), FIGURES / name, f"Gains in AP over training from scratch, of {starts}.")
+        starts = ranked(name, rows)
+        save(
+            plot(rows, cells, starts),
+            FIGURES / name,
+            f"Gains in AP over training from scratch, of {', '.join(starts)}.",
+        )
         (FIGURES / f"{name}.svg").unlink()
         picture = f"![Gains in AP over training from scratch](figures/studies/{name}.png)"
-        order = claims(cells)
-        order = f"What the papers claim, paired by seed:\n\n{order}\n\n" if order.count("\n") > 1 else ""
+        order = pairs(cells)
+        order = f"One over another, paired by seed:\n\n{order}\n\n" if order.count("\n") > 1 else ""
         facts = f"{len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
-        scores = table(cells, rows, discoveries(cells))
+        scores = table(cells, rows, starts)
         page = f"{before}{begin}\n\n{scores}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
     write_text(file, page)
 

@@ -96,6 +96,15 @@ def test_few_directions_are_said() -> None:
     assert record(noise(), *[fewer] * PATIENCE).verdict == "collapsing"
 
 
+def test_a_rank_that_began_high_may_fall_to_what_is_enough() -> None:
+    high = noise(count=256, width=256)
+    assert record(high).values[0].rank > 94
+    for directions, verdict in ((8, "healthy"), (4, "collapsing")):
+        few = noise()[:, :directions] @ torch.eye(directions, 32)
+        kept = record(high, *[few] * PATIENCE)
+        assert kept.verdict == verdict and kept.values[-1].rank < 0.15 * kept.values[0].rank
+
+
 def test_no_measure_no_verdict() -> None:
     assert HealthRecord().verdict == "unknown" and "no measure" in HealthRecord().report()
 
