@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "studies" / "results"
 FIGURES = HERE / "figures" / "studies"
 SCORES = "AP", "AP50", "AP75"
-MERGED: dict[str, tuple[str, str]] = {}  # {"scenes": ("scenes-cluttered", "scenes-iconic")}
+MERGED = {"scenes": ("scenes-cluttered", "scenes-iconic")}
 """Studies of two folders: the second's starts are called as in `byol-iconic`."""
 IN_ORDER = {"soco-parts", "soco-boxes", "lc-loss", "self-emd", "detco"}
 """Studies whose starts stand in the order that the command named them in, not the best first."""
