@@ -67,6 +67,7 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
         assert (out / name).stat().st_size > 100
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
     assert len(trained) == 2 + 6
+    assert not [*(out / "finetune").rglob("checkpoints")]  # each six times the weights
     (out / "finetune" / "faster_rcnn" / "soco" / "labels-0.5" / "seed-0" / "summary.json").unlink()
     assert str(run(jobs=1)) == str(first)
     changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -293,6 +294,7 @@ def _cell(
     folder = out / "finetune" / detector.name / start.name / labels / f"seed-{settings.seed}"
     file = weights_file(weights) if weights else None
     run = run_finetuning(train, val, settings, describe(settings, detector.base), folder, file, quiet=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use to a finished cell, and six times its weights
     images = len(choose_labels(train, settings))
     scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}
     return Cell(
