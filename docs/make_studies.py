@@ -49,6 +49,9 @@ PAIRS = (
     ("jitter", "levels"),
     ("soco", "jitter"),
     ("soco", "whole-image"),
+    ("soco", "body"),
+    ("soco", "soco-backbone"),
+    ("soco", "soco-backbone-scenes"),
     ("soco", "one-box"),
     ("eight-boxes", "soco"),
     ("soco", "random-boxes"),
@@ -64,6 +67,8 @@ PAIRS = (
     ("byol-iconic", "byol"),
     ("self-emd-iconic", "self-emd"),
     ("soco-iconic", "soco"),
+    ("body-iconic", "body"),
+    ("body-iconic", "soco-iconic"),
     # going on from weights
     ("byol", "base"),
     ("byol-on-base", "base"),
