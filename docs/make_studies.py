@@ -58,6 +58,7 @@ PAIRS = (
     ("lc-byol", "lc-weak"),
     ("lc-byol", "lc-strong"),
     ("lc-byol", "lc-distance"),
+    ("lc-distance", "byol"),
     ("emd-vector", "emd-mean"),
     ("self-emd", "emd-vector"),
     ("detco", "detco-c5"),
