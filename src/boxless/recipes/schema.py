@@ -264,7 +264,7 @@ class CompareRecipe:
     view_size: int = 96
     """Of the full-size views of every method, px; smaller views and blur keep their proportion."""
     starts: dict[str, Any] = field(default_factory=dict)
-    """Starts of your own, by name: a method, keys of its pretraining that differ, and `init`, weights that it starts from,
+    """Starts of your own, by name: a method, keys of its pretraining that differ, and `init`, weights to start from,
     such as {method: soco, method.boxes: 1} or {method: byol, init: runs/byol}."""
 
     def __post_init__(self) -> None:
