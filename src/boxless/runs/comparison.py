@@ -105,7 +105,8 @@ def _own_start(name: str, recipe: CompareRecipe, init: str | None) -> Start:
         )
     try:
         file = local(str(file)) if file else None
-        pretrain = override(with_trunk_of_start(_pretrain_recipe(method, recipe), file), keys)
+        common = replace(recipe, pretrain=with_trunk_of_start(recipe.pretrain, file))
+        pretrain = override(_pretrain_recipe(method, common), keys)
         return Start(name, pretrain, f"{method}-small", init=weights_file(file) if file else None)
     except UserError as error:
         raise UserError(f"starts.{name}: {error}") from error

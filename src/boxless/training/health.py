@@ -25,11 +25,11 @@ SHRUNK = 0.35
 docs/methods.md is 0.52 (PixPro)."""
 LOST = 0.15
 """Of its largest effective rank: below it embeddings are growing alike in all but a few directions, if FEW are left.
-Rates 100 times too large come to 0.1 and less, and the lowest of whole runs of methods of images is DINO's 0.19
+Rates 100 times too large come to 0.13 and less; of whole runs of methods of images the lowest is DINO's 0.19
 (docs/reliability.md)."""
 FEW = 5.0
 """Effective rank that is enough however high it began: SoCo's, of hundreds of boxes, falls from 94 to 7 on images of
-steel, where that of healthier starts ends too, and it gains most there (docs/studies.md). What broke came to 4.5."""
+steel, where other methods' ends too, and it gains most there (docs/studies.md)."""
 PATIENCE = 5
 """Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
 
