@@ -1,6 +1,7 @@
 """A step that gave NaN or infinity: kept as it was, and taken again to find where that began."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ from boxless.training.distributed import rank, world_size
 from boxless.training.guard import NonFiniteStep
 from boxless.training.loop import seed_step
 from boxless.training.turns import each
+
+PACKAGE = Path(__file__).parents[1]
+AROUND = Path("runs/replay.py"), Path("runs/objective.py")
+"""Files of ours that every step goes through, whatever its method."""
 
 
 def keep(out: Path, error: NonFiniteStep) -> Path:
@@ -159,9 +164,7 @@ def _largest(values: Tensor) -> float:
 
 def _place(traces: list[str]) -> str:
     """The line of boxless whose gradient it is, from PyTorch's trace of its forward pass."""
-    lines = [line.strip() for trace in traces for line in trace.splitlines() if "boxless" in line and "File" in line]
-    lines = [line for line in lines if "runs/replay.py" not in line and "runs/objective.py" not in line]
-    if not lines:
-        return ""
-    file, number = lines[-1].split(", ")[:2]
-    return f" at boxless/{file.strip().rpartition('boxless/')[2].rstrip(chr(34))}, {number}"
+    frames = re.findall(r'File "(.+)", line (\d+)', "\n".join(traces))
+    own = [(Path(file).relative_to(PACKAGE), line) for file, line in frames if Path(file).is_relative_to(PACKAGE)]
+    lines = [(file.as_posix(), line) for file, line in own if file not in AROUND]
+    return f" at boxless/{lines[-1][0]}, line {lines[-1][1]}" if lines else ""
