@@ -90,7 +90,7 @@ def inputs(results: Path, share: float, measured_rate: float | None) -> dict[str
     boxes = fast["boxes_per_image_after_limits"]
     first, again = (startup["starts"]["folders"][time]["processor"] for time in ("first", "again"))
     order = startup["memory"]["folders"]["all"]["order"]
-    core = "one Zen 3 core"
+    core = "one Zen 5 core"
     searched = f"selective_search.json, {core}, n = {search['images']} images"
     started = f"startup.json, {core}, n = 1, {startup['images']:,} images in {startup['folders']:,} folders"
     rate = measured_rate or share * 790e12 / network["flops"]
