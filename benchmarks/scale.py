@@ -90,9 +90,12 @@ def inputs(results: Path, share: float, measured_rate: float | None) -> dict[str
     boxes = fast["boxes_per_image_after_limits"]
     first, again = (startup["starts"]["folders"][time]["processor"] for time in ("first", "again"))
     order = startup["memory"]["folders"]["all"]["order"]
-    core = "one Zen 5 core"
-    searched = f"selective_search.json, {core}, n = {search['images']} images"
-    started = f"startup.json, {core}, n = 1, {startup['images']:,} images in {startup['folders']:,} folders"
+    core, searcher, starter = (
+        f"one {content['environment']['processor']} core{', with bf16' if content['environment']['bf16'] else ''}"
+        for content in (pipeline, search, startup)
+    )
+    searched = f"selective_search.json, {searcher}, n = {search['images']} images"
+    started = f"startup.json, {starter}, n = 1, {startup['images']:,} images in {startup['folders']:,} folders"
     rate = measured_rate or share * 790e12 / network["flops"]
     rate_source = "given to this script" if measured_rate else "share of the matrix rate / FLOPs"
     return {

@@ -26,8 +26,9 @@ def results(tmp_path):
             "memory": {"folders": {"all": {"order": 0.02}}},
         },
     }
+    machine = {"environment": {"processor": "Abacus", "bf16": False}}
     for name, content in files.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / f"{name}.json").write_text(json.dumps(content | machine))
     return tmp_path
 
 
