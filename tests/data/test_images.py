@@ -1,15 +1,18 @@
 import os
 import pickle
 import re
+import tempfile
 import warnings
 
 import cv2
 import numpy as np
 import pytest
 from bad_images import good_images, picture, refused_images, write_bad_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from boxless.data.images import BadImage, decode, decode_reduced, image_size
+from boxless.data.images import BadImage, decode, decode_reduced, image_size, opened
 
 GOOD, REFUSED = sorted(good_images()), sorted([*refused_images(), "folder.jpg", "dangling.jpg"])
 
@@ -88,6 +91,31 @@ def test_reduced_decoding_of_odd_sizes_keeps_the_frame(tmp_path):
     exif[0x0112] = 3
     Image.fromarray(picture(101, 203)).save(tmp_path / "b.jpg", exif=exif)
     assert decode_reduced(tmp_path / "b.jpg", 0.5)[0].shape == (101, 203, 3)
+
+
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    st.sampled_from([1.0, 0.5, 0.25, 0.125, 0.01]),
+    st.sampled_from(["RGB", "L"]),
+    st.fixed_dictionaries(
+        {"quality": st.integers(5, 100), "subsampling": st.integers(0, 2), "progressive": st.booleans()}
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_plain_jpegs_have_pillow_s_pixels_at_a_scale_that_the_width_tells(size, min_scale, mode, options):
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/a.jpg"
+        Image.fromarray(picture(*size[::-1])).convert(mode).save(path, "JPEG", **options)
+        pixels, full = decode_reduced(path, min_scale)
+        source = opened(path)
+        with Image.open(path) as image:
+            step = round(size[0] / pixels.shape[1])
+            image.draft(None, (size[0] // step, size[1] // step))
+            np.testing.assert_array_equal(pixels, np.array(image.convert("RGB")))
+    assert pixels.shape == (-(-size[1] // step), -(-size[0] // step), 3) and 1 / step >= min_scale
+    assert full == source.size == size
+    assert source.jpeg is not None  # and the file is no longer there
+    np.testing.assert_array_equal(source.pixels(min_scale), pixels)
 
 
 def test_other_formats_and_turned_images_reduced(written):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boxless.data.crops import Window, cut, draw_window, least_scale
-from boxless.data.images import BadImage, decode_reduced, image_size
+from boxless.data.images import BadImage, opened
 from boxless.data.index import index_images
 from boxless.data.labelled import LabelledData
 from boxless.data.labels import Role, read_labels
@@ -205,14 +205,17 @@ class ExampleDataset(Dataset[Examples]):
         return Examples(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2), rows)
 
     def _cut(self, path: str, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        source = image_size(path)
+        source = opened(path)
+        width, height = source.size
         draws = [np.random.default_rng((self.crops or 0, row)) for row in rows.tolist()]
         if self.crops is None:
-            windows = [self.data.window(row, *source) for row in rows.tolist()]
+            windows = [self.data.window(row, width, height) for row in rows.tolist()]
         else:
-            windows = [self.data.crop(row, *source, random) for row, random in zip(rows.tolist(), draws, strict=True)]
-        image, _ = decode_reduced(path, least_scale(windows, [self.size] * len(windows)))
-        step = round(source[0] / image.shape[1])
+            windows = [
+                self.data.crop(row, width, height, random) for row, random in zip(rows.tolist(), draws, strict=True)
+            ]
+        image = source.pixels(least_scale(windows, [self.size] * len(windows)))
+        step = round(width / image.shape[1])
         views = [_cut_padded(image, window, step, self.size) for window in windows]
         if self.crops is None:
             return views

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxless.data.crops import Window
-from boxless.data.images import BadImage, plain_jpeg
+from boxless.data.images import BadImage, opened
 from boxless.data.loader import Batch, Sample, ViewDataset, collate, ordered_batches
 from boxless.data.specs import ViewSpec
 from boxless.errors import UserError, is_out_of_memory
@@ -79,13 +79,14 @@ class EncodedDataset(Dataset[Sample | Encoded]):
         """The JPEG of a row with the windows of an epoch; the sample of what is none or cannot be read."""
         _, row = place
         try:
-            file, size = plain_jpeg(self.dataset.paths.path(row))
+            image = opened(self.dataset.paths.path(row))
         except BadImage:
             return self.dataset[place]
-        if file is None:
+        if image.jpeg is None:
             return self.dataset[place]
-        boxes, windows = self.dataset.drawn(row, place, size)
-        return Encoded(place, torch.frombuffer(bytearray(file), dtype=torch.uint8), size, tuple(windows), boxes)
+        boxes, windows = self.dataset.drawn(row, place, image.size)
+        file = torch.frombuffer(bytearray(image.jpeg), dtype=torch.uint8)
+        return Encoded(place, file, image.size, tuple(windows), boxes)
 
 
 class EncodedCollate:

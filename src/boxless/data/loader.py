@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxless.data.crops import Window, cut, draw_window, least_scale, on_grid
-from boxless.data.images import BadImage, decode_reduced, image_size
+from boxless.data.images import BadImage, opened
 from boxless.data.repeat_factor import repeated_rows
 from boxless.data.shard_order import mixed_rows
 from boxless.data.specs import ViewSpec
@@ -139,13 +139,12 @@ class ViewDataset(Dataset[Sample]):
         return crop_and_resize(torch.tensor(windows), side, side).unbind()
 
     def _sample(self, row: int, place: tuple[int, int], skipped: list[tuple[str, str]]) -> Sample:
-        path = self.paths.path(row)
-        source_width, source_height = image_size(path)
-        boxes, windows = self.drawn(row, place, (source_width, source_height))
+        source = opened(self.paths.path(row))
+        boxes, windows = self.drawn(row, place, source.size)
         # Large JPEGs are decoded at 1/2, 1/4 or 1/8, where no view needs more.
-        image, _ = decode_reduced(path, least_scale(windows, self.sizes))
+        image = source.pixels(least_scale(windows, self.sizes))
         height, width = image.shape[:2]
-        step = round(source_width / width)
+        step = round(source.size[0] / width)
         windows = [on_grid(window, step, width, height) for window in windows]
         views = [torch.from_numpy(cut(image, *each)).permute(2, 0, 1) for each in zip(windows, self.sizes, strict=True)]
         maps = self.maps([(x1 * step, y1 * step, x2 * step, y2 * step) for x1, y1, x2, y2 in windows])

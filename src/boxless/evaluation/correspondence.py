@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from boxless.data.crops import cut, least_scale, on_grid
-from boxless.data.images import BadImage, decode_reduced, image_size
+from boxless.data.images import BadImage, opened
 from boxless.data.loader import Paths
 from boxless.data.photometric import augment
 from boxless.data.specs import Photometric
@@ -82,12 +82,12 @@ class PairDataset(Dataset[Pair]):
     def __getitem__(self, row: int) -> Pair:
         path = self.paths.path(row)
         try:
-            width, height = image_size(path)
-            window = (0.0, 0.0, float(width), float(height))
-            image, _ = decode_reduced(path, least_scale([window], [self.size]))
+            source = opened(path)
+            window = (0.0, 0.0, float(source.size[0]), float(source.size[1]))
+            image = source.pixels(least_scale([window], [self.size]))
         except BadImage as error:
             return Pair(row, torch.zeros(3, 0, 0), torch.zeros(3, 0, 0), (path, error.reason))
-        window = on_grid(window, round(width / image.shape[1]), image.shape[1], image.shape[0])
+        window = on_grid(window, round(source.size[0] / image.shape[1]), image.shape[1], image.shape[0])
         pixels = torch.from_numpy(cut(image, window, self.size)).permute(2, 0, 1)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + row)
         changed = augment(View(pixels[None], torch.zeros(1, 2, 3)), self.change, generator).image[0]
