@@ -29,7 +29,10 @@ FIGURES = HERE / "figures" / "studies"
 SCORES = "AP", "AP50", "AP75"
 MERGED = {"scenes": ("scenes-cluttered", "scenes-iconic")}
 """Studies of two folders: the second's starts are called as in `byol-iconic`."""
-IN_ORDER = {"soco-parts", "soco-boxes", "lc-loss", "self-emd", "detco"}
+IN_ORDER = {
+    *("soco-parts", "soco-boxes", "lc-loss", "self-emd", "detco"),
+    *("head-steel", "head-steel-longer", "head-scenes"),
+}
 """Studies whose starts stand in the order that the command named them in, not the best first."""
 PAIRS = (
     # what a paper puts its method above; of joint, which has no paper, what it adds to
@@ -70,6 +73,9 @@ PAIRS = (
     ("soco-iconic", "soco"),
     ("body-iconic", "body"),
     ("body-iconic", "soco-iconic"),
+    # what the head knows, and how large its outputs are
+    ("soco", "large-head"),
+    ("soco", "matched"),
     # going on from weights
     ("byol", "base"),
     ("byol-on-base", "base"),
