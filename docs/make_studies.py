@@ -76,6 +76,8 @@ PAIRS = (
     # what the head knows, and how large its outputs are
     ("soco", "large-head"),
     ("soco", "matched"),
+    ("soco", "large-head-soco"),
+    ("large-head-byol", "byol"),
     # going on from weights
     ("byol", "base"),
     ("byol-on-base", "base"),

@@ -1,12 +1,13 @@
 """How much of a pretrained RoI head's effect is the size of its outputs? Weights that tell the two apart.
 
-    python studies/heads.py RUN SIZE OUT IMAGES...
+    python studies/heads.py RUN OTHER SIZE OUT IMAGES...
 
-RUN is a pretraining that trained a RoI head (SoCo's). Where its last layer's outputs are k times a new head's, on
-random boxes of IMAGES at SIZE px, this writes into OUT
+RUN is a pretraining that trained a RoI head (SoCo's), OTHER one that did not (BYOL's). Where the outputs of RUN's head
+are k times a new head's, on random boxes of IMAGES at SIZE px, this writes into OUT
 
-- matched.safetensors: the run's weights with that layer divided by k, as loud as new ones;
-- large-head.safetensors: weights that learnt nothing, with that layer multiplied by k.
+- matched.safetensors: the run's weights with the head's last layer divided by k, as loud as new ones;
+- large-head.safetensors: weights that learnt nothing, with that layer multiplied by k;
+- large-head-RUN.safetensors, large-head-OTHER.safetensors: the same with the backbone of either, by its folder's name.
 """
 
 import sys
@@ -44,8 +45,8 @@ def ratio(pretrained: Trunk, new: Trunk, files: list[str], size: int) -> float:
 
 
 def main() -> None:
-    """Write both files."""
-    run, size, out, files = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
+    """Write the files."""
+    run, other, size, out, files = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:]
     config = trunk_of(run)
     assert config is not None and config.box_head == "4conv1fc", f"{run}: no pretraining with a head of 4conv1fc"
     torch.manual_seed(0)
@@ -61,6 +62,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     save_file(matched, out / "matched.safetensors", METADATA)
     save_file(large, out / "large-head.safetensors", METADATA)
+    for source in (run, other):
+        tensors = load_file(Path(source) / "weights.safetensors")
+        body = {key: tensor for key, tensor in tensors.items() if key.startswith("backbone.body.")}
+        save_file(large | body, out / f"large-head-{Path(source).name}.safetensors", METADATA)
 
 
 if __name__ == "__main__":
