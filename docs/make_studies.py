@@ -44,6 +44,11 @@ PAIRS = (
     ("densecl", "moco"),
     ("soco-star", "soco"),
     ("joint", "soco"),
+    ("soco-6", "byol"),
+    ("lc-byol-9", "byol"),
+    ("self-emd-7", "byol"),
+    ("detco-8", "moco-18"),
+    ("densecl-18", "moco-18"),
     # rung on rung
     ("boxes", "whole-image"),
     ("fpn", "boxes"),
