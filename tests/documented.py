@@ -40,7 +40,6 @@ NOT_RUN = {
     "--out runs/neu --methods": "README's comparison runs; this one is longer",
     "--out runs/detectors": "README's comparison runs; this one is longer",
     "studies/steel.yaml": "hours; README's comparison runs",
-    "studies/heads.py": "needs a run of studies/steel.yaml",
     "runs/scenes/cluttered": "needs studies/scenes.py's images; another pretraining runs",
     "--out runs/mine": "README's comparison runs; this one is longer",
     "--out runs/adapted": "README's comparison runs; this one is longer",

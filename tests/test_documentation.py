@@ -40,7 +40,7 @@ from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 NAMES = {str(page.relative_to(ROOT)): page for page in PAGES}
 RUN, CHECKED = 80, 15
 """Least numbers of snippets that run, and of commands that are only checked."""
-PARTS_OF_NAMES: set[str] = set()
+PARTS_OF_NAMES = {"large-head-soco"}
 """Words that look like a recipe and are none."""
 
 
