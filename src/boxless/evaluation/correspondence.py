@@ -83,11 +83,12 @@ class PairDataset(Dataset[Pair]):
         path = self.paths.path(row)
         try:
             source = opened(path)
-            window = (0.0, 0.0, float(source.size[0]), float(source.size[1]))
+            width, height = source.size
+            window = (0.0, 0.0, float(width), float(height))
             image = source.pixels(least_scale([window], [self.size]))
         except BadImage as error:
             return Pair(row, torch.zeros(3, 0, 0), torch.zeros(3, 0, 0), (path, error.reason))
-        window = on_grid(window, round(source.size[0] / image.shape[1]), image.shape[1], image.shape[0])
+        window = on_grid(window, round(width / image.shape[1]), image.shape[1], image.shape[0])
         pixels = torch.from_numpy(cut(image, window, self.size)).permute(2, 0, 1)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + row)
         changed = augment(View(pixels[None], torch.zeros(1, 2, 3)), self.change, generator).image[0]
