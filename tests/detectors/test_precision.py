@@ -112,6 +112,27 @@ def test_last_levels_of_a_small_image_have_float32s_gradient(kind: Kind) -> None
     torch.testing.assert_close(*gradients, rtol=0.1, atol=0.1 * gradients[0].abs().max().item())
 
 
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, (1, 1)), (3, 2, (3, 1)), (7, 2, (3, 1)), (3, 3, (2, 2))])
+def test_strided_convolutions_of_narrow_maps_have_float32s_gradient(
+    kernel: int, stride: int, size: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(4, 64, *size)
+    convolution = torch.nn.Conv2d(64, 64, kernel, stride, kernel // 2)
+    expected = convolution(maps)
+    (of_weight,) = torch.autograd.grad(expected.square().mean(), convolution.weight)
+    fabric = make_fabric("bf16-mixed")
+    placed = fabric.setup(convolution)
+    for _ in range(10):
+        left = [torch.full((64 * 64 * kernel**2,), torch.nan, dtype=torch.bfloat16) for _ in range(3)]
+        del left  # whose memory may be what the next gradient is given
+        outcome = placed(maps)
+        fabric.backward(outcome.square().mean())
+        torch.testing.assert_close(outcome, expected, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(convolution.weight.grad, of_weight, rtol=0.1, atol=0.1 * of_weight.abs().max())
+        convolution.weight.grad = None
+
+
 def test_a_processor_takes_bf16_for_fp16(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     chosen = make_fabric("16-mixed").strategy.precision

@@ -34,14 +34,14 @@ def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
     width = trunk.config.fpn_channels
     options = {"score_thresh": config.score_threshold, "detections_per_img": config.detections}
     if config.kind == "retinanet":
-        trunk.backbone.fpn.extra_blocks = LastLevels(trunk.body_width, width)  # from C5, as in the paper
+        trunk.backbone.fpn.extra_blocks = LastLevelP6P7(trunk.body_width, width)  # from C5, as in the paper
         anchors = Anchors(retinanet_sizes(config), ((0.5, 1.0, 2.0),) * 5)
         head = {"head": AveragedHead(width, 9, classes)} if config.loss_normalizer == "moving_average" else {}
         detector: nn.Module = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **head, **options)
     else:
         if width % 32:
             raise UserError(f"trunk.fpn_channels: {width}; FCOS has norms of 32 groups, expected a multiple of 32")
-        trunk.backbone.fpn.extra_blocks = LastLevels(width, width)  # from P5, as in the paper
+        trunk.backbone.fpn.extra_blocks = LastLevelP6P7(width, width)  # from P5, as in the paper
         cells = Anchors(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # torchvision's: a level's stride
         detector = BoxlessFCOS(trunk.backbone, classes, anchor_generator=cells, **options)
     detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
@@ -51,23 +51,6 @@ def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
 def retinanet_sizes(config: DetectorConfig) -> tuple[tuple[int, int, int], ...]:
     """Sides of RetinaNet's anchors on each level, px: three to an octave (section 4), rounded as torchvision does."""
     return tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in config.anchor_sizes)
-
-
-class LastLevels(LastLevelP6P7):  # type: ignore[misc]
-    """torchvision's P6 and P7, on a processor in full precision.
-
-    Of a 3 x 3 convolution with stride 2 on a map one cell wide, oneDNN leaves parts of the weights' bf16 gradient as
-    they lie in memory (PyTorch 2.14.1): images of 64 px have such a P6.
-    """
-
-    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """P3..P7 and their names; `p` is P3..P5, `c` C3..C5."""
-        if p[-1].device.type != "cpu":
-            outcome: tuple[list[Tensor], list[str]] = super().forward(p, c, names)
-            return outcome
-        with torch.autocast("cpu", enabled=False):
-            outcome = super().forward([*p[:-1], p[-1].float()], [*c[:-1], c[-1].float()], names)
-        return outcome
 
 
 class AveragedHead(RetinaNetHead):  # type: ignore[misc]
