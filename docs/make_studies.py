@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, ttest_1samp
+from scipy.stats import f as fisher_f
+from scipy.stats import false_discovery_control, ttest_1samp, ttest_ind
 from scipy.stats import t as student_t
 
 from boxless.durable import write_text
@@ -91,6 +92,17 @@ PAIRS = (
     ("soco-on-base", "soco"),
 )
 """Starts that are set against each other where a study has both: does the first do better?"""
+
+PAIRS_OF_PRETRAININGS = (
+    ("soco", "byol"),
+    ("densecl", "byol"),
+    ("soco", "densecl"),
+    ("soco", "soco-6"),
+    ("densecl-18", "densecl"),
+    ("densecl-18", "byol"),
+    ("densecl-18", "soco-6"),
+)
+"""The same for starts that were pretrained more than once."""
 
 
 def read(file: Path) -> list[Cell]:
@@ -228,6 +240,93 @@ def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
     return figure
 
 
+def of_pretrainings(cells: list[Cell]) -> dict[str, NDArray[np.float64]]:
+    """Gains over scratch, points of 100, of starts that were pretrained more than once: (pretrainings, seeds) each.
+
+    A start's other pretrainings are called as in `soco-seed-1`.
+    """
+    gains: dict[str, list[NDArray[np.float64]]] = {}
+    for method in dict.fromkeys(cell.method for cell in cells if cell.method != REFERENCE):
+        gains.setdefault(method.partition("-seed-")[0], []).append(differences(cells, method, REFERENCE)[0])
+    return {name: np.stack(of_one) for name, of_one in gains.items()}
+
+
+def spreads(gains: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean squares between pretrainings and of what is left: their ratio is 1 on average where all are equally good.
+
+    Of gains (pretrainings, seeds), by analysis of variance in both; seeds differ in labels too, which is taken out.
+    """
+    pretrainings, seeds = gains.shape
+    of_one, of_seed = gains.mean(1, keepdims=True), gains.mean(0, keepdims=True)
+    left = gains - of_one - of_seed + gains.mean()
+    degrees = (pretrainings - 1) * (seeds - 1)
+    return seeds * float(of_one.var(ddof=1)), float((left**2).sum()) / degrees
+
+
+def table_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
+    """A line for each start: its pretrainings' gains and their mean, and how far apart they lie."""
+    lines = ["| start | gain of each pretraining | mean | SD | SD by fine-tuning alone |", "|---|---|---|---|---|"]
+    for name in sorted(gains, key=lambda name: -float(gains[name].mean())):
+        means, (_, left) = gains[name].mean(1), spreads(gains[name])
+        half = student_t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means))
+        each = ", ".join(f"{mean:+.1f}" for mean in means)
+        alone = math.sqrt(left / gains[name].shape[1])
+        lines.append(f"| {name} | {each} | {means.mean():+.1f} ± {half:.1f} | {means.std(ddof=1):.1f} | {alone:.1f} |")
+    return "\n".join(lines)
+
+
+def variance_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
+    """What all starts together say of the chance of a pretraining."""
+    between, left = np.mean([spreads(each) for each in gains.values()], axis=0)
+    count, (pretrainings, seeds) = len(gains), next(iter(gains.values())).shape
+    degrees = count * (pretrainings - 1), count * (pretrainings - 1) * (seeds - 1)
+    chance = fisher_f.sf(between / left, *degrees)
+    deviation = math.sqrt(max(0.0, between - left) / seeds)
+    return (
+        f"Over all starts the standard deviation of a pretraining is {deviation:.1f} AP, beside "
+        f"{math.sqrt(left):.1f} of a fine-tuning (F = {between / left:.1f} with {degrees[0]} and {degrees[1]} "
+        f"degrees of freedom, p = {chance:.2g})."
+    )
+
+
+def pairs_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
+    """A line for each pair of starts: the difference of their pretrainings' means, by Welch's t test."""
+    lines = ["| pair | difference | p |", "|---|---|---|"]
+    for method, base in PAIRS_OF_PRETRAININGS:
+        if {method, base} <= set(gains):
+            test = ttest_ind(gains[method].mean(1), gains[base].mean(1), equal_var=False)
+            low, high = test.confidence_interval()
+            lines.append(
+                f"| {method} over {base} | {(low + high) / 2:+.1f} ± {(high - low) / 2:.1f} | {test.pvalue:.2g} |"
+            )
+    return "\n".join(lines)
+
+
+@styled()
+def plot_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> Figure:
+    """A row for each start: a ring for each pretraining's mean gain, a dot for each fine-tuning."""
+    names = sorted(gains, key=lambda name: float(gains[name].mean()))
+    figure = blank(8.5, 1.7 + 0.6 * len(names))
+    axes = figure.subplots()
+    axes.axvline(0, color=MUTED, linewidth=1)
+    for height, name in enumerate(names):
+        for place, of_one in enumerate(gains[name]):
+            hue, level = PALETTE[place], height + 0.22 * (1 - place)
+            axes.plot([of_one.min(), of_one.max()], [level, level], color=hue, linewidth=1, alpha=0.5)
+            axes.scatter(of_one, [level] * len(of_one), s=22, color=hue, linewidth=0)
+            axes.plot([of_one.mean()], [level], "|", color=hue, markersize=13, markeredgewidth=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    note(
+        figure,
+        "gain in AP over scratch, points of 100\nhue: a pretraining; dot: a fine-tuning from it; bar: their mean",
+    )
+    return figure
+
+
 def main() -> None:
     """Fill the page."""
     file = HERE / "studies.md"
@@ -238,21 +337,23 @@ def main() -> None:
         _, ended, after = rest.partition(end)
         if not found or not ended:
             raise SystemExit(f"{file}: expected the lines {begin!r} and {end!r}, between which {name} goes")
-        rows = summarize(cells)
         minutes = math.fsum(cell.seconds for cell in cells) / 60
         seeds = len({cell.seed for cell in cells})
-        starts = ranked(name, rows)
-        save(
-            plot(rows, cells, starts),
-            FIGURES / name,
-            f"Gains in AP over training from scratch, of {', '.join(starts)}.",
-        )
+        if any("-seed-" in cell.method for cell in cells):
+            gains = of_pretrainings(cells)
+            starts, figure = list(gains), plot_of_pretrainings(gains)
+            scores = f"{table_of_pretrainings(gains)}\n\n{variance_of_pretrainings(gains)}"
+            order, how = pairs_of_pretrainings(gains), "over pretrainings (Welch)"
+        else:
+            rows = summarize(cells)
+            starts = ranked(name, rows)
+            figure, scores = plot(rows, cells, starts), table(cells, rows, starts)
+            order, how = pairs(cells), "paired by seed"
+        save(figure, FIGURES / name, f"Gains in AP over training from scratch, of {', '.join(starts)}.")
         (FIGURES / f"{name}.svg").unlink()
         picture = f"![Gains in AP over training from scratch](figures/studies/{name}.png)"
-        order = pairs(cells)
-        order = f"One over another, paired by seed:\n\n{order}\n\n" if order.count("\n") > 1 else ""
+        order = f"One over another, {how}:\n\n{order}\n\n" if order.count("\n") > 1 else ""
         facts = f"{len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
-        scores = table(cells, rows, starts)
         page = f"{before}{begin}\n\n{scores}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
     write_text(file, page)
 
