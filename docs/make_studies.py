@@ -10,7 +10,6 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +67,7 @@ PAIRS = (
     ("lc-byol", "lc-strong"),
     ("lc-byol", "lc-distance"),
     ("lc-distance", "byol"),
+    ("byol", "emd-mean"),
     ("emd-vector", "emd-mean"),
     ("self-emd", "emd-vector"),
     ("detco", "detco-c5"),
@@ -105,6 +105,10 @@ PAIRS_OF_PRETRAININGS = (
 """The same for starts that were pretrained more than once."""
 
 
+Tested = tuple[str, str, float]
+"""A start, what it is set against, and the share of labels."""
+
+
 def read(file: Path) -> list[Cell]:
     """The cells of a comparison.csv."""
     with file.open(newline="") as lines:
@@ -134,16 +138,30 @@ def won(apart: NDArray[np.float64]) -> str:
     return f"{(apart > 0).sum()} of {apart.size}"
 
 
-def discoveries(cells: list[Cell]) -> dict[tuple[str, float], float]:
-    """For each start and share but the reference's: the paired t test's p value, adjusted for testing all of them.
+def tested(cells: list[Cell]) -> Iterator[tuple[Tested, NDArray[np.float64]]]:
+    """All that a study sets against each other, start, base and share, with the differences (seeds,)."""
+    shares, methods = sorted({cell.fraction for cell in cells}), dict.fromkeys(cell.method for cell in cells)
+    against = [(method, REFERENCE) for method in methods if method != REFERENCE]
+    for method, base in (*against, *((method, base) for method, base in PAIRS if {method, base} <= set(methods))):
+        for share, apart in zip(shares, differences(cells, method, base), strict=True):
+            yield (method, base, share), apart
 
-    Adjusted after Benjamini and Hochberg (1995): of the rows below 0.05, a twentieth is expected to be chance.
+
+def discoveries(page: list[list[Cell]]) -> list[dict[Tested, float]]:
+    """The p values of paired t tests, adjusted for all that the page's studies test of their kind: gains, and pairs.
+
+    Adjusted after Benjamini and Hochberg (1995): of what is below 0.05, a twentieth is expected to be chance. What
+    stands in several tables counts once.
     """
-    shares = sorted({cell.fraction for cell in cells})
-    methods = [method for method in dict.fromkeys(cell.method for cell in cells) if method != REFERENCE]
-    chances = [ttest_1samp(differences(cells, method, REFERENCE), 0.0, axis=1).pvalue for method in methods]
-    adjusted = false_discovery_control(np.concatenate(chances)).tolist()
-    return dict(zip(product(methods, shares), adjusted, strict=True))
+    gains: dict[tuple[float, ...], float] = {}
+    others: dict[tuple[float, ...], float] = {}
+    for cells in page:
+        for (_, base, _), apart in tested(cells):
+            (gains if base == REFERENCE else others)[tuple(apart)] = ttest_1samp(apart, 0.0).pvalue
+    adjusted: dict[tuple[float, ...], float] = {}
+    for kind in (gains, others):
+        adjusted |= dict(zip(kind, false_discovery_control(list(kind.values())).tolist(), strict=True))
+    return [{entry: adjusted[tuple(apart)] for entry, apart in tested(cells)} for cells in page]
 
 
 def studies() -> Iterator[tuple[str, list[Cell]]]:
@@ -167,14 +185,13 @@ def ranked(name: str, rows: list[Row]) -> list[str]:
     return list(gains) if name in IN_ORDER else sorted(gains, key=lambda method: -float(np.mean(gains[method])))
 
 
-def table(cells: list[Cell], rows: list[Row], methods: list[str]) -> str:
+def table(cells: list[Cell], rows: list[Row], methods: list[str], adjusted: dict[Tested, float]) -> str:
     """A line for each start, a column for each share of labels: AP, and the gain over scratch with its interval."""
     shares = sorted({row.fraction for row in rows})
     found = {(row.method, row.fraction): row for row in rows}
     images = [found[REFERENCE, share].images for share in shares]
     head = [f"{share:.0%} ({count} images)" for share, count in zip(shares, images, strict=True)]
     lines = [f"| start | {' | '.join(head)} | cells won |", "|---" * (2 + len(shares)) + "|"]
-    adjusted = discoveries(cells)
     for method in (REFERENCE, *methods):
         entries = []
         for share in shares:
@@ -182,7 +199,7 @@ def table(cells: list[Cell], rows: list[Row], methods: list[str]) -> str:
             ap = f"{100 * row.mean['AP']:.1f} ± {100 * row.spread['AP']:.1f}"
             if row.gain is not None:
                 gain = f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}"
-                ap += f", **{gain}**" if adjusted[method, share] < 0.05 else f", {gain}"
+                ap += f", **{gain}**" if adjusted[method, REFERENCE, share] < 0.05 else f", {gain}"
             entries.append(ap)
         if method == REFERENCE:
             lines.append(f"| from scratch | {' | '.join(entries)} | |")
@@ -191,7 +208,7 @@ def table(cells: list[Cell], rows: list[Row], methods: list[str]) -> str:
     return "\n".join(lines)
 
 
-def pairs(cells: list[Cell]) -> str:
+def pairs(cells: list[Cell], adjusted: dict[Tested, float]) -> str:
     """A line for each pair of starts that are set against each other: differences in AP by share, and cells won."""
     shares, methods = sorted({cell.fraction for cell in cells}), {cell.method for cell in cells}
     lines = [f"| pair | {' | '.join(f'{share:.0%}' for share in shares)} | cells won |"]
@@ -202,7 +219,10 @@ def pairs(cells: list[Cell]) -> str:
         apart = differences(cells, method, base)
         seeds = apart.shape[1]
         half = student_t.ppf(0.975, seeds - 1) * apart.std(1, ddof=1) / math.sqrt(seeds)
-        entries = [f"{mean:+.1f} ± {each:.1f}" for mean, each in zip(apart.mean(1), half, strict=True)]
+        entries = [
+            f"**{mean:+.1f} ± {each:.1f}**" if adjusted[method, base, share] < 0.05 else f"{mean:+.1f} ± {each:.1f}"
+            for share, mean, each in zip(shares, apart.mean(1), half, strict=True)
+        ]
         lines.append(f"| {method} over {base} | {' | '.join(entries)} | {won(apart)} |")
     return "\n".join(lines)
 
@@ -236,7 +256,11 @@ def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
         axes.set_xlim(min(0, *dots) - room, max(0, *dots) + room)
     panels[0].set_yticks(range(len(methods)), methods)
     panels[0].set_ylim(-0.6, len(methods) - 0.4)
-    note(figure, "gain in AP over scratch, points of 100\ndot: a seed; bar, line: mean, 95 % interval; grey: holds 0")
+    note(
+        figure,
+        "gain in AP over scratch, points of 100\n"
+        "dot: a seed; bar and line: mean, 95 % interval (uncorrected), grey where it holds 0",
+    )
     return figure
 
 
@@ -331,7 +355,9 @@ def main() -> None:
     """Fill the page."""
     file = HERE / "studies.md"
     page = file.read_text()
-    for name, cells in studies():
+    found_by_name = dict(studies())
+    adjusted = discoveries(list(found_by_name.values()))
+    for (name, cells), chances in zip(found_by_name.items(), adjusted, strict=True):
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, found, rest = page.partition(begin)
         _, ended, after = rest.partition(end)
@@ -347,13 +373,14 @@ def main() -> None:
         else:
             rows = summarize(cells)
             starts = ranked(name, rows)
-            figure, scores = plot(rows, cells, starts), table(cells, rows, starts)
-            order, how = pairs(cells), "paired by seed"
+            figure, scores = plot(rows, cells, starts), table(cells, rows, starts, chances)
+            order, how = pairs(cells, chances), "paired by seed"
         save(figure, FIGURES / name, f"Gains in AP over training from scratch, of {', '.join(starts)}.")
         (FIGURES / f"{name}.svg").unlink()
         picture = f"![Gains in AP over training from scratch](figures/studies/{name}.png)"
         order = f"One over another, {how}:\n\n{order}\n\n" if order.count("\n") > 1 else ""
-        facts = f"{len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
+        files = " and ".join(f"`studies/results/{each}.csv`" for each in MERGED.get(name, (name,)))
+        facts = f"{files}: {len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
         page = f"{before}{begin}\n\n{scores}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
     write_text(file, page)
 
