@@ -43,14 +43,14 @@ NOT_RUN = {
     "runs/scenes/cluttered": "needs studies/scenes.py's images; another pretraining runs",
     "--out runs/mine": "README's comparison runs; this one is longer",
     "--out runs/adapted": "README's comparison runs; this one is longer",
-    "--methods none,byol,soco --label-fraction 0.1 ": "README's comparison runs; this one is longer",
+    "--methods none,densecl,soco --label-fraction 0.1 ": "README's comparison runs; this one is longer",
     "--kinds correspondence": "draws for seconds; test_figures_command.py draws it",
     "--kinds label-efficiency": "of a comparison; README's draws it",
     "--kinds attention": "draws for seconds; test_figures_command.py draws it",
     "--out runs/digits": "the same kinds run on other names; test_probe.py has all",
     "--out runs/neu --kind": "the same kinds run on other names; test_probe.py has all",
     "--out runs/objects": "the same kinds run on other names; test_probe.py has all",
-    "coco256/images --out runs/soco --preview": "another preview runs",
+    "coco256/images --recipe soco-small --out runs/soco --preview": "another preview runs",
 }
 """Parts of commands that cannot run here or would take long, with the reason. Their flags and recipes are checked."""
 PYTHON_NOT_RUN = {"webdataset.WebDataset": "names 13 shards; test_shards.py reads some by webdataset"}

@@ -56,7 +56,7 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
 
     first = run(jobs=2)
     assert {(cell.method, cell.images) for cell in first.cells} == {
-        (method, images) for method in ("none", "byol", "soco") for images in (2, 5)
+        (method, images) for method in ("none", "densecl", "soco") for images in (2, 5)
     }
     assert all(0 <= cell.scores["AP"] <= 1 for cell in first.cells)
     printed = capsys.readouterr().out
@@ -81,5 +81,5 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
         assert (out / "figures" / f"label-efficiency-{detector}.png").exists()
         assert "backbone ok" in Run(out / "finetune" / detector / "soco" / "labels-0.5" / "seed-0").summary["weights"]
     assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
-    with pytest.raises(UserError, match=r"byol: holds a run with other settings \(init was None, is .*soco.weights"):
+    with pytest.raises(UserError, match=r"densecl: holds a run with other settings \(init was None, is .*soco.weights"):
         run(jobs=1, init=str(out / "pretrain" / "soco"))

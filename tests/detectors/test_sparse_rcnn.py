@@ -291,7 +291,11 @@ def test_fine_tunes_from_a_pretrained_run_on_photographs(
     photographs = tmp_path / "photographs.txt"
     photographs.write_text("\n".join(map(str, sorted((shared_data / "coco256" / "images" / "train").iterdir())[:4])))
     pretrained = pretrain(
-        str(photographs), str(tmp_path / "soco"), epochs=1, **{**alike, **views, "proposals.method": "grid"}
+        str(photographs),
+        str(tmp_path / "soco"),
+        "soco-small",
+        epochs=1,
+        **{**alike, **views, "proposals.method": "grid"},
     )
 
     sizes = {"iterations": 2, "min_size": (64,), "max_size": 96, "evaluate_every": 9}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from boxless.runs.comparison import Comparison
 
 DEFAULT_RECIPE = "compare-small"
-DEFAULT_METHODS = ("none", "byol", "soco")
+DEFAULT_METHODS = ("none", "densecl", "soco")
 
 
 def compare(
@@ -38,7 +38,7 @@ def compare(
         val: Labels to measure AP with.
         out: Folder of the comparison; comparison.csv, comparison.md, figures/ and report.html are written there.
         methods: Starts, with commas between: none (from scratch), a method, a start of the recipe's own, a recipe, a
-            run's folder or a weights file. By default none and the recipe's own, or else none,byol,soco.
+            run's folder or a weights file. By default none and the recipe's own, or else none,densecl,soco.
         detectors: Detectors that every start is put into, with commas between: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
         label_fraction: Shares of the labels to learn from, with commas between.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.folder import Run
 
-DEFAULT_RECIPE = "soco-small"
+DEFAULT_RECIPE = "densecl-small"
 
 
 def pretrain(

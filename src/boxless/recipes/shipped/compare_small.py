@@ -2,7 +2,8 @@
 
 boxless compare --data images/ --labels train.json --val val.json --out runs/compare
 
-Views of 96 px and detection at 200 px; raise view_size and finetune.min_size for larger objects' worth of pixels.
+Views of 96 px and detection at 200 px; raise view_size and finetune.min_size for larger objects' worth of pixels. The
+optimiser is AdamW and not the papers' SGD, which learns too little in so few steps (docs/studies.md, "By SGD").
 """
 
 from boxless.detectors.two_stage import DetectorConfig
@@ -14,7 +15,7 @@ RECIPE = CompareRecipe(
     pretrain=SOCO,
     finetune=FinetuneRecipe(
         detector=DetectorConfig(anchor_sizes=(16, 32, 64, 128, 256), rpn_samples=64, rpn_proposals=200, roi_samples=64),
-        optim=FinetuneOptim(lr=0.04, warmup_iterations=50),
+        optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=20, clip_norm=1.0),
         iterations=400,
         batch_size=8,
         min_size=(200,),
