@@ -259,7 +259,7 @@ def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
     note(
         figure,
         "gain in AP over scratch, points of 100\n"
-        "dot: a seed; bar and line: mean, 95 % interval (uncorrected), grey where it holds 0",
+        "dot: a seed; bar, line: mean, 95 % interval (uncorrected); grey: holds 0",
     )
     return figure
 
