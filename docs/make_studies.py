@@ -98,6 +98,7 @@ PAIRS_OF_PRETRAININGS = (
     ("densecl", "byol"),
     ("soco", "densecl"),
     ("soco", "soco-6"),
+    ("soco", "matched"),
     ("densecl-18", "densecl"),
     ("densecl-18", "byol"),
     ("densecl-18", "soco-6"),
