@@ -98,12 +98,13 @@ PAIRS_OF_PRETRAININGS = (
     ("densecl", "byol"),
     ("soco", "densecl"),
     ("soco", "soco-6"),
-    ("soco", "matched"),
     ("densecl-18", "densecl"),
     ("densecl-18", "byol"),
     ("densecl-18", "soco-6"),
 )
 """The same for starts that were pretrained more than once."""
+MADE_OF_OTHERS = {"matched"}
+"""Starts whose pretrainings are those of another start."""
 
 
 Tested = tuple[str, str, float]
@@ -302,8 +303,9 @@ def table_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
 
 def variance_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
     """What all starts together say of the chance of a pretraining."""
-    between, left = np.mean([spreads(each) for each in gains.values()], axis=0)
-    count, (pretrainings, seeds) = len(gains), next(iter(gains.values())).shape
+    own = [each for name, each in gains.items() if name not in MADE_OF_OTHERS]
+    between, left = np.mean([spreads(each) for each in own], axis=0)
+    count, (pretrainings, seeds) = len(own), own[0].shape
     degrees = count * (pretrainings - 1), count * (pretrainings - 1) * (seeds - 1)
     chance = fisher_f.sf(between / left, *degrees)
     deviation = math.sqrt(max(0.0, between - left) / seeds)
