@@ -8,6 +8,7 @@ python docs/make_studies.py
 
 import csv
 import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -354,6 +355,11 @@ def plot_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> Figure:
     return figure
 
 
+def wrapped(text: str) -> str:
+    """The text in lines as long as the page's."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
 def main() -> None:
     """Fill the page."""
     file = HERE / "studies.md"
@@ -371,7 +377,7 @@ def main() -> None:
         if any("-seed-" in cell.method for cell in cells):
             gains = of_pretrainings(cells)
             starts, figure = list(gains), plot_of_pretrainings(gains)
-            scores = f"{table_of_pretrainings(gains)}\n\n{variance_of_pretrainings(gains)}"
+            scores = f"{table_of_pretrainings(gains)}\n\n{wrapped(variance_of_pretrainings(gains))}"
             order, how = pairs_of_pretrainings(gains), "over pretrainings (Welch)"
         else:
             rows = summarize(cells)
@@ -383,7 +389,7 @@ def main() -> None:
         picture = f"![Gains in AP over training from scratch](figures/studies/{name}.png)"
         order = f"One over another, {how}:\n\n{order}\n\n" if order.count("\n") > 1 else ""
         files = " and ".join(f"`studies/results/{each}.csv`" for each in MERGED.get(name, (name,)))
-        facts = f"{files}: {len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together."
+        facts = wrapped(f"{files}: {len(cells)} fine-tunings, {seeds} seeds, {minutes:.0f} minutes of a core together.")
         page = f"{before}{begin}\n\n{scores}\n\n{order}{facts}\n\n{picture}\n\n{end}{after}"
     write_text(file, page)
 
