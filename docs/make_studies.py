@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import f as fisher_f
@@ -107,7 +108,6 @@ PAIRS_OF_PRETRAININGS = (
 MADE_OF_OTHERS = {"matched"}
 """Starts whose pretrainings are those of another start."""
 
-
 Tested = tuple[str, str, float]
 """A start, what it is set against, and the share of labels."""
 
@@ -134,6 +134,12 @@ def differences(cells: list[Cell], method: str, base: str) -> NDArray[np.float64
     scores = {(cell.method, cell.fraction, cell.seed): 100 * cell.scores["AP"] for cell in cells}
     shares, seeds = sorted({cell.fraction for cell in cells}), sorted({cell.seed for cell in cells})
     return np.array([[scores[method, at, seed] - scores[base, at, seed] for seed in seeds] for at in shares])
+
+
+def half_widths(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the means' 95 % intervals over the last axis (t distribution)."""
+    count = values.shape[-1]
+    return np.asarray(student_t.ppf(0.975, count - 1) * values.std(-1, ddof=1) / math.sqrt(count))
 
 
 def won(apart: NDArray[np.float64]) -> str:
@@ -220,14 +226,19 @@ def pairs(cells: list[Cell], adjusted: dict[Tested, float]) -> str:
         if not {method, base} <= methods:
             continue
         apart = differences(cells, method, base)
-        seeds = apart.shape[1]
-        half = student_t.ppf(0.975, seeds - 1) * apart.std(1, ddof=1) / math.sqrt(seeds)
         entries = [
             f"**{mean:+.1f} ± {each:.1f}**" if adjusted[method, base, share] < 0.05 else f"{mean:+.1f} ± {each:.1f}"
-            for share, mean, each in zip(shares, apart.mean(1), half, strict=True)
+            for share, mean, each in zip(shares, apart.mean(1), half_widths(apart), strict=True)
         ]
         lines.append(f"| {method} over {base} | {' | '.join(entries)} | {won(apart)} |")
     return "\n".join(lines)
+
+
+def in_rows(axes: Axes) -> None:
+    """Leave of the axes what rows of dots need."""
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
 
 
 @styled()
@@ -251,9 +262,7 @@ def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
             axes.scatter(own, [height] * len(own), s=30, color=INK, alpha=0.5, linewidth=0, zorder=3)
         count = next(row.images for row in rows if row.fraction == share)
         axes.set_title(f"{share:.0%} of the labels: {count} images", fontsize=13)
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+        in_rows(axes)
         dots = [dot for of_method in seeds.values() for dot in of_method[place]]
         room = 0.25 * (max(dots) - min(dots))
         axes.set_xlim(min(0, *dots) - room, max(0, *dots) + room)
@@ -295,7 +304,7 @@ def table_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
     lines = ["| start | gain of each pretraining | mean | SD | SD by fine-tuning alone |", "|---|---|---|---|---|"]
     for name in sorted(gains, key=lambda name: -float(gains[name].mean())):
         means, (_, left) = gains[name].mean(1), spreads(gains[name])
-        half = student_t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means))
+        half = half_widths(means)
         each = ", ".join(f"{mean:+.1f}" for mean in means)
         alone = math.sqrt(left / gains[name].shape[1])
         lines.append(f"| {name} | {each} | {means.mean():+.1f} ± {half:.1f} | {means.std(ddof=1):.1f} | {alone:.1f} |")
@@ -345,9 +354,7 @@ def plot_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> Figure:
             axes.plot([of_one.mean()], [level], "|", color=hue, markersize=13, markeredgewidth=4)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.grid(axis="x")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    in_rows(axes)
     note(
         figure,
         "gain in AP over scratch, points of 100\nhue: a pretraining; dot: a fine-tuning from it; bar: their mean",
