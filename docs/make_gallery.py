@@ -48,7 +48,7 @@ ENTRIES = (
         "Views, as the network sees them",
         "soco",
         "views",
-        f"boxless pretrain {COCO} --out runs/soco --preview",
+        f"boxless pretrain {COCO} --recipe soco-small --out runs/soco --preview",
         "SoCo's three views of each image with the boxes that it compares; nothing is trained.",
     ),
     Entry(

@@ -214,6 +214,7 @@ def make_world(folder: Path) -> None:
                 place = folder / "digits" / part / label
                 place.mkdir(parents=True, exist_ok=True)
                 shutil.copy(images / "unlabelled" / f"{number + 2 * int(label):06d}.jpg", place / f"{number}.jpg")
+    shutil.copy(folder / "train.json", folder / "eight.json")
     for root, splits in (("NEU", ("train", "val")), ("VOCdevkit/VOC2007", ("trainval", "test"))):
         write_voc(folder / root, folder / "labels", splits)
     write_voc(folder / "VOCdevkit" / "VOC2012", folder / "labels", ("trainval",), "2012_")

@@ -29,7 +29,7 @@ Rates 100 times too large come to 0.13 and less; of whole runs of methods of ima
 (docs/reliability.md)."""
 FEW = 5.0
 """Effective rank that is enough however high it began: SoCo's, of hundreds of boxes, falls from 94 to 7 on images of
-steel, where other methods' ends too, and it gains most there (docs/studies.md)."""
+steel, where other methods' ends too, and its detectors gain (docs/studies.md)."""
 PATIENCE = 5
 """Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
 
