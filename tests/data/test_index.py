@@ -83,6 +83,19 @@ def test_fingerprint_depends_on_the_keys_alone(tmp_path, cache):
     assert a.subset(np.array([1])).path(0) == a.path(1) and len(a.subset([])) == 0
 
 
+def test_content_tells_images_of_equal_names_apart(tmp_path, cache):
+    def images(folder, last):
+        root = fill(tmp_path / folder, *(f"{n:03d}.jpg" for n in range(40)))
+        (root / "039.jpg").write_bytes(last)
+        return index_images(root, cache)
+
+    one = images("cam1", b"a morning")
+    assert one.content == images("copied", b"a morning").content != images("cam2", b"a evening").content
+    assert one.content not in (one.subset(range(39)).content, one.fingerprint)
+    (tmp_path / "cam1" / "039.jpg").unlink()
+    assert len(index_images(tmp_path / "cam1", cache).subset([0]).content) == len(one.content) == 16
+
+
 def test_many_links_are_cached_until_a_folder_changes(tmp_path, cache, monkeypatch):
     root = tmp_path / "many"
     fill(tmp_path, "one.jpg")

@@ -126,6 +126,15 @@ def test_devices_change_images_alike() -> None:
     torch.testing.assert_close(one_by_one(image, flipped, steps), batched, atol=3e-5, rtol=0)
 
 
+@pytest.mark.parametrize("after", [{"blur": 0.5}, {"solarize": 0.5}, {}])
+def test_a_batch_that_is_grey_throughout_can_be_changed_further(after: dict[str, float]) -> None:
+    flipped, steps = _draw(6, Photometric(**{**vars(NOTHING), "gray": 1.0, **after}), torch.Generator().manual_seed(0))
+    image = pixels(6)
+    grey = together(image, steps)
+    torch.testing.assert_close(grey.clone(), one_by_one(image, flipped, steps), atol=3e-5, rtol=0)
+    grey.sub_(0.5).div_(0.5)  # as training does
+
+
 def test_flip_is_known_to_the_map() -> None:
     image = torch.zeros(50, 3, 4, 10, dtype=torch.uint8)
     image[..., 2:5] = 255

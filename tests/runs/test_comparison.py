@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from boxless import compare
 from boxless.errors import UserError
 from boxless.recipes.catalogue import load
 from boxless.recipes.overrides import override
@@ -160,6 +161,12 @@ def test_detectors_by_kind_and_file_share_the_pretrained_trunk(tmp_path):
         resolve_detectors(["fcn-r50-voc"], recipe)
     with pytest.raises(UserError, match="same name"):
         resolve_detectors(["fcos", "fcos"], recipe)
+
+
+@pytest.mark.parametrize("key", ["seed", "label_fraction", "label_count", "evaluate_every", "trunk.norm"])
+def test_what_a_comparison_decides_is_refused(key, tmp_path):
+    with pytest.raises(UserError, match=rf"^finetune\.{key}: has no effect in a comparison: "):
+        compare("images", "train.json", "val.json", str(tmp_path), **{f"finetune.{key}": 1})
 
 
 def test_each_detector_is_measured_over_its_own_start_from_scratch():

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_runs import FINETUNE, finetuning, pretraining
 
+from boxless import finetune
 from boxless.data.labels import read_labels
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
 from boxless.detectors.two_stage import DetectorConfig, two_stage
@@ -189,6 +191,30 @@ def test_a_batch_in_parts_takes_the_same_steps(scenes: Path, tmp_path: Path) -> 
         finetuning(scenes, tmp_path / "thirds", **settings, accumulate=3)
     with pytest.raises(UserError, match=r"accumulate: 0"):
         finetuning(scenes, tmp_path / "none", **settings, accumulate=0)
+
+
+def test_labelled_images_that_cannot_be_used_are_said(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = json.loads((scenes / "annotations" / "train.json").read_text())
+    for image in labels["images"]:
+        image["file_name"] = str(scenes / "images" / "train" / image["file_name"])
+
+    def learn(name: str, turned: int) -> Run:
+        content = copy.deepcopy(labels)
+        for image in content["images"][:turned]:  # as cameras have it that note how they were held
+            image["height"] *= 2
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        settings = {**FINETUNE, "data": str(tmp_path / f"{name}.json"), "out": str(tmp_path / name), "iterations": 4}
+        return finetune(val=str(scenes / "annotations" / "val.json"), **settings)
+
+    skipped = learn("one", 1).summary["skipped_in_training"]
+    first = labels["images"][0]
+    reason = f"is {first['width']} x {first['height']} px, its labels are for {first['width']} x {2 * first['height']}"
+    assert skipped == {first["file_name"]: reason}
+    assert "1 labelled images could not be read and were left out:\n" in capsys.readouterr().err
+    with pytest.raises(UserError, match=rf"{reason}; none of the first 4 images can be used: check the data$"):
+        learn("all", 4)
 
 
 def test_precise_norms_change_the_saved_statistics_and_no_weight(scenes: Path, tmp_path: Path) -> None:

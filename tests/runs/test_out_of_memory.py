@@ -15,6 +15,7 @@ from boxless.commands import recipes
 from boxless.data.detection import DetectionSample
 from boxless.data.loader import Batch
 from boxless.errors import UserError, is_out_of_memory
+from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs import finetuning as finetuning_file
 from boxless.runs.objective import Objective
 
@@ -69,6 +70,14 @@ def test_auto_takes_the_step_again_in_parts_that_fit_and_a_run_that_goes_on_know
     made = load_file(finetuning(scenes, tmp_path / "auto", **SHORT, accumulate="auto").weights)
     assert set(sizes) == {2}  # memory did not run out once more
     assert [name for name, value in parted.items() if not torch.equal(value, made[name])] == []
+
+
+@pytest.mark.parametrize(("asked", "batch", "expected"), [("auto", 8, 4), ("auto", 6, 3), ("auto", 1, 1), (8, 8, 8)])
+def test_parts_that_fitted_fit_another_number_of_processes(asked: int | str, batch: int, expected: int) -> None:
+    recipe = FinetuneRecipe(batch_size=batch, accumulate=asked)  # type: ignore[arg-type]
+    objective = finetuning_file.Objective(None, torch.nn.Identity(), recipe, 100)  # type: ignore[arg-type]
+    objective.restore({"fewest": 2})
+    assert (objective.accumulate, objective.fewest) == (expected, batch // expected)
 
 
 def test_one_line_says_what_would_fit(scenes: Path, tmp_path: Path, room: dict[str, int]) -> None:

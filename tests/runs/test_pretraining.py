@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_runs import pretraining
+from small_runs import PRETRAIN, pretraining
 from torchvision.models import mobilenet_v2, resnet18
 
+from boxless import pretrain
 from boxless.data import device_decoding
 from boxless.data.device_decoding import Decoder, EncodedBatch
 from boxless.data.loader import Batch
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk
+from boxless.proposals.table import ProposalTable
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs import pretraining as module
@@ -187,6 +190,20 @@ def test_weights_that_do_not_fit_are_refused_before_boxes_are_made(scenes: Path,
     ):
         pretraining(scenes, tmp_path / "run", "soco", init=str(tmp_path / "mobilenet.pth"), **SHORT)
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["mobilenet.pth"]
+
+
+def test_images_of_equal_names_have_boxes_and_runs_of_their_own(scenes: Path, tmp_path: Path) -> None:
+    settings = {**PRETRAIN, "method.small_size": 24, "proposals.method": "grid", "epochs": 1, "quiet": True}
+    for camera in ("cam1", "cam2"):
+        shutil.copytree(scenes / "images" / "unlabelled", tmp_path / camera)
+    for image in (tmp_path / "cam2").iterdir():
+        Image.open(image).resize((96, 48)).save(image)
+    for camera in ("cam1", "cam2"):
+        pretrain(str(tmp_path / camera), str(tmp_path / "runs" / camera), "soco-r50-fpn", **settings)
+    tables = [ProposalTable.open(file) for file in (tmp_path / "runs").glob("proposals-*.parquet")]
+    assert sorted(table.sizes[0].tolist() for table in tables) == [[64, 64], [96, 48]]
+    with pytest.raises(UserError, match=r"holds a run with other settings \(content was"):
+        pretrain(str(tmp_path / "cam2"), str(tmp_path / "runs" / "cam1"), "soco-r50-fpn", **settings)
 
 
 def test_nothing_readable_is_one_line(tmp_path: Path) -> None:

@@ -220,6 +220,12 @@ def test_runs_side_by_side_are_grouped_by_what_differs_beside_seeds(tmp_path: Pa
     seen = page(*runs)
     assert "a0 … a2 40 21.0 ± 1.0" in seen.text and "+10.0 ± 0.0" in seen.text and "better" in seen.text
     assert "epochs" in seen.text and "detector.kind" not in seen.text.split("What differs")[1].split("data, machine")[0]
+    chosen = [finetuned(tmp_path / f"c{n}", {"cat": 0.2 + n / 10}, 0, recipe={"label_seed": n}) for n in range(3)]
+    longer = {"epochs": 9}
+    chosen += [
+        finetuned(tmp_path / f"d{n}", {"cat": 0.21 + n / 10}, 0, recipe={**longer, "label_seed": n}) for n in range(3)
+    ]
+    assert "+1.0 ± 0.0" in page(*chosen).text
     other = finetuned(tmp_path / "c", {"cat": 0.9})
     environment = json.loads((other / "environment.json").read_text())
     (other / "environment.json").write_text(json.dumps(environment | {"inputs": {"val": "other.json"}}))

@@ -61,7 +61,7 @@ def compare(
     from boxless.durable import locked, make_folder
     from boxless.errors import UserError
     from boxless.recipes.overrides import override
-    from boxless.runs.comparison import resolve_detectors, resolve_starts, run_comparison
+    from boxless.runs.comparison import refuse_decided, resolve_detectors, resolve_starts, run_comparison
     from boxless.runs.comparison_table import NOTE
     from boxless.runs.labels import training_labels, validation_labels
     from boxless.runs.pretraining import with_trunk_of
@@ -70,6 +70,7 @@ def compare(
     from boxless.runs.weights import local
     from boxless.training.mishaps import mishaps
 
+    refuse_decided(overrides)
     init = local(init)
     common = recipe_of({"recipe": recipe})
     common = replace(common, pretrain=with_trunk_of(common.pretrain, init))

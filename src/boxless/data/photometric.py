@@ -74,7 +74,7 @@ def together(image: Tensor, steps: list[Step], compiled: bool = False) -> Tensor
         if name == "blur":
             return blur(part, amount)
         if name == "gray":
-            return _gray(part).expand_as(part)
+            return _gray(part).expand_as(part).contiguous()
         if name == "solarize":
             return torch.where(part >= SOLARIZED_FROM, 1 - part, part)
         return jitter(part, name, amount.to(part.device, non_blocking=True))

@@ -71,4 +71,4 @@ def proposal_file(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
     if recipe.proposals.file is not None:
         return Path(recipe.proposals.file)
     settings = settings_hash(settings_of(proposal_method(recipe)))
-    return out.parent / f"proposals-{settings[:8]}-{index.fingerprint[:8]}.parquet"
+    return out.parent / f"proposals-{settings[:8]}-{index.content[:8]}.parquet"

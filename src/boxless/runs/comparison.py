@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -173,6 +173,25 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
     if len({choice.name for choice in choices}) < len(choices):
         raise UserError("detectors: two of them have the same name; leave one out or rename a file")
     return choices
+
+
+DECIDED = {
+    "finetune.seed": "--seeds counts them",
+    "finetune.label_seed": "--seeds counts them",
+    "finetune.label_fraction": "--label-fraction lists them",
+    "finetune.label_count": "--label-fraction lists the shares",
+    "finetune.evaluate_every": "each cell is measured at its end",
+    "finetune.trunk": "it is the pretrained one, pretrain.trunk",
+}
+"""Keys of a fine-tuning that a comparison sets by itself, with what does."""
+
+
+def refuse_decided(keys: Iterable[str]) -> None:
+    """Raise `UserError` where a user asks for what the comparison decides."""
+    for key in keys:
+        for decided, reason in DECIDED.items():
+            if key == decided or key.startswith(f"{decided}."):
+                raise UserError(f"{key}: has no effect in a comparison: {reason}")
 
 
 def _alike(recipe: FinetuneRecipe) -> FinetuneRecipe:

@@ -29,6 +29,7 @@ from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.detecting import check_keypoints
 from boxless.runs.folder import Run, start_run, write_json
 from boxless.runs.labels import choose_labels
+from boxless.runs.learner import skipped_report
 from boxless.runs.measuring import evaluate_detector, known, score_table
 from boxless.runs.schedule import Schedule, check_divides, rates_in_words
 from boxless.runs.segmenting import check_sizes, training_set
@@ -47,7 +48,10 @@ from boxless.training.optim import parameter_groups
 from boxless.training.precise_norms import estimate_norms
 from boxless.training.state import fitting as fitting_state
 from boxless.training.state import load_checkpoint, restore_optimizer, save_checkpoint
-from boxless.training.turns import alone, check_same, shared
+from boxless.training.turns import alone, check_same, shared, united
+
+HOPELESS = 20
+"""Images that end a run where they are the first and none of them can be used."""
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
@@ -162,9 +166,9 @@ def _finetune(
     journal = Journal(
         where, begin, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet, loggers=loggers
     )
-    objective = Objective(fabric, placed, recipe)
+    objective = Objective(fabric, placed, recipe, len(chosen))
     if state is not None:
-        objective.accumulate = state.get("accumulate", objective.accumulate)
+        objective.restore(state)
     look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
     began = time.monotonic()
 
@@ -173,7 +177,8 @@ def _finetune(
 
     def save() -> None:
         tensors = {"module": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        content = {**tensors, **kept_scale(fabric), "accumulate": objective.accumulate, "seconds": seconds()}
+        objective.skipped.update(united(objective.skipped))
+        content = {**tensors, **kept_scale(fabric), **objective.content(), "seconds": seconds()}
         alone(lambda: save_checkpoint(out / "checkpoints", progress.step, content))
 
     stop = Interruption()
@@ -232,8 +237,12 @@ def _finetune(
     def finish() -> None:
         save_detector(run.weights, detector)
         scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
-        write_json(out / "summary.json", _summary(recipe, chosen, schedule, report, scores, skipped, seconds()))
+        summary = _summary(recipe, chosen, schedule, report, scores, skipped, seconds())
+        write_json(out / "summary.json", {**summary, "skipped_in_training": objective.skipped})
         say(score_table(scores), quiet)
+        for what, left_out in (("labelled images", objective.skipped), ("images of --val", skipped)):
+            if left_out:
+                say(skipped_report(left_out, what), quiet)
         say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
 
     try:
@@ -251,15 +260,39 @@ def _finetune(
 
 
 class Objective:
-    """A batch of samples to the detector's losses."""
+    """A batch of samples to the detector's losses; `images`: how many there are to learn from."""
 
-    def __init__(self, fabric: Fabric, detector: nn.Module, recipe: FinetuneRecipe) -> None:
+    def __init__(self, fabric: Fabric, detector: nn.Module, recipe: FinetuneRecipe, images: int) -> None:
         self.fabric, self.detector, self.recipe = fabric, detector, recipe
         self.accumulate = 1 if recipe.accumulate == "auto" else recipe.accumulate
         self.batch = recipe.batch_size // world_size()
+        self.skipped: dict[str, str] = {}
+        self._hopeless, self._usable, self._unusable = min(images, HOPELESS), 0, 0
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        self.skipped.update(state.get("skipped", {}))
+        if self.recipe.accumulate == "auto":  # parts no larger than those that fitted, for any number of processes
+            fewest = max(1, state.get("fewest", self.batch))
+            self.accumulate = next(parts for parts in _divisors(self.batch) if self.batch // parts <= fewest)
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"fewest": self.fewest, "skipped": self.skipped}
 
     def __call__(self, samples: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
-        """torchvision's losses and their sum."""
+        """torchvision's losses and their sum.
+
+        Raises:
+            UserError: none of the first images can be used.
+        """
+        skipped = [sample.skipped for sample in samples if sample.skipped is not None]
+        self.skipped.update(skipped)
+        self._unusable += len(skipped)
+        self._usable += len(samples) - len(skipped)
+        if not self._usable and self._unusable >= self._hopeless:
+            path, reason = skipped[0]
+            raise UserError(f"{path}: {reason}; none of the first {self._unusable} images can be used: check the data")
         device = self.fabric.device
         images = [sample.image.to(device, non_blocking=True).float() / 255 for sample in samples]
         targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in samples]
@@ -278,9 +311,13 @@ class Objective:
 
     def split(self) -> bool:
         """Take the next larger number of equal parts; whether there is one."""
-        divisors = (parts for parts in range(2 * self.accumulate, self.batch + 1) if self.batch % parts == 0)
-        self.accumulate, before = next(divisors, self.accumulate), self.accumulate
+        more = (parts for parts in _divisors(self.batch) if parts >= 2 * self.accumulate)
+        self.accumulate, before = next(more, self.accumulate), self.accumulate
         return self.accumulate > before
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
 
 
 def _need_less(recipe: FinetuneRecipe) -> str:

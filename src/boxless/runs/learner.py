@@ -115,8 +115,8 @@ def make_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
     return AdamW(groups, lr=settings.base_lr, fused=None if torch.cuda.is_available() else True)
 
 
-def skipped_report(skipped: Mapping[str, str]) -> str:
+def skipped_report(skipped: Mapping[str, str], what: str = "images") -> str:
     """Images that could not be read, counted and listed."""
     lines = [f"  {path}: {reason}" for path, reason in sorted(skipped.items())[:20]]
     more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
-    return f"{len(skipped)} images could not be read and were left out:\n" + "\n".join(lines) + more
+    return f"{len(skipped)} {what} could not be read and were left out:\n" + "\n".join(lines) + more

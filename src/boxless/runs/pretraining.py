@@ -65,8 +65,13 @@ def run_pretraining(
     run = Run(out)
     fabric = training_fabric(recipe.precision)
     quiet = quiet or rank() > 0
-    inputs = {"images": len(index), "data": index.fingerprint, "init": str(init) if init else None}
-    check_same("data", f"{len(index)} images ({index.fingerprint})")
+    inputs = {
+        "images": len(index),
+        "data": index.fingerprint,
+        "content": index.content,
+        "init": str(init) if init else None,
+    }
+    check_same("data", f"{len(index)} images ({index.content})")
     with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):
             say(f"{out}: this run is finished already", quiet)

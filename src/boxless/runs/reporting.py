@@ -239,6 +239,7 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
         for key, group in groups.items()
     }
     first = next(iter(groups))
+    seeds = sorted({_seeds(story) for story in measured})
     cells = [
         Cell(
             str(
@@ -247,7 +248,7 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
             REFERENCE if key == first else key,
             float(story.summary.get("labelled_images", 0)),
             int(story.summary.get("labelled_images", 0)),
-            int(story.recipe.get("seed") or 0),
+            seeds.index(_seeds(story)),
             {name: math.nan if value is None else value for name, value in story.scores.items()},
             float(story.summary.get("seconds", 0)),
         )
@@ -259,6 +260,11 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
     if len(data) > 1:
         note += " These runs were measured on different labels: scores of different labels cannot be compared."
     return [_table(summarize(cells), "", {REFERENCE: names[first], **names}, note)]
+
+
+def _seeds(story: Story) -> tuple[int, ...]:
+    """What pairs runs of two groups."""
+    return tuple(int(story.recipe.get(key) or 0) for key in SEEDS)
 
 
 def _fingerprint(story: Story) -> str:
