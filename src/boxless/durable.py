@@ -6,6 +6,7 @@ name is only an entry there: LWN, "Ensuring data reaches disk" (2011).
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import socket
@@ -181,6 +182,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _let_go() -> None:

@@ -193,6 +193,36 @@ def test_a_batch_in_parts_takes_the_same_steps(scenes: Path, tmp_path: Path) -> 
         finetuning(scenes, tmp_path / "none", **settings, accumulate=0)
 
 
+def test_a_finished_run_is_not_that_of_changed_weights_names_or_masks(
+    scenes: Path, pretrained: Run, tmp_path: Path
+) -> None:
+    weights, labels = tmp_path / "start.safetensors", tmp_path / "train.json"
+    tensors, content = load_file(pretrained.weights), json.loads((scenes / "annotations" / "train.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = str(scenes / "images" / "train" / image["file_name"])
+
+    def learn() -> Run:
+        save_file(tensors, weights)
+        labels.write_text(json.dumps(content))
+        settings = {**FINETUNE, "data": str(labels), "val": str(labels), "weights": str(weights), "iterations": 1}
+        return finetune(out=str(tmp_path / "run"), quiet=True, **settings, **{"detector.kind": "mask_rcnn"})
+
+    learn()
+    learn()
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1
+    with pytest.raises(UserError, match=r"other settings \(weights_sha256 was"):
+        learn()
+    tensors = load_file(pretrained.weights)
+    content["annotations"][0]["segmentation"][0][0] += 1
+    with pytest.raises(UserError, match=r"other settings \(targets was"):
+        learn()
+    content["annotations"][0]["segmentation"][0][0] -= 1
+    content["categories"][0]["name"] += "?"
+    with pytest.raises(UserError, match=r"other settings \(targets was"):
+        learn()
+
+
 def test_labelled_images_that_cannot_be_used_are_said(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

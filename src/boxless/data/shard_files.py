@@ -6,7 +6,6 @@ does the fetching, so that any URL goes for which there is a package: s3://, htt
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from boxless.data.returning import patient
-from boxless.durable import to_disk
+from boxless.durable import sha256_of, to_disk
 from boxless.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -57,7 +56,7 @@ class ShardFile:
     def intact(self) -> bool:
         """Whether a file that is here has the size and the checksum that it was packed with; reads all of it."""
         try:
-            return os.stat(self.place).st_size == self.size and _digest(Path(self.place)) == self.sha256
+            return os.stat(self.place).st_size == self.size and sha256_of(Path(self.place)) == self.sha256
         except OSError:
             return False
 
@@ -105,7 +104,7 @@ class ShardFile:
             files.get_file(path, str(part))
             if part.stat().st_size < self.size:
                 raise _Damaged(f"cut short: {part.stat().st_size:,} of {self.size:,} bytes; copy it anew")
-            if _digest(part) != self.sha256:
+            if sha256_of(part) != self.sha256:
                 raise _Damaged(f"altered since it was packed: its SHA-256 is not {self.sha256[:16]}...; copy it anew")
 
         try:
@@ -207,8 +206,3 @@ def _make_room(folder: Path, size: int) -> None:
             return
         path.unlink(missing_ok=True)
         used -= each
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

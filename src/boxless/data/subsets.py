@@ -146,6 +146,23 @@ def labels_digest(images: Iterable[LabelledImage]) -> str:
     return sha.hexdigest()[:16]
 
 
+def targets_digest(data: LabelledData, kind: str) -> str:
+    """16 hex digits that depend on what a kind of detector learns beside boxes: class names, masks, points, class maps."""
+    points = kind == "keypoint_rcnn"
+    sha = hashlib.sha256(repr((data.classes, data.skeleton if points else None)).encode())
+    for image in data.images:
+        if kind == "mask_rcnn":
+            sha.update(repr(image.masks).encode())
+        if points and image.keypoints is not None:
+            sha.update(image.keypoints.tobytes())
+        if image.class_map is not None:
+            try:
+                sha.update(image.class_map.read_bytes())
+            except OSError:  # said when it is to be learned from
+                sha.update(b"unreadable")
+    return sha.hexdigest()[:16]
+
+
 def fingerprint(images: Iterable[LabelledImage]) -> str:
     """SHA-256 of the image ids, sorted as text, a line each: 64 hex digits that say which images these are."""
     lines = sorted(str(image.image_id) for image in images)

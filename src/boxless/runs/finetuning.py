@@ -17,10 +17,10 @@ from boxless.data.detection import DetectionDataset, DetectionSample, detection_
 from boxless.data.labels import LabelledData
 from boxless.data.loader import Order
 from boxless.data.repeat_factor import repeat_factors
-from boxless.data.subsets import fingerprint, labels_digest
+from boxless.data.subsets import fingerprint, labels_digest, targets_digest
 from boxless.detectors.detector import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
-from boxless.durable import written
+from boxless.durable import sha256_of, written
 from boxless.errors import Unfinished, UserError
 from boxless.evaluation.average_precision import Scores, check_federated
 from boxless.evaluation.mean_iou import SegmentationScores
@@ -87,7 +87,9 @@ def run_finetuning(
         "labels": labels_digest(data.images),
         "val": val.origin,
         "val_labels": labels_digest(val.images),
+        "targets": " ".join(targets_digest(each, recipe.detector.kind) for each in (data, val)),
         "weights": str(weights) if weights else None,
+        "weights_sha256": sha256_of(weights) if weights else None,
     }
     with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
         if shared(run.finished):

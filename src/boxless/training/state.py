@@ -4,7 +4,6 @@ A checkpoint's name holds its checksum, `step-<n>-<first 16 digits of its SHA-25
 which one is there without its proof. Runs of version 0.1 before had the proof in a file beside it, and are read too.
 """
 
-import hashlib
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from boxless.durable import PARTIAL, in_words, make_folder, to_disk
+from boxless.durable import PARTIAL, in_words, make_folder, sha256_of, to_disk
 from boxless.errors import UserError
 
 KEEP = 2
@@ -37,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             with partial.open("wb") as file:
                 torch.save({"step": step, **state}, file)
             to_disk(partial)
-            path = folder / f"step-{step:08d}-{_digest(partial)[:16]}.pt"
+            path = folder / f"step-{step:08d}-{sha256_of(partial)[:16]}.pt"
             partial.replace(path)
             to_disk(folder)
     finally:
@@ -115,19 +114,14 @@ def _holds(path: Path) -> bool:
     match = _NAME.fullmatch(path.name)
     assert match is not None
     if match[2]:
-        return _digest(path).startswith(match[2])
+        return sha256_of(path).startswith(match[2])
     proof = path.with_suffix(".sha256")
-    return proof.exists() and proof.read_text() == _digest(path)
+    return proof.exists() and proof.read_text() == sha256_of(path)
 
 
 def _remove(path: Path) -> None:
     path.unlink()
     path.with_suffix(".sha256").unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _say(text: str) -> None:
