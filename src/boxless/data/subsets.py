@@ -147,7 +147,7 @@ def labels_digest(images: Iterable[LabelledImage]) -> str:
 
 
 def targets_digest(data: LabelledData, kind: str) -> str:
-    """16 hex digits that depend on what a kind of detector learns beside boxes: class names, masks, points, class maps."""
+    """16 hex digits that depend on what a kind of detector learns beside boxes: names, masks, points, class maps."""
     points = kind == "keypoint_rcnn"
     sha = hashlib.sha256(repr((data.classes, data.skeleton if points else None)).encode())
     for image in data.images:
