@@ -214,10 +214,11 @@ def test_a_finished_run_is_not_that_of_changed_weights_names_or_masks(
     with pytest.raises(UserError, match=r"other settings \(weights_sha256 was"):
         learn()
     tensors = load_file(pretrained.weights)
-    content["annotations"][0]["segmentation"][0][0] += 1
+    first = content["annotations"][0]
+    before, first["segmentation"] = first["segmentation"], content["annotations"][1]["segmentation"]
     with pytest.raises(UserError, match=r"other settings \(targets was"):
         learn()
-    content["annotations"][0]["segmentation"][0][0] -= 1
+    first["segmentation"] = before
     content["categories"][0]["name"] += "?"
     with pytest.raises(UserError, match=r"other settings \(targets was"):
         learn()
