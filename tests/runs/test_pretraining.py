@@ -201,7 +201,7 @@ def test_images_of_equal_names_have_boxes_and_runs_of_their_own(scenes: Path, tm
     for camera in ("cam1", "cam2"):
         pretrain(str(tmp_path / camera), str(tmp_path / "runs" / camera), "soco-r50-fpn", **settings)
     tables = [ProposalTable.open(file) for file in (tmp_path / "runs").glob("proposals-*.parquet")]
-    assert sorted(table.sizes[0].tolist() for table in tables) == [[64, 64], [96, 48]]
+    assert sorted(table.sizes[0].tolist() for table in tables) == [[80, 80], [96, 48]]
     with pytest.raises(UserError, match=r"holds a run with other settings \(content was"):
         pretrain(str(tmp_path / "cam2"), str(tmp_path / "runs" / "cam1"), "soco-r50-fpn", **settings)
 
