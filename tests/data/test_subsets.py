@@ -10,6 +10,7 @@ import pytest
 from boxless.data.labelled import LabelledData, LabelledImage
 from boxless.data.subsets import chosen_rows, fingerprint, joined, listed_rows
 from boxless.errors import UserError
+from boxless.evaluation.average_precision import check_federated
 
 
 def labelled(ids, empty=(), crowd=(), classes=("cat", "dog"), name="here"):
@@ -97,3 +98,25 @@ def test_sets_that_do_not_agree_are_refused_and_ids_stay_unique():
     assert [image.labels.tolist() for image in union.images] == [[1], [1], [0]]
     with pytest.raises(UserError, match=r"image-2.jpg: is in both one and again"):
         joined([one, replace(one.subset([1]), origin="again")], union=False)
+
+
+def test_joined_lvis_sets_are_lvis_in_the_classes_of_all():
+    def lvis(number, name, classes, frequencies):
+        data = labelled([number], name=name, classes=classes)  # an object of the first class
+        (image,) = data.images
+        return replace(data, images=(replace(image, negative=(1,), not_exhaustive=(0,)),), frequencies=frequencies)
+
+    one, two = lvis(1, "one", ("cat", "dog"), ("r", "f")), lvis(2, "two", ("dog", "cat"), ("f", "r"))
+    both = joined([one, two], union=False)
+    check_federated(both)
+    assert both.frequencies == ("r", "f")
+    assert [(image.negative, image.not_exhaustive) for image in both.images] == [((1,), (0,)), ((0,), (1,))]
+    coco = both.as_coco()
+    assert [image["neg_category_ids"] for image in coco["images"]] == [[2], [1]]
+    assert {category["name"]: category["frequency"] for category in coco["categories"]} == {"cat": "r", "dog": "f"}
+    union = joined([one, lvis(2, "two", ("emu", "cat"), ("c", ""))], union=True)  # a group of its own, and one unknown
+    assert union.classes == ("cat", "dog", "emu") and union.frequencies == ("r", "f", "c")
+    assert [image.negative for image in union.images] == [(1,), (0,)]
+    assert joined([one, replace(two, frequencies=())], union=False).frequencies == ()  # what is not in it is not LVIS's
+    with pytest.raises(UserError, match="two: class dog has frequency c, but f in one"):
+        joined([one, replace(two, frequencies=("c", "r"))], union=False)

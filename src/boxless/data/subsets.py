@@ -22,7 +22,7 @@ def joined(parts: Sequence[LabelledData], union: bool) -> LabelledData:
     Image ids stay as they are where they differ from set to set, else they become SET/ID, SET counted from 1.
 
     Raises:
-        UserError: an image is in two sets, or their classes or keypoints do not agree.
+        UserError: an image is in two sets, or their classes, keypoints or frequencies do not agree.
     """
     classes = tuple(sorted({name for part in parts for name in part.classes})) if union else parts[0].classes
     for part in parts[1:]:
@@ -41,9 +41,14 @@ def joined(parts: Sequence[LabelledData], union: bool) -> LabelledData:
     for number, part in enumerate(parts, 1):
         index = np.array([classes.index(name) for name in part.classes], np.int64)
         for image in part.images:
-            labels = index[image.labels] if len(image.labels) else image.labels
-            image_id = image.image_id if keep_ids else f"{number}/{image.image_id}"
-            images.append(replace(image, image_id=image_id, labels=labels))
+            renumbered = replace(
+                image,
+                image_id=image.image_id if keep_ids else f"{number}/{image.image_id}",
+                labels=index[image.labels] if len(image.labels) else image.labels,
+                negative=tuple(int(index[label]) for label in image.negative),
+                not_exhaustive=tuple(int(index[label]) for label in image.not_exhaustive),
+            )
+            images.append(renumbered)
     known = dict(zip(parts[0].classes, parts[0].category_ids, strict=True))
     category_ids = tuple(range(1, len(classes) + 1)) if union else tuple(known[name] for name in classes)
     return LabelledData(
@@ -54,7 +59,25 @@ def joined(parts: Sequence[LabelledData], union: bool) -> LabelledData:
         tuple(problem for part in parts for problem in part.problems),
         parts[0].skeleton,
         difficult=all(part.difficult for part in parts),
+        frequencies=_frequencies(parts, classes),
     )
+
+
+def _frequencies(parts: Sequence[LabelledData], classes: Sequence[str]) -> tuple[str, ...]:
+    """LVIS's group of each class; nothing where one of the sets is not LVIS's, for then not all of it is."""
+    if not all(part.frequencies for part in parts):
+        return ()
+    known: dict[str, tuple[str, str]] = {}
+    for part in parts:
+        for name, group in zip(part.classes, part.frequencies, strict=True):
+            if not group:
+                continue
+            first, origin = known.setdefault(name, (group, part.origin))
+            if first != group:
+                raise UserError(
+                    f"{part.origin}: class {name} has frequency {group}, but {first} in {origin}; mend one of the files"
+                )
+    return tuple(known[name][0] if name in known else "" for name in classes)
 
 
 def _refuse_doubles(parts: Sequence[LabelledData]) -> None:
