@@ -17,7 +17,7 @@ def probe(
     size: int | None = None,
     preset: Literal["sweep", "moco", "barlow", "vicreg", "detco", "fair", "vissl"] | None = None,
     crops: bool = False,
-    level: Literal["C5", "P2", "P3", "P4", "P5"] = "C5",
+    level: Literal["C5", "P2", "P3", "P4", "P5"] | None = None,
     backbone: str | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -49,7 +49,7 @@ def probe(
             choose from, by default detco's.
         crops: Of linear: learn from a new random crop of each example in each of the 100 epochs, as the papers do,
             rather than from one view.
-        level: Of correspondence: C5, or a map of the FPN where the weights have one.
+        level: Of correspondence: a map of the FPN, where the weights have one; by default C5.
         backbone: Of weights that are no run, and of none; by default that of the first run, or else resnet50.
         seed: Of random weights, draws and colours.
         workers: Processes that decode images and fit SVMs; by default one a core, at most 8.
@@ -59,7 +59,7 @@ def probe(
         The scores, each 0..1; printed, they are the table.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: For anything that the caller can mend, as an argument that has no effect on the kind.
     """
     from boxless.errors import UserError
     from boxless.runs.features import MAPS
@@ -68,7 +68,7 @@ def probe(
     from boxless.runs.probing import PRESETS, run_probe
     from boxless.runs.setup import worker_count
 
-    known = (("kind", kind, NOTES), ("level", level, MAPS))
+    known = (("kind", kind, NOTES), ("level", level or "C5", MAPS))
     for name, value, choices in known:
         if value not in choices:
             raise UserError(f"{name}: {value!r}; expected {', '.join(choices)}")
@@ -77,6 +77,10 @@ def probe(
         raise UserError(f"preset: {preset!r}; kind {kind} takes {', '.join(presets) or 'none'}")
     if crops and kind != "linear":
         raise UserError(f"crops: kind {kind} learns from one view of each example; only linear takes crops")
+    if level is not None and kind != "correspondence":
+        raise UserError(f"level: kind {kind} measures C5; only correspondence takes a level")
+    if val is not None and kind == "correspondence":
+        raise UserError("val: kind correspondence takes none: it compares each image of --data with a copy of it")
     if size is None:
         size = 225 if kind == "correspondence" else 224
     if size < 32 or (workers is not None and workers < 0):
@@ -87,7 +91,7 @@ def probe(
     if not quiet:
         print("\n".join(f"{network.name}: {network.report}" for network in networks), file=sys.stderr, flush=True)
     settings = Probing(
-        kind, data, val, size, preset or next(iter(presets), ""), crops, level, seed, worker_count(workers, 8)
+        kind, data, val, size, preset or next(iter(presets), ""), crops, level or "C5", seed, worker_count(workers, 8)
     )
     result = run_probe(networks, settings, Path(out), quiet)
     if not quiet:

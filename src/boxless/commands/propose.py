@@ -54,13 +54,13 @@ class ProposeResult:
 def propose(
     data: str | list[str],
     out: str,
-    method: Literal["selective_search", "grid", "random"] = "selective_search",
-    preset: Literal["fast", "paper", "official-code"] = "fast",
+    method: Literal["selective_search", "grid", "random"] | None = None,
+    preset: Literal["fast", "paper", "official-code"] | None = None,
     max_side: int | None = None,
     boxes_from: str | None = None,
     recall: str | None = None,
     workers: int | None = None,
-    engine: Literal["local", "ray"] = "local",
+    engine: Literal["local", "ray"] | None = None,
     ray_address: str | None = None,
     quiet: bool = False,
 ) -> ProposeResult:
@@ -72,20 +72,22 @@ def propose(
     Args:
         data: Images: a folder, a list file, a labelled data set (labels are not used), or several of these.
         out: The Parquet file to write or to complete.
-        method: What draws the boxes; grid and random are baselines.
-        preset: Settings of selective search. fast: three colour spaces at 256 px; paper: SoCo's appendix;
-            official-code: SoCo's released script. The last two use one colour space at full size.
-        max_side: Shrink images to this longer side, px, for selective search; 0 never; default as the preset has it.
-        boxes_from: Take the boxes of this COCO JSON file instead.
+        method: What draws the boxes, by default selective_search; grid and random are baselines.
+        preset: Settings of selective search alone. fast, the default: three colour spaces at 256 px; paper: SoCo's
+            appendix; official-code: SoCo's released script. The last two use one colour space at full size.
+        max_side: Shrink images to this longer side, px, for selective search alone; 0 never; default as the preset has
+            it.
+        boxes_from: Take the boxes of this COCO JSON file instead; with it nothing is drawn, so that method, preset,
+            max_side, workers and engine are refused.
         recall: Labels to compare with, e.g. a COCO JSON file of some of the images.
         workers: Processes; default one per core.
-        engine: local: this machine; ray: a Ray cluster that is running, whose machines all see the images under the
-            same paths (pip install 'boxless[ray]').
+        engine: local, the default: this machine; ray: a Ray cluster that is running, whose machines all see the images
+            under the same paths (pip install 'boxless[ray]').
         ray_address: HOST:PORT of the cluster's head; default $RAY_ADDRESS, or a cluster on this machine.
         quiet: Print nothing.
 
     Raises:
-        UserError: for data, labels or an output file that cannot be used.
+        UserError: for data, labels or an output file that cannot be used, and arguments that would have no effect.
     """
     from boxless.data.index import index_images
     from boxless.errors import UserError
@@ -94,24 +96,36 @@ def propose(
         raise UserError(f"workers={workers}: expected 1 or more")
     if Path(out).is_dir() or Path(out).suffix != ".parquet":
         raise UserError(f"out={out}: expected a file name that ends in .parquet")
-    index = index_images(data)
     if boxes_from is not None:
         from boxless.proposals.from_coco import take_from_coco
 
+        drawing = {"method": method, "preset": preset, "max_side": max_side, "workers": workers, "engine": engine}
+        _refuse(drawing | {"ray_address": ray_address}, f"the boxes are those of boxes_from={boxes_from}")
+        index = index_images(data)
         made = take_from_coco(index, out, boxes_from)
     else:
         from boxless.engines import chosen_engine
         from boxless.proposals.production import make_proposals
 
-        with chosen_engine(engine, ray_address, workers) as cluster:
-            made = make_proposals(index, out, _method(method, preset, max_side), workers, quiet, cluster)
+        chosen = _method(method, preset, max_side)
+        index = index_images(data)
+        with chosen_engine("local" if engine is None else engine, ray_address, workers) as cluster:
+            made = make_proposals(index, out, chosen, workers, quiet, cluster)
     result = _result(made, index, recall)
     if not quiet:
         print(result)
     return result
 
 
-def _method(method: str, preset: str, max_side: int | None) -> "Method":
+def _refuse(ignored: dict[str, object], reason: str) -> None:
+    from boxless.errors import UserError
+
+    for name, value in ignored.items():
+        if value is not None:
+            raise UserError(f"{name}={value}: has no effect, for {reason}; leave it out")
+
+
+def _method(method: str | None, preset: str | None, max_side: int | None) -> "Method":
     from dataclasses import replace
 
     from boxless.errors import UserError
@@ -119,13 +133,16 @@ def _method(method: str, preset: str, max_side: int | None) -> "Method":
     from boxless.proposals.random_boxes import RandomBoxes
     from boxless.proposals.selective_search import PRESETS
 
+    baselines: dict[str, Method] = {"grid": Grid(), "random": RandomBoxes()}
+    if method in baselines:
+        _refuse({"preset": preset, "max_side": max_side}, f"method={method} is no selective search")
+        return baselines[method]
+    if method not in (None, "selective_search"):
+        raise UserError(f"method={method}: expected {', '.join(['selective_search', *baselines])}")
+    preset = "fast" if preset is None else preset
     if preset not in PRESETS:
         raise UserError(f"preset={preset}: expected {', '.join(PRESETS)}")
-    search = PRESETS[preset] if max_side is None else replace(PRESETS[preset], max_side=max_side or None)
-    choices: dict[str, Method] = {"selective_search": search, "grid": Grid(), "random": RandomBoxes()}
-    if method not in choices:
-        raise UserError(f"method={method}: expected {', '.join(choices)}")
-    return choices[method]
+    return PRESETS[preset] if max_side is None else replace(PRESETS[preset], max_side=max_side or None)
 
 
 def _result(made: "Produced", index: "Index", labels: str | None) -> ProposeResult:
