@@ -1,16 +1,23 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import boxless
+from boxless.data.index import index_images
 from boxless.errors import UserError
 from boxless.figures import style
 from boxless.figures.style import read_captions
+from boxless.geometry.affine import compose
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import PretrainRecipe
 from boxless.runs import picture_features, picture_pairs
+from boxless.runs.frozen import load_frozen
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +102,28 @@ def test_a_preview_shows_the_views_and_trains_nothing(digits, tmp_path, capsys):
     assert "leave out --preview" in capsys.readouterr().out
     assert sorted(file.name for file in out.rglob("*") if file.is_file()) == ["captions.json", "views.png", "views.svg"]
     assert "nine places" in read_captions(out / "figures")["views.png"]
+
+
+def test_the_plan_shows_cells_and_their_true_places_where_a_resnet_looks(digits, tmp_path, monkeypatch):
+    seen, shown = picture_pairs.seen, []
+
+    def moved_by_a_cell(*arguments):
+        given = seen(*arguments)
+        across = compose(torch.tensor([[[1.0, 0, -32], [0, 1, 0]]]), given.views[0].from_source)
+        return replace(given, views=(given.views[0], given.views[0]._replace(from_source=across)))
+
+    monkeypatch.setattr(picture_pairs, "seen", moved_by_a_cell)
+    monkeypatch.setattr(picture_pairs, "transport_plan", lambda *given: shown.append(given))
+    recipe, (network,) = load("self-emd-small", PretrainRecipe), load_frozen(["none"], "resnet18", seed=0)
+    picture_pairs.draw_emd(tmp_path, recipe, network, index_images(digits.unlabelled), seed=0)
+    ((*_, boxes, cells, truth),) = shown
+    spans = [(-15.5, 16.5), (16.5, 48.5), (48.5, 80.5), (80.5, 112.5)]  # around pixels 0, 32, 64, 96 of 97
+    assert boxes.tolist() == [[x1, y1, x2, y2] for y1, y2 in spans for x1, x2 in spans]
+    wide = {1: (0, 16.5), 2: (16.5, 48.5), 3: (48.5, 65)}  # of what the first view shows, a cell to the left
+    high = [(0, 16.5), (16.5, 48.5), (48.5, 80.5), (80.5, 97)]
+    for cell, place in zip(cells, truth, strict=True):
+        (x1, x2), (y1, y2) = wide[cell % 4], high[cell // 4]
+        assert place == pytest.approx([x1, y1, x2, y2], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -137,21 +137,24 @@ def test_matches_are_lines_between_the_views_and_right_ones_are_counted() -> Non
 
 
 def test_the_plan_that_is_drawn_sums_to_the_marginals() -> None:
-    plan = RANDOM.random((3, 4, 2, 5))
+    plan = RANDOM.random((3, 4, 3, 4))
     plan /= plan.sum()
     cells = [0, 7, 11]
     place = np.array([10.0, 10, 20, 20])
-    figure = laid_out(transport_plan(picture(30, 40), picture(20, 50), plan, cells, [place, None, None]))
+    corners = np.array([[10.0 * x - 5, 10.0 * y - 5] for y in range(3) for x in range(4)])  # the first ones reach out
+    boxes = np.concatenate([corners, corners + 10], 1)
+    figure = laid_out(transport_plan(picture(30, 40), picture(30, 40), plan, boxes, cells, [place, None, None]))
     rows = plan.sum((2, 3)).ravel()
     for (left, middle, flows), cell in zip(np.reshape(figure.axes, (3, 3)), cells, strict=True):
         drawn = np.asarray(middle.images[1].get_array())
         assert drawn.sum() == pytest.approx(rows[cell])
+        assert middle.images[1].get_extent() == [-5, 35, 25, -5] and middle.get_xlim() == (0, 40)
         assert float(left.get_title("left").removeprefix("weight ")) == pytest.approx(12 * rows[cell], abs=0.006)
         widths = np.array([line.get_linewidth() for line in flows.lines[2::2]])  # after the cell's box; rims between
         shares = np.sort(drawn.ravel() / drawn.sum())
         assert np.allclose(widths, np.maximum(0.6, 14 * shares[shares >= 0.01]))
-    x, y, *_ = figure.axes[3].lines[0].get_xydata()[0]
-    assert (x, y) == (30, 10)  # cell 7 of 3 x 4 cells of 10 x 10 px
+    drawn = [figure.axes[row].lines[0].get_xydata()[[0, 2]].tolist() for row in (0, 3)]
+    assert drawn == [[[0, 0], [5, 5]], [[25, 5], [35, 15]]]  # cells 0 and 7, as far as the view shows them
     assert len(figure.axes[1].lines) == 1 and not figure.axes[4].lines  # where it truly is, if anywhere
 
 

@@ -104,6 +104,19 @@ def cell_places(cells: int, size: int) -> Tensor:
     return (torch.arange(cells) + 0.5) * (size / cells)
 
 
+def _cell_centres(cells: int) -> Tensor:
+    """The places of cells x cells cells, (cells^2, 2), px of a view, row by row."""
+    line = cell_places(cells, PAIR_SIZE)
+    return torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)
+
+
+def _cell_boxes(cells: int) -> Tensor:
+    """The squares around these places, which touch, (cells^2, 4); those at a view's edge may reach out of it."""
+    centres = _cell_centres(cells)
+    half = (centres[1, 0] - centres[0, 0]) / 2
+    return torch.cat([centres - half, centres + half], -1)
+
+
 @torch.inference_mode()
 def draw_correspondence(
     networks: Sequence[Frozen], reference: Frozen, recipe: PretrainRecipe, index: ImageIndex, seed: int
@@ -136,8 +149,7 @@ def _c5(network: Frozen, image: Tensor) -> Tensor:
 
 def _pair(views: Sequence[View], row: int, maps: dict[str, list[Tensor]], first: Pixels, second: Pixels) -> ViewPair:
     cells = next(iter(maps.values()))[0].shape[-1]
-    line = cell_places(cells, PAIR_SIZE)
-    centres = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).flatten(0, 1)  # (cells^2, 2), row by row
+    centres = _cell_centres(cells)
     across = compose(views[1].from_source, invert(views[0].from_source))[row : row + 1]
     truth = transform_points(across, centres[None])[0]
     inside = ((truth >= 0) & (truth <= PAIR_SIZE)).all(1)
@@ -207,13 +219,14 @@ def draw_emd(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageInd
     cost = 1 - normalize(x.flatten(2), dim=1).mT @ normalize(y.flatten(2), dim=1)
     plan = sinkhorn(cost, rows, columns, recipe.method.regularization, recipe.method.iterations)[0]
     cells = x.shape[-1]
-    places = [_true_place(views, cell, cells) for cell in range(cells * cells)]
+    boxes = _cell_boxes(cells)
+    places = [_true_place(views, box) for box in boxes]
     order = rows[0].argsort(descending=True).tolist()
     order = [cell for cell in order if places[cell] is not None] or order
     chosen = [order[0], order[len(order) // 2], order[-1]]
     grid = plan.reshape(cells, cells, y.shape[-2], y.shape[-1]).double().numpy()
     pictures = shown.pixels(0, row), shown.pixels(1, row)
-    figure = transport_plan(*pictures, grid, chosen, [places[cell] for cell in chosen])
+    figure = transport_plan(*pictures, grid, boxes.double().numpy(), chosen, [places[cell] for cell in chosen])
     what = "its heads" if method is not None else "C5, for the run kept no checkpoint of its heads"
     return Picture(
         "emd",
@@ -244,13 +257,10 @@ def _overlap(views: Sequence[View], row: int) -> float:
     return float(area(both) / torch.maximum(area(first), area(second)))
 
 
-def _true_place(views: Sequence[View], cell: int, cells: int) -> NDArray[Any] | None:
-    """The box of the second view that shows a cell of the first, px, or None where less than half of it is there."""
-    side = PAIR_SIZE / cells
-    x, y = (cell % cells) * side, (cell // cells) * side
-    box = torch.tensor([[[x, y, x + side, y + side]]])
+def _true_place(views: Sequence[View], box: Tensor) -> NDArray[Any] | None:
+    """The box of the second view that shows one of the first, px, or None where less than half of it is there."""
     across = compose(views[1].from_source, invert(views[0].from_source))[:1]
-    whole = transform_boxes(across, box)[0]
+    whole = transform_boxes(across, clip(box, PAIR_SIZE, PAIR_SIZE)[None, None])[0]
     inside = clip(whole, PAIR_SIZE, PAIR_SIZE)
     if float(area(inside) / area(whole)) < 0.5:
         return None
