@@ -216,7 +216,7 @@ PRETRAININGS: dict[str, dict[str, Any]] = {
     "detco-r50": dict(batch=256, peak=0.03, start=0.03, end=0, warmup=0, epochs=200, decay=1e-4, name="sgd"),
     "densecl-r50": dict(batch=256, peak=0.3, start=0.3, end=0, warmup=0, epochs=800, decay=1e-4, name="sgd"),
     "self-emd-r50": dict(batch=256, peak=0.2, start=0, end=0, warmup=4, epochs=800, decay=1e-4, name="sgd"),
-    "dino-r50": dict(batch=512, peak=0.06, start=0, end=5e-7, warmup=10, epochs=100, decay=1e-4, name="sgd"),
+    "dino-r50": dict(batch=512, peak=0.06, start=0, end=1e-6, warmup=10, epochs=100, decay=1e-4, name="sgd"),
     "swav-r50": dict(batch=256, peak=0.6, start=0.6, end=0.0006, warmup=0, epochs=200, decay=1e-6),
 }
 """Batches, learning rates and decays of the papers and their codes."""

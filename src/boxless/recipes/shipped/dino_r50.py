@@ -14,7 +14,7 @@ from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 METHOD = DINOConfig(target_temperature=0.04)
 RECIPE = PretrainRecipe(
     method=METHOD,
-    optim=PretrainOptim(name="sgd", base_lr=0.03, weight_decay=1e-4, warmup_epochs=10, final_lr=2.5e-7),
+    optim=PretrainOptim(name="sgd", base_lr=0.03, weight_decay=1e-4, warmup_epochs=10, final_lr=5e-7),
     epochs=100,
     batch_size=256,
 )
