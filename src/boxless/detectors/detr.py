@@ -1,6 +1,6 @@
 """DETR (Carion et al., 2020, arXiv:2005.12872) around a trunk whose neck is a transformer.
 
-Departures from the authors' code: pixels are padded to a multiple of 32, and training crops no windows out of images.
+Departure from the authors' code: pixels are padded to a multiple of 32.
 """
 
 import torch

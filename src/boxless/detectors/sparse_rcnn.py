@@ -4,9 +4,9 @@ A few boxes and their features are learned; six stages look at each image inside
 anchors, no RPN and no NMS. The trunk's own box head is not used.
 
 Names and sizes are the paper's and its code's (github.com/PeizeSun/SparseR-CNN), at whatever width the pyramid has: 256
-channels there, and everything else in proportion. Departures from the code: the pyramid has the trunk's norms; training
-crops no windows out of images; the bias of the class scores alone starts at the prior (there also any weight whose last
-side happens to be the number of classes); biases and norms are not decayed; losses are summed over the stages.
+channels there, and everything else in proportion. Departures from the code: the pyramid has the trunk's norms; the bias
+of the class scores alone starts at the prior (there also any weight whose last side happens to be the number of
+classes); biases and norms are not decayed; losses are summed over the stages.
 """
 
 import math
