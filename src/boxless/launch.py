@@ -17,14 +17,12 @@ class Processes:
         launcher: what started them; None where this one is alone.
         rank: number of this process, 0 for the first.
         world: how many there are.
-        local_rank: number on this machine.
         local_world: how many there are on this machine, the same on each.
     """
 
     launcher: Literal["torchrun", "srun"] | None = None
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
     local_world: int = 1
 
     @property
@@ -57,7 +55,7 @@ def _of_torchrun(environment: Mapping[str, str]) -> Processes:
     world = int(environment["WORLD_SIZE"])
     local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
     _check_even(world, local_world, "torchrun: --nproc-per-node")
-    return Processes("torchrun", int(environment["RANK"]), world, int(environment["LOCAL_RANK"]), local_world)
+    return Processes("torchrun", int(environment["RANK"]), world, local_world)
 
 
 def _of_srun(environment: Mapping[str, str]) -> Processes:
@@ -68,7 +66,7 @@ def _of_srun(environment: Mapping[str, str]) -> Processes:
         )
     local_world = int(environment["SLURM_NTASKS_PER_NODE"])
     _check_even(world, local_world, "srun: --ntasks-per-node")
-    return Processes("srun", int(environment["SLURM_PROCID"]), world, int(environment["SLURM_LOCALID"]), local_world)
+    return Processes("srun", int(environment["SLURM_PROCID"]), world, local_world)
 
 
 def _check_even(world: int, local_world: int, key: str) -> None:

@@ -228,9 +228,9 @@ def test_processes_are_those_that_the_launcher_tells_of() -> None:
     assert Processes.of({}) == Processes.of({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == Processes()
     torchrun = {"MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4"}
     torchrun |= {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1"}
-    assert Processes.of(torchrun) == Processes("torchrun", 5, 8, 1, 4) and Processes.of(torchrun).machines == 2
+    assert Processes.of(torchrun) == Processes("torchrun", 5, 8, 4) and Processes.of(torchrun).machines == 2
     srun = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
-    assert Processes.of(srun) == Processes("srun", 5, 8, 1, 4)
+    assert Processes.of(srun) == Processes("srun", 5, 8, 4)
     with pytest.raises(UserError, match=r"without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start .* with torchrun"):
         Processes.of({"WORLD_SIZE": "2"})
     with pytest.raises(UserError, match="8 tasks, but not how many on each machine; give --ntasks-per-node"):

@@ -93,7 +93,7 @@ def compare(
     make_folder(folder)
     with stoppable(), locked(folder / ".lock", f"--out {out}"), mishaps(folder):
         comparison = run_comparison(
-            images, train_data, val_data, starts, choices, fractions, seeds, settings, folder, jobs, quiet
+            images, train_data, val_data, starts, choices, fractions, seeds, folder, jobs, quiet
         )
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     print(f"report: {write_report([out])}")

@@ -14,7 +14,6 @@ from boxless.data.keypoints import to_coco
 from boxless.data.labels import LabelledData, LabelledImage
 from boxless.errors import UserError
 
-MAX_DETECTIONS = 100  # per image and class, as COCO scores them
 LVIS_DETECTIONS = 300  # per image, all classes together
 FREQUENCIES = {"r": "APr", "c": "APc", "f": "APf"}  # LVIS's classes in 1 to 10, to 100 and more training images
 SIGMA = 0.1  # of keypoints that are not COCO's 17; those of a person have 0.025 (eyes) to 0.107 (hips)

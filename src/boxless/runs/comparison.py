@@ -207,7 +207,6 @@ def run_comparison(
     detectors: Sequence[Finetuning],
     fractions: Sequence[float],
     seeds: int,
-    recipe: CompareRecipe,
     out: Path,
     jobs: int,
     quiet: bool,

@@ -16,7 +16,9 @@ from boxless.figures.label_efficiency import label_efficiency
 from boxless.figures.style import save
 
 REFERENCE = "none"
-"""The start from scratch, which gains are measured over."""
+"""The word for random weights: the start from scratch, which gains are measured over."""
+SCRATCH = "from scratch"
+"""Its name in tables and figures."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         entries = [
             *([row.detector] if several else []),
-            "from scratch" if row.method == REFERENCE else row.method,
+            SCRATCH if row.method == REFERENCE else row.method,
             f"{row.images} ({row.fraction:.0%})",
             *(f"{100 * row.mean[name]:.1f} ± {100 * row.spread[name]:.1f}" for name in ("AP", "AP50", "AP75")),
             "" if row.gain is None else f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}",
@@ -147,7 +149,7 @@ def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
     for detector in detectors:
         entries = [
             {
-                "method": "from scratch" if c.method == REFERENCE else c.method,
+                "method": SCRATCH if c.method == REFERENCE else c.method,
                 "fraction": c.fraction,
                 "seed": c.seed,
                 "AP": c.scores["AP"],

@@ -8,13 +8,12 @@ import torch
 
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.interop.weights import load_trunk
+from boxless.runs.comparison_table import REFERENCE
 from boxless.runs.detecting import open_run
 from boxless.runs.weights import weights_file
 
-REFERENCE = "none"
-"""The word for random weights."""
 RANDOM = "random weights"
-"""Their name in tables and figures."""
+"""The name of random weights in tables and figures."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ def card(run: Run, recipe: PretrainRecipe | FinetuneRecipe, figures: list[str]) 
         _results(run, recipe),
         *[f"![{PurePath(name).stem}]({name})" for name in figures],
         "## Training",
-        _training(run, recipe),
+        _training(run),
         "## Intended use and limits",
         _limits(recipe),
         "## Licence",
@@ -117,7 +117,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _training(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> str:
+def _training(run: Run) -> str:
     summary, environment = run.summary, run.environment
     came = str(summary.get("init") or summary.get("weights"))
     start = came if came in ("random weights", "from scratch") else "weights, of which this was loaded: " + came

@@ -21,14 +21,12 @@ from boxless.figures.curves import training_curves
 from boxless.figures.label_efficiency import label_efficiency
 from boxless.figures.outcomes import GROUPS, Judged, examples, outcome_counts, outcome_pairs
 from boxless.figures.scores import class_gains, confusion_matrix, precision_recall_curves
+from boxless.runs.comparison_table import REFERENCE, SCRATCH
 from boxless.runs.detecting import detect_labelled, load_detector
 from boxless.runs.labels import validation_labels
 from boxless.runs.picture_views import Picture, small
 from boxless.training.journal import read_metrics
 
-REFERENCE = "none"
-"""The start from scratch, as a comparison calls its folder."""
-SCRATCH = "from scratch"
 NAMES = {
     "loss": "loss",
     "learning_rate": "learning rate",

@@ -12,12 +12,11 @@ from boxless.errors import UserError
 from boxless.figures.report.advice import Advice, advise, duration, together, verdict
 from boxless.figures.report.page import Page, Table, render
 from boxless.figures.report.story import Metrics, Story, read_story
-from boxless.runs.comparison_table import NOTE, REFERENCE, Cell, Row, summarize
+from boxless.runs.comparison_table import NOTE, REFERENCE, SCRATCH, Cell, Row, summarize
 from boxless.runs.folder import Run
 
 SEEDS = ("seed", "label_seed")
 """Keys in which runs of one group may differ."""
-SCRATCH = "from scratch"
 NO_WORDS = {"reference": "plain", "better": "good", "worse": "bad", "within noise": "note"}
 
 

@@ -14,7 +14,6 @@ class Plan:
 
     batch: int
     steps: int
-    steps_per_epoch: int
     warmup_steps: int
     peak: float
 
@@ -28,7 +27,7 @@ class Plan:
         per_epoch = images // batch
         steps = max(1, round(recipe.epochs * per_epoch))
         warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
-        return Plan(batch, steps, per_epoch, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+        return Plan(batch, steps, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
 
     def learning_rates(self, optim: PretrainOptim) -> dict[str, Any]:
         """What `warmup_cosine` wants beside the step."""
