@@ -143,6 +143,13 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (UserError("x.json: no\nimages"), 2, "boxless: error: x.json: no images\n", False),
         (KeyboardInterrupt(), 130, "boxless: interrupted\n", False),
         (RuntimeError("gone"), 1, "please report it", True),
+        (
+            PermissionError(13, "Permission denied", "/x/y"),
+            2,
+            "boxless: error: /x/y: cannot be used (Permission",
+            False,
+        ),
+        (PermissionError(13, "of a semaphore, which has no path"), 1, "please report it", True),
     ],
 )
 def test_exit_codes(

@@ -1,14 +1,19 @@
 """What a power cut leaves of checkpoints and files: never less than was there before."""
 
+import errno
 import importlib
+import io
+import os
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from boxless.durable import write_text
+from boxless.durable import lock, make_folder, write_text
 from boxless.errors import UserError
 from boxless.training.mishaps import mishaps
 from boxless.training.state import load_checkpoint, save_checkpoint
@@ -67,10 +72,36 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         refused(tmp_path / "x" / "file")
 
 
-def refused(path: Path) -> None:
-    import errno
-    import os
+@pytest.mark.parametrize("make", [make_folder, lambda path: write_text(path, "new"), lambda path: lock(path, "run")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("notes.txt/run", "Not a directory|File exists"),
+        ("x" * 300, "File name too long"),
+        ("locked/run", "Permission denied"),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_named_in_a_line(
+    name: str, reason: str, make: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    if name.startswith("locked"):  # root, which tests may run as, is let in everywhere
+        monkeypatch.setattr(os, "mkdir", denied)
+        monkeypatch.setattr(io, "open", denied)
+    with pytest.raises(UserError) as caught:
+        make(tmp_path / name)
+    assert re.fullmatch(
+        rf"{tmp_path}/\S+: cannot be used \(({reason})\); mend that, or name another place", str(caught.value)
+    )
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.rglob("*")] == ["notes.txt"]
 
+
+def denied(path: Path, *_: Any, **__: Any) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def refused(path: Path) -> None:
     from boxless.durable import written
 
     path.parent.mkdir()

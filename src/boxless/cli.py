@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import boxless
+from boxless.durable import place_in_words
 from boxless.errors import Unfinished, UserError, is_out_of_memory
 from boxless.launch import Processes
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "WORLD_SIZE" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # PyTorch's advice to programmers, once per process
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        with place_in_words():
+            _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return 0
     except UserError as error:

@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ PARTIAL = ".partial"
 """What the name of a file ends in that is not whole; a later try writes over what a kill has left."""
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+_NO_PLACE = (*_REFUSED, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 _held: set[IO[str]] = set()
@@ -39,11 +40,11 @@ def written(path: Path, alone: bool = True) -> Iterator[Path]:
     `alone`: false where other processes, on this machine or others, may write the same file at the same time.
 
     Raises:
-        UserError: where the disk is full, say.
+        UserError: where the disk is full, say, or the path cannot be written to.
     """
     partial = path.with_name(f"{path.name}{'' if alone else f'.{socket.gethostname()}-{os.getpid()}'}{PARTIAL}")
     try:
-        with in_words(path):
+        with place_in_words(path), in_words(path):
             yield partial
             (content_to_disk if partial.is_dir() else to_disk)(partial)
             os.replace(partial, path)
@@ -55,18 +56,23 @@ def written(path: Path, alone: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all; raises as `make_folder` and `written` do."""
+    make_folder(path.parent)
     with written(path) as partial:
         partial.write_text(text)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with those above it, that outlasts a power cut."""
-    new = [each for each in (path, *path.parents) if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for each in new:
-        to_disk(each.parent)
+    """Make a folder, with those above it, that outlasts a power cut.
+
+    Raises:
+        UserError: where there cannot be one: below a file, say.
+    """
+    with place_in_words(path):
+        new = [each for each in (path, *path.parents) if not each.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for each in new:
+            to_disk(each.parent)
 
 
 def to_disk(path: Path) -> None:
@@ -112,6 +118,27 @@ def in_words(place: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def place_in_words(place: Path | None = None) -> Iterator[None]:
+    """Let a path that the system refuses in the block (no permission, below a file, too long) become one line.
+
+    Unlike that of `in_words` it says nothing of what was kept, for there may be nothing yet. Without `place` it names
+    the path that the error does.
+
+    Raises:
+        UserError: that line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        where, reason = place or getattr(error, "filename", None), _refusal(error, _NO_PLACE)
+        if not where or reason is None:  # without a path it is of something else: a semaphore, say
+            raise
+        raise UserError(f"{where}: cannot be used ({reason}); mend that, or name another place") from error
+
+
+@contextlib.contextmanager
 def silent_threads(known: Callable[[BaseException], bool]) -> Iterator[None]:
     """Let other threads end without a traceback where the main thread says of the same error what there is to say."""
     before = threading.excepthook
@@ -124,13 +151,13 @@ def silent_threads(known: Callable[[BaseException], bool]) -> Iterator[None]:
             threading.excepthook = before
 
 
-def _refusal(error: BaseException | None) -> str | None:
-    """What the disk refused; PyTorch and safetensors hide it in errors of their own."""
+def _refusal(error: BaseException | None, numbers: Sequence[int] = _REFUSED) -> str | None:
+    """What the system refused; PyTorch and safetensors hide it in errors of their own."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if match := _OF_RUST.search(str(error)):
             number = int(match[1])
-        if number in _REFUSED:
+        if number is not None and number in numbers:
             return os.strerror(number)
         error = error.__cause__ or error.__context__
     return None
@@ -144,10 +171,11 @@ def lock(path: Path, what: str) -> IO[str]:
         what: is locked, for people.
 
     Raises:
-        UserError: where another process holds it, saying which.
+        UserError: where another process holds it, saying which; where the path cannot be written to.
     """
     while True:
-        file = path.open("a+")
+        with place_in_words(path):
+            file = path.open("a+")
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

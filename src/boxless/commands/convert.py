@@ -22,7 +22,7 @@ def convert(file: str, out: str, quiet: bool = False) -> Path:
     """
     from safetensors.torch import save
 
-    from boxless.durable import written
+    from boxless.durable import make_folder, written
     from boxless.errors import UserError
     from boxless.interop.files import converted
 
@@ -30,7 +30,7 @@ def convert(file: str, out: str, quiet: bool = False) -> Path:
     if path.suffix != ".safetensors" or path.is_dir():
         raise UserError(f"out {out}: expected the name of a file that ends in .safetensors")
     tensors, left = converted(Path(file))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written(path) as partial:
         partial.write_bytes(save({key: value.clone().contiguous() for key, value in tensors.items()}, {"format": "pt"}))
     if not quiet:

@@ -128,7 +128,6 @@ def _evaluate_classes(
     scores, skipped = measure_labelled(detector, labels, recipe)
     absent = tuple(name for name, share in scores["segments"].per_class.items() if share != share)
     result = EvaluationResult(folder, len(labels), scores, absent, skipped, _page(run, folder))
-    folder.mkdir(parents=True, exist_ok=True)
     rows = _spread([row for row, image in enumerate(labels.images) if str(image.path) not in skipped])
     shown = [each for each in segment_labelled(detector, labels.subset(rows), recipe) if each[0].skipped is None]
     if shown:
@@ -169,9 +168,10 @@ def _labels(data: str, classes: tuple[str, ...], quiet: bool) -> "LabelledData":
 
 
 def _folder(run: str, data: str, out: str | None) -> Path:
-    """Where the results go; never over those of other labels or another run."""
+    """Where the results go, made at once, since measuring may take long; never over those of other labels or runs."""
     import json
 
+    from boxless.durable import make_folder
     from boxless.errors import UserError
 
     inputs = _inputs(run, data)
@@ -190,6 +190,7 @@ def _folder(run: str, data: str, out: str | None) -> Path:
             raise UserError(
                 f"out {folder}: holds the evaluation of {known.get('run')} on {known.get('data')}; name another folder"
             )
+    make_folder(folder)
     return folder
 
 

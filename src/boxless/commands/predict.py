@@ -64,6 +64,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
         UserError: For anything that the caller can mend.
     """
     from boxless.data.images import decode
+    from boxless.durable import make_folder
     from boxless.errors import UserError
     from boxless.figures.overlay import overlay
     from boxless.runs.detecting import PredictionFile, detect_images, find_images, load_detector, skeleton_of
@@ -73,7 +74,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     detector, classes, recipe = load_detector(run)
     folder = _folder(out, data)
     index = find_images(data)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if recipe.detector.kind == "fcn":
         result = _predict_classes(detector, classes, recipe, index, folder, quiet)
         if not quiet:

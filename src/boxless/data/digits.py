@@ -19,7 +19,7 @@ import skimage.data
 from faster_coco_eval import mask as coco_mask
 from sklearn.datasets import load_digits, load_sample_images
 
-from boxless.durable import content_to_disk
+from boxless.durable import content_to_disk, make_folder
 from boxless.errors import UserError
 
 Array = npt.NDArray[Any]
@@ -60,7 +60,7 @@ def make_scenes(out: Path, unlabelled: int, train: int, val: int, size: int = 96
     out = Path(out)
     if _holds(out, settings):
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     # Drawn beside `out` and moved at the end: a stopped run leaves no half-filled data folder.
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

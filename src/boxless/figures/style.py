@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from boxless.durable import write_text, written
+from boxless.durable import make_folder, write_text, written
 
 # Okabe and Ito, "Color Universal Design" (2008), told apart by colour-blind readers; without its yellow, which
 # vanishes on white.
@@ -136,7 +136,7 @@ def save(figure: Figure, path: Path | str, caption: str = "") -> tuple[Path, Pat
     `caption`: what the figure shows, in words, for who does not see it; see `boxless.figures`.
     """
     stem = Path(path)
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(stem.parent)
     files = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         target = stem.with_name(stem.name + suffix)

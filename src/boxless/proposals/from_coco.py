@@ -10,6 +10,7 @@ import numpy as np
 
 from boxless.data.images import BadImage, image_size
 from boxless.data.labelled import COORDINATE_LIMIT, number_problem
+from boxless.durable import make_folder
 from boxless.errors import UserError
 from boxless.foreign import parse_json
 from boxless.proposals.limits import Array, whole_image
@@ -26,7 +27,7 @@ def take_from_coco(index: Index, out: str | Path, coco_json: str | Path) -> Prod
     started, out = time.monotonic(), Path(out)
     table = from_coco(index, coco_json)
     existing(out, index, table.settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     table.write(out)
     return Produced(out, table, len(table), time.monotonic() - started)
 

@@ -8,7 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from boxless.detectors.trunk import TrunkConfig
-from boxless.durable import write_text, written
+from boxless.durable import make_folder, write_text, written
 from boxless.errors import UserError
 
 LICENCE = """\
@@ -42,7 +42,7 @@ def write(path: Path, export: Export) -> tuple[str, Path]:
     """
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"out {path}: is a folder with files in it; name an empty or a new one")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written(path) as partial:
         said = export.write(partial)
     readme = path / "README.txt" if path.is_dir() else path.with_suffix(".README.txt")

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from boxless.data.classes import ClassifiedData, ExampleDataset
 from boxless.data.loader import Paths, one_thread
 from boxless.detectors.trunk import LEVELS, Trunk
-from boxless.durable import written
+from boxless.durable import make_folder, written
 from boxless.evaluation.correspondence import PairDataset, best_matches
 from boxless.runs.frozen import Frozen
 from boxless.runs.setup import make_fabric
@@ -153,7 +153,7 @@ class Extractor:
             pass
         self._say(f"{network.name}: computing features of {count} images")
         tensors, skipped = compute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with written(path, alone=False) as partial:
             save_file(tensors, partial, metadata={"skipped": json.dumps(skipped), "key": json.dumps(whole)})
         return tensors, skipped

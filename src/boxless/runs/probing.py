@@ -13,7 +13,7 @@ from torch import Tensor
 
 from boxless.data.classes import ClassifiedData, read_classified
 from boxless.data.index import ImageIndex, index_images
-from boxless.durable import write_text
+from boxless.durable import make_folder, write_text
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
 from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
@@ -39,6 +39,7 @@ def run_probe(networks: Sequence[Frozen], settings: Probing, out: Path, quiet: b
     """
     if settings.val is None and settings.kind not in WITHOUT_VAL:
         raise UserError(f"kind {settings.kind} needs --val: examples to measure on, beside those of --data")
+    make_folder(out)  # before what may take long
     extractor = Extractor(out / "features", settings.size, settings.processes, quiet)
     probe = _correspondence if settings.kind == "correspondence" else _classification
     result = probe(networks, settings, extractor, out)

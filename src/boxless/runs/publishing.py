@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from boxless.durable import write_text
+from boxless.durable import make_folder, write_text
 from boxless.errors import UserError
 from boxless.figures.curves import training_curves
 from boxless.figures.style import save
@@ -40,7 +40,7 @@ def prepare(where: str, folder: Path) -> Path:
     known = folder / "README.md"
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(known))):
         raise UserError(f"to: {folder}; holds other files, name an empty or a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     shutil.copyfile(run.weights, folder / run.weights.name)
     write_text(
         folder / "recipe.yaml",

@@ -1,0 +1,40 @@
+"""Where --out cannot be: one line that names it, from every command that writes."""
+
+import re
+
+import pytest
+
+from boxless.cli import main
+
+COMMANDS = {
+    "propose": "--data {images} --method grid --workers 1 --out {place}.parquet",
+    "propose from COCO": "--data {images} --boxes-from {val} --out {place}.parquet",
+    "pack": "--data {images} --workers 1 --out {place}",
+    "pretrain": "--data {images} --recipe byol-small --out {place}",
+    "pretrain with boxes": "--data {images} --recipe soco-small --proposals.method grid --workers 0 --out {place}",
+    "pretrain and preview": "--data {images} --recipe byol-small --batch_size 4 --workers 0 --preview --out {place}",
+    "finetune": "--data {train} --val {val} --out {place}",
+    "compare": "--data {images} --labels {train} --val {val} --methods none --out {place}",
+    "evaluate": "--run {boxes} --data {val} --out {place}",
+    "predict": "--run {boxes} --data {images} --out {place}",
+    "probe": "--weights none --backbone resnet18 --size 32 --data {train} --val {val} --workers 0 --out {place}",
+    "export": "--run {boxes} --out {place}.safetensors",
+    "convert": "--file {boxes}/weights.safetensors --out {place}.safetensors",
+    "publish": "--run {boxes} --to {place}",
+    "report": "{boxes} --out {place}.html",
+    "demo": "--out {place}",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("notes.txt/run", "Not a directory|File exists"), ("x" * 300, "File name too long")]
+)
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_a_place_that_is_refused_is_one_line(command, name, reason, runs, digits, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    values = {"images": digits.images, "train": digits.train, "val": digits.val, "boxes": runs.boxes}
+    words = COMMANDS[command].format(**values, place=tmp_path / name)
+    assert main([command.split()[0], *words.split()]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"boxless: error: {tmp_path}/{name[:9]}\S*: cannot be used \(({reason})\); mend that", said)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
