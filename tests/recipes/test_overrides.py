@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -130,13 +131,69 @@ def test_groups_as_mappings_and_as_instances() -> None:
         ({"optim.betas": "0.9"}, "optim.betas: expected float,float, got '0.9'"),
         ({"method.name": "alpha"}, "can't become 'alpha': choose a recipe of that method"),
         ({"method.depth": 1}, "unknown key 'method.depth'"),
-        ({"optim.base_lr": -1}, "optim: base_lr must be positive, got -1.0"),
+        ({"optim.base_lr": -1}, "optim.base_lr must be positive, got -1.0"),
     ],
 )
 def test_mistakes_are_one_line_that_helps(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         override(Recipe(), changes)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "wrong", "least"),
+    [
+        ("byol-small", "seed", -1, 0),
+        ("byol-small", "epochs", -0.5, 0),
+        ("byol-small", "workers", -1, 0),
+        ("byol-small", "batch_size", 0, 1),
+        ("byol-small", "checkpoint_every", 0, 1),
+        ("byol-small", "health_every", 0, 1),
+        ("byol-small", "optim.warmup_epochs", -1, 0),
+        ("byol-small", "optim.reference_batch", 0, 1),
+        ("byol-small", "optim.clip_norm", -1, 0),
+        ("faster-rcnn-fpn", "label_seed", -1, 0),
+        ("faster-rcnn-fpn", "iterations", -1, 0),
+        ("faster-rcnn-fpn", "batch_size", 0, 1),
+        ("faster-rcnn-fpn", "accumulate", 0, 1),
+        ("faster-rcnn-fpn", "checkpoint_every", 0, 1),
+        ("faster-rcnn-fpn", "min_size", (480, 0), 1),
+        ("faster-rcnn-fpn", "optim.warmup_iterations", -1, 0),
+        ("compare-small", "finetune.batch_size", 0, 1),
+        ("compare-small", "pretrain.optim.warmup_epochs", -1, 0),
+        ("demo", "pretrain.seed", -1, 0),
+        ("demo", "view_size", 0, 1),
+    ],
+)
+def test_numbers_out_of_range_name_their_key_in_flags_and_files(
+    recipe: str, key: str, wrong: object, least: int, tmp_path: Path
+) -> None:
+    got = wrong[-1] if isinstance(wrong, tuple) else wrong
+    message = f"{key}: expected {least} or more, got {got}"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}[.0]*$"):
+        override(catalogue.load(recipe, object), {key: wrong})
+    *groups, last = key.split(".")
+    content: dict[str, object] = {last: list(wrong) if isinstance(wrong, tuple) else wrong}
+    for group in reversed(groups):
+        content = {group: content}
+    (file := tmp_path / "own.yaml").write_text(yaml.safe_dump({"recipe": recipe, **content}))
+    with pytest.raises(UserError, match=f"^{re.escape(f'{file}: {message}')}[.0]*$"):
+        catalogue.load(file, object)
+    least_of_all = (least,) if isinstance(wrong, tuple) else least
+    assert keys(override(catalogue.load(recipe, object), {key: least_of_all}))[key].value == least_of_all
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("byol-small", {"workers": None, "shard_buffer": None, "compile": None, "optim.clip_norm": None}),
+        ("faster-rcnn-fpn", {"accumulate": "auto", "iterations": None, "evaluate_every": None, "label_count": None}),
+        ("faster-rcnn-fpn", {"workers": 0, "precise_norms": 0, "repeat_threshold": 0.0, "min_size": ()}),
+    ],
+)
+def test_what_is_no_number_and_what_0_turns_off_may_stand(recipe: str, changes: dict[str, object]) -> None:
+    changed = keys(override(catalogue.load(recipe, object), changes))
+    assert {key: changed[key].value for key in changes} == changes
 
 
 def test_keys_carry_type_value_and_docstring() -> None:

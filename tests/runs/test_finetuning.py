@@ -189,7 +189,7 @@ def test_a_batch_in_parts_takes_the_same_steps(scenes: Path, tmp_path: Path) -> 
     assert parts.summary["steps"] == 1
     with pytest.raises(UserError, match=r"accumulate: 3; expected a divisor of batch_size, 4"):
         finetuning(scenes, tmp_path / "thirds", **settings, accumulate=3)
-    with pytest.raises(UserError, match=r"accumulate: 0"):
+    with pytest.raises(UserError, match=r"^accumulate: expected 1 or more, got 0$"):
         finetuning(scenes, tmp_path / "none", **settings, accumulate=0)
 
 

@@ -57,8 +57,11 @@ def figures(
     Raises:
         UserError: For anything that the caller can mend.
     """
+    from boxless.errors import UserError
     from boxless.runs.pictures import Sitting, draw_pictures
 
+    if seed < 0:
+        raise UserError(f"seed={seed}: expected 0 or more")
     runs = (run,) if isinstance(run, str) else tuple(run)
     sitting = Sitting(runs, data, seed, quiet)
     names = [word.strip() for word in (kinds or "").split(",") if word.strip()]

@@ -83,8 +83,8 @@ def probe(
         raise UserError("val: kind correspondence takes none: it compares each image of --data with a copy of it")
     if size is None:
         size = 225 if kind == "correspondence" else 224
-    if size < 32 or (workers is not None and workers < 0):
-        raise UserError(f"size={size}, workers={workers}: expected a size of 32 px or more, and workers of 0 or more")
+    if size < 32 or min(workers or 0, seed) < 0:
+        raise UserError(f"size={size}, workers={workers}, seed={seed}: expected a size of 32 px or more, others from 0")
     if Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"out {out}: is a file; name a folder")
     networks = load_frozen([weights] if isinstance(weights, str) else weights, backbone, seed)

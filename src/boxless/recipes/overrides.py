@@ -169,7 +169,10 @@ def _checked(name: str, value: object, leaves: Mapping[str, Key], groups: Mappin
 
 
 def _rebuilt(node: R, values: Mapping[str, object], prefix: str) -> R:
-    """Build `node` anew from the inside out, so that each dataclass's own checks see the new values."""
+    """Build `node` anew from the inside out, so that each dataclass's own checks see the new values.
+
+    The ValueError of such a check begins with the name of a field.
+    """
     new: dict[str, object] = {}
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         name, old = prefix + field.name, getattr(node, field.name)
@@ -180,7 +183,7 @@ def _rebuilt(node: R, values: Mapping[str, object], prefix: str) -> R:
     try:
         return dataclasses.replace(node, **new)  # type: ignore[type-var]
     except ValueError as error:
-        raise UserError(f"{prefix.rstrip('.') or 'recipe'}: {error}") from error
+        raise UserError(f"{prefix}{error}") from error
 
 
 def _keys_of(group: str, leaves: Collection[str]) -> str:

@@ -71,6 +71,15 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Loggers = tuple[Literal["wandb", "mlflow"], ...]
 
 
+def _check_least(settings: object, least: int, *names: str) -> None:
+    """Raise ValueError where a number, or one of several, is less than `least`; None and words (auto) are none."""
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and number < least:
+                raise ValueError(f"{name}: expected {least} or more, got {number}")
+
+
 @dataclass(frozen=True)
 class PretrainOptim:
     """Optimiser and learning rate of pretraining: warm-up, then a cosine, both per step."""
@@ -97,6 +106,11 @@ class PretrainOptim:
     """Whether LARS decays and scales biases and norms too (SwAV)."""
     clip_norm: float | None = None
     """Largest norm of all gradients together; none by default."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, 0, "base_lr", "weight_decay", "momentum", "warmup_epochs", "warmup_start", "final_lr")
+        _check_least(self, 0, "bias_lr_scale", "clip_norm")
+        _check_least(self, 1, "reference_batch")
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,10 @@ class PretrainRecipe:
     """Beside metrics.csv and TensorBoard: wandb, mlflow. They write into the run's folder and send nothing, unless
     WANDB_MODE=online or MLFLOW_TRACKING_URI is set."""
 
+    def __post_init__(self) -> None:
+        _check_least(self, 0, "epochs", "workers", "seed")
+        _check_least(self, 1, "batch_size", "checkpoint_every", "health_every")
+
 
 @dataclass(frozen=True)
 class FinetuneOptim:
@@ -183,6 +201,11 @@ class FinetuneOptim:
     """Factor on the learning rate of the whole body (DETR: 0.1)."""
     clip_norm: float | None = None
     """Largest norm of all gradients together; none by default, as in Detectron2."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, 0, "lr", "momentum", "weight_decay", "warmup_iterations", "warmup_start", "final_lr")
+        _check_least(self, 0, "drops", "drop_factor", "layer_decay", "body_lr_scale", "clip_norm")
+        _check_least(self, 1, "reference_batch")
 
 
 @dataclass(frozen=True)
@@ -251,6 +274,11 @@ class FinetuneRecipe:
     loggers: Loggers = ()
     """Beside metrics.csv and TensorBoard; see pretraining's."""
 
+    def __post_init__(self) -> None:
+        _check_least(self, 0, "epochs", "iterations", "freeze", "label_seed", "precise_norms", "evaluate_every")
+        _check_least(self, 0, "workers", "seed")
+        _check_least(self, 1, "batch_size", "accumulate", "min_size", "max_size", "checkpoint_every")
+
 
 @dataclass(frozen=True)
 class CompareRecipe:
@@ -268,6 +296,7 @@ class CompareRecipe:
     such as {method: soco, method.boxes: 1} or {method: byol, init: runs/byol}."""
 
     def __post_init__(self) -> None:
+        _check_least(self, 1, "view_size")
         names = list(self.starts) if isinstance(self.starts, dict) else [self.starts]
         wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name)]
         if wrong or "none" in names:
