@@ -89,10 +89,21 @@ def test_gain_over_a_reference_and_of_a_comparison(runs, tmp_path):
     assert f"{mean:+.1f} points in the mean of {len(both)} classes" in next(iter(result.written.values()))
     for start, run in (("none", runs.masks), ("soco", runs.boxes)):
         shutil.copytree(run, tmp_path / "compared" / "finetune" / "faster_rcnn" / start / "labels-0.1" / "seed-0")
-    rows = ["detector,method,fraction,images,seed,AP", "faster_rcnn,none,0.1,4,0,0.1", "faster_rcnn,soco,0.1,4,0,0.2"]
-    (tmp_path / "compared" / "comparison.csv").write_text("\n".join(rows) + "\n")
-    result = boxless.figures(str(tmp_path / "compared"), quiet=True)
-    assert [Path(file).name for file in result.written] == ["gain-soco.png", "label-efficiency.png"]
+    rows = [
+        "detector,method,fraction,images,seed,AP,seconds",
+        *(f"faster_rcnn,{name},0.1,4,0,0.1,9" for name in ("none", "soco")),
+    ]
+    for older in (False, True):  # a table of before there was a choice of detectors
+        table = [row.partition(",")[2] if older else row for row in rows]
+        (tmp_path / "compared" / "comparison.csv").write_text("\n".join(table) + "\n")
+        result = boxless.figures(str(tmp_path / "compared"), quiet=True)
+        assert [Path(file).name for file in result.written] == ["gain-soco.png", "label-efficiency.png"]
+        name = "detector" if older else "faster_rcnn"
+        said = f"AP of {name} against the number of labelled images, for from scratch, soco;"
+        assert list(result.written.values())[1].startswith(said)
+    (tmp_path / "compared" / "comparison.csv").write_text("name,value\nx,1\n")
+    with pytest.raises(UserError, match=r"comparison\.csv: is not a table of boxless compare \('method'\)"):
+        boxless.figures(str(tmp_path / "compared"), kinds="label-efficiency", quiet=True)
 
 
 def test_a_preview_shows_the_views_and_trains_nothing(digits, tmp_path, capsys):
@@ -143,3 +154,8 @@ def test_what_is_missing_is_said_in_one_line(digits, runs, run, data, kinds, exp
     with pytest.raises(UserError, match=expected) as raised:
         boxless.figures(getattr(runs, run, run), where, kinds, quiet=True)
     assert "\n" not in str(raised.value)
+
+
+def test_a_seed_less_than_nothing_is_refused():
+    with pytest.raises(UserError, match="seed=-1: expected 0 or more"):
+        boxless.figures("run", seed=-1)

@@ -166,6 +166,7 @@ def test_names_and_references(runs, weights: str, tmp_path: Path) -> None:
         ({"kind": "correspondence", "val": None, "level": "P6"}, "level: 'P6'; expected C5, P2"),
         ({"weights": "nowhere"}, "weights nowhere: no such file or run"),
         ({"size": 8}, "expected a size of 32 px or more"),
+        ({"seed": -1}, "seed=-1: expected"),
         ({"data": "{root}/train/digit 0"}, "lie in no class folder"),
         ({"data": "{root}/one"}, r"only one class \(digit 0\)"),
         ({"data": "{root}/val", "kind": "few_shot", "val": None}, "0 classes have 20 readable examples"),

@@ -4,14 +4,16 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 from boxless.durable import write_text
+from boxless.errors import UserError
 from boxless.figures.label_efficiency import label_efficiency
 from boxless.figures.style import save
 
@@ -144,7 +146,36 @@ def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
         writer.writerow([c.detector, c.method, c.fraction, c.images, c.seed, *scores, c.seconds])
     write_text(out / "comparison.csv", text.getvalue())
     write_text(out / "comparison.md", f"{table(rows)}\n\n{NOTE}\n")
-    (out / "figures").mkdir(exist_ok=True)
+    for name, figure, caption in efficiency_figures(cells):
+        save(figure, out / "figures" / name, caption)
+
+
+def read_table(file: Path) -> list[Cell]:
+    """The cells of a comparison.csv that `write_table` wrote; older ones do not name their only detector.
+
+    Raises:
+        UserError: where it is none; OSError where it cannot be read.
+    """
+    own = ("detector", "method", "fraction", "images", "seed", "seconds")
+    try:
+        return [
+            Cell(
+                row.get("detector") or "detector",
+                row["method"],
+                float(row["fraction"]),
+                int(row["images"]),
+                int(row["seed"]),
+                {key: float(value) for key, value in row.items() if key not in own},
+                float(row["seconds"]),
+            )
+            for row in csv.DictReader(file.read_text().splitlines())
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: is not a table of boxless compare ({error}); give its command again") from error
+
+
+def efficiency_figures(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure, str]]:
+    """AP over the share of labels, a figure for each detector: its name, itself and what it shows."""
     detectors = list(dict.fromkeys(cell.detector for cell in cells))
     for detector in detectors:
         entries = [
@@ -152,8 +183,8 @@ def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
                 "method": SCRATCH if c.method == REFERENCE else c.method,
                 "fraction": c.fraction,
                 "seed": c.seed,
-                "AP": c.scores["AP"],
                 "images": c.images,
+                **c.scores,
             }
             for c in cells
             if c.detector == detector
@@ -161,4 +192,4 @@ def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
         name = "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}"
         starts = ", ".join(dict.fromkeys(str(entry["method"]) for entry in entries))
         caption = f"AP of {detector} against the number of labelled images, for {starts}; each dot is one fine-tuning."
-        save(label_efficiency(entries), out / "figures" / name, caption)
+        yield name, label_efficiency(entries), caption

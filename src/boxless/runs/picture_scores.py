@@ -1,6 +1,5 @@
 """Pictures of how a run went and what came out: curves, detections, and scores class by class."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -18,10 +17,9 @@ from boxless.evaluation.average_precision import Detections
 from boxless.evaluation.matching import IGNORED, Matches, balanced_score, confusion, match
 from boxless.evaluation.precision_recall import precision_recall
 from boxless.figures.curves import training_curves
-from boxless.figures.label_efficiency import label_efficiency
 from boxless.figures.outcomes import GROUPS, Judged, examples, outcome_counts, outcome_pairs
 from boxless.figures.scores import class_gains, confusion_matrix, precision_recall_curves
-from boxless.runs.comparison_table import REFERENCE, SCRATCH
+from boxless.runs.comparison_table import REFERENCE, SCRATCH, efficiency_figures, read_table
 from boxless.runs.detecting import detect_labelled, load_detector
 from boxless.runs.labels import validation_labels
 from boxless.runs.picture_views import Picture, small
@@ -156,24 +154,11 @@ def draw_confusion(looked: Looked) -> Picture:
 def draw_label_efficiency(comparison: Path) -> Iterator[Picture]:
     """AP over the share of labels, from comparison.csv; a figure for each detector."""
     try:
-        with (comparison / "comparison.csv").open(newline="") as file:
-            rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
+        cells = read_table(comparison / "comparison.csv")
     except OSError as error:
         raise UserError(f"{comparison}: not a finished comparison (no comparison.csv)") from error
-    detectors = list(dict.fromkeys(row["detector"] for row in rows))
-    for detector in detectors:
-        own = [
-            {**row, "method": SCRATCH if row["method"] == REFERENCE else row["method"]}
-            for row in rows
-            if row["detector"] == detector
-        ]
-        starts = list(dict.fromkeys(row["method"] for row in own))
-        yield Picture(
-            "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}",
-            label_efficiency(own),
-            f"AP of {detector} against the number of labelled images, for {', '.join(starts)}; each dot is one "
-            "fine-tuning.",
-        )
+    for picture in efficiency_figures(cells):
+        yield Picture(*picture)
 
 
 def draw_gains(comparison: Path) -> Iterator[Picture]:

@@ -1,6 +1,5 @@
 """From folders to the page that tells of them: which kind each is, and the scores of several side by side."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from boxless.errors import UserError
 from boxless.figures.report.advice import Advice, advise, duration, together, verdict
 from boxless.figures.report.page import Page, Table, render
 from boxless.figures.report.story import Metrics, Story, read_story
-from boxless.runs.comparison_table import NOTE, REFERENCE, SCRATCH, Cell, Row, summarize
+from boxless.runs.comparison_table import NOTE, REFERENCE, SCRATCH, Cell, Row, read_table, summarize
 from boxless.runs.folder import Run
 
 SEEDS = ("seed", "label_seed")
@@ -79,33 +78,13 @@ def _compared(path: Path, name: str) -> Compared:
         _story(file, "/".join(file.parent.relative_to(path / "finetune").parts))
         for file in sorted(path.glob("finetune/**/recipe.yaml"))
     ]
-    return Compared(path, name, _cells(path / "comparison.csv"), tuple(pretrained), tuple(finetuned))
+    table = path / "comparison.csv"
+    cells = tuple(read_table(table)) if table.is_file() else ()
+    return Compared(path, name, cells, tuple(pretrained), tuple(finetuned))
 
 
 def _story(recipe: Path, name: str) -> Story:
     return read_story(Run(recipe.parent).path, name)
-
-
-def _cells(file: Path) -> tuple[Cell, ...]:
-    if not file.is_file():
-        return ()
-    own = ("detector", "method", "fraction", "images", "seed", "seconds")
-    try:
-        rows = list(csv.DictReader(file.read_text().splitlines()))
-        return tuple(
-            Cell(
-                row.get("detector") or "detector",
-                row["method"],
-                float(row["fraction"]),
-                int(row["images"]),
-                int(row["seed"]),
-                {key: float(value) for key, value in row.items() if key not in own},
-                float(row["seconds"]),
-            )
-            for row in rows
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: is not a table of boxless compare ({error}); give its command again") from error
 
 
 def make_page(subjects: Sequence[Subject], live: str = "") -> str:
