@@ -1,10 +1,14 @@
 """The whole way on embedded scenes: images in, a table out; a second call finds everything done."""
 
 import csv
+import json
+from pathlib import Path
 
 import pytest
 
 from boxless.commands.compare import compare
+from boxless.commands.demo import demo
+from boxless.data import digits
 from boxless.data.digits import make_scenes
 from boxless.errors import UserError
 from boxless.runs.folder import Run
@@ -83,3 +87,13 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
     with pytest.raises(UserError, match=r"densecl: holds a run with other settings \(init was None, is .*soco.weights"):
         run(jobs=1, init=str(out / "pretrain" / "soco"))
+
+
+def test_the_demo_draws_what_its_own_detector_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "make_scenes", lambda out, **_: make_scenes(out, 16, 10, 4, size=48))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # in this process
+    demo(str(tmp_path), seeds=1, **TINY, **{"finetune.detector.kind": "retinanet"})
+    assert f"{tmp_path}/detections/examples.png" in capsys.readouterr().out
+    measured = json.loads((tmp_path / "detections" / "evaluation.json").read_text())
+    trained = tmp_path / "comparison" / "finetune" / "retinanet" / "joint" / "labels-0.2" / "seed-0"
+    assert Path(measured["run"]) == trained.resolve()

@@ -46,8 +46,9 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
         jobs=min(4, os.cpu_count() or 1),
         **overrides,
     )
-    detector = folder / "comparison" / "finetune" / "faster_rcnn" / "joint" / "labels-0.2" / "seed-0"
-    drawn = evaluate(str(detector), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
+    detector = comparison.cells[0].detector  # --finetune.detector.kind may name another
+    run = comparison.path / "finetune" / detector / "joint" / "labels-0.2" / "seed-0"
+    drawn = evaluate(str(run), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
     print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
     print(f"report: {folder / 'comparison' / 'report.html'}")
     return comparison
