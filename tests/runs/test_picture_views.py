@@ -2,6 +2,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from boxless.data.index import index_images
@@ -9,8 +11,11 @@ from boxless.detectors.trunk import TrunkConfig
 from boxless.methods.soco import SoCoConfig
 from boxless.proposals.production import make_proposals
 from boxless.proposals.random_boxes import RandomBoxes
+from boxless.recipes.catalogue import load
 from boxless.recipes.schema import PretrainRecipe, ProposalOptions
+from boxless.runs import picture_pairs
 from boxless.runs.boxes import proposal_file
+from boxless.runs.frozen import load_frozen
 from boxless.runs.picture_views import draw_views, small
 
 
@@ -44,3 +49,28 @@ def test_the_boxes_of_views_are_those_of_their_image(tmp_path: Path) -> None:
             for corners in drawn:
                 box = np.concatenate([corners.min(0), corners.max(0)])
                 assert np.abs(boxes - box).max(1).min() < 1e-3
+
+
+@pytest.mark.parametrize(("moved", "share"), [(0, 100), (1, 0)])
+def test_the_nearest_cell_is_always_right_and_its_neighbour_never(scenes: Path, monkeypatch, moved, share) -> None:
+    seen, shown = picture_pairs.seen, []
+
+    def recorded(*arguments):
+        shown.append(seen(*arguments))
+        return shown[0]
+
+    def nearest(*_: torch.Tensor) -> torch.Tensor:
+        row = next(rows)
+        first, second = (np.vstack([view.from_source[row], [0, 0, 1]]) for view in shown[0].views)
+        places = np.array([[32 * x + 0.5, 32 * y + 0.5, 1] for y in range(8) for x in range(8)])
+        there = (second @ np.linalg.inv(first) @ places.T)[:2].T
+        across, down = np.clip(np.round((there - 0.5) / 32), 0, 7).astype(int).T
+        return torch.tensor(8 * down + (across + moved) % 8)[None]
+
+    rows = iter(range(3))
+    monkeypatch.setattr(picture_pairs, "seen", recorded)
+    monkeypatch.setattr(picture_pairs, "best_matches", nearest)
+    networks, recipe = load_frozen(["none"], "resnet18", seed=0), load("densecl-small", PretrainRecipe)
+    index = index_images(scenes / "images" / "unlabelled")
+    picture = next(picture_pairs.draw_correspondence(networks, networks[0], recipe, index, seed=0))
+    assert picture.caption.endswith(f"Found in the right cell: {networks[0].name} {share} %.")

@@ -158,7 +158,9 @@ def _pair(views: Sequence[View], row: int, maps: dict[str, list[Tensor]], first:
         for name, (a, b) in maps.items()
     }
     places = centres[inside].double().numpy()
-    return ViewPair(first, second, places, truth[inside].double().numpy(), found, PAIR_SIZE / cells / 2)
+    # Half the way to the next cell, which of a ResNet's is further away than PAIR_SIZE / cells.
+    tolerance = float(centres[1, 0] - centres[0, 0]) / 2 if cells > 1 else PAIR_SIZE / 2
+    return ViewPair(first, second, places, truth[inside].double().numpy(), found, tolerance)
 
 
 def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterator[Picture]:
