@@ -10,13 +10,16 @@ from PIL import Image
 from torch import nn
 
 import boxless
+from boxless.data.labels import read_labels
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import two_stage
 from boxless.errors import UserError
+from boxless.evaluation.average_precision import Detections, average_precision
+from boxless.figures import detections
 from boxless.interop.files import read_tensors
 from boxless.recipes.catalogue import load
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs import detecting
+from boxless.runs import detecting, picture_scores
 
 SCALE = 1.5  # of the images that the knowing detector is shown
 
@@ -119,6 +122,44 @@ def test_unreadable_images_and_missing_classes_are_told(runs, tmp_path, own_labe
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["per_class"]["bbox"]["0"] is None
     printed = capsys.readouterr().out
     assert "1 images could not be read" in printed and "without labelled objects, in no mean: 0" in printed
+
+
+def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(runs, tmp_path, own_labels, monkeypatch):
+    def federated(document):
+        for image in document["images"]:
+            objects = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
+            image["neg_category_ids"] = [min(set(range(1, 11)) - {entry["category_id"] for entry in objects})]
+        for category in document["categories"]:
+            category["frequency"] = "f"
+
+    file = str(own_labels(federated))
+    labels = read_labels(file)
+    found = []
+    for row, image in enumerate(labels.images):
+        unknown = max(set(range(10)) - {*image.labels.tolist(), *image.negative})
+        others = [unknown, *image.negative[: row == 0]]  # once in all a class that is known not to be there
+        boxes = np.concatenate([image.boxes, np.float32([[0, 0, 5, 5]] * len(others))])
+        scores = np.float32([*[0.9] * len(image.boxes), *[0.95, 0.6][: len(others)]])
+        found.append(Detections(boxes, scores, np.array([*image.labels, *others])))
+    for module in (detecting, picture_scores):
+        monkeypatch.setattr(module, "detect_labelled", lambda *_: (found, {}))
+    pairs, drawn = detections.detection_pairs, []
+    monkeypatch.setattr(detections, "detection_pairs", lambda *given: drawn.append(given) or pairs(*given))
+    boxless.evaluate(runs.boxes, file, str(tmp_path / "e"), quiet=True)
+    objects = sum(len(image.boxes) for image in labels.images)
+    counts = json.loads((tmp_path / "e" / "gallery.json").read_text())["counts"]
+    assert counts == {"correct": objects, "extra": 1, "wrong class": 0, "missing": 0}
+    ((_, truths, shown, *_),) = drawn
+    for truth, each in zip(truths, shown, strict=True):
+        assert each.labels.tolist() == [*truth.labels, *truth.negative]  # the first image is the one example
+
+    looked = picture_scores.Looked(runs.boxes, file, quiet=True)
+    said = [picture.caption for picture in picture_scores.draw_detections(looked)]
+    assert all(f"{objects} correct" in each and " 1 extra" in each for each in said)
+    said = picture_scores.draw_confusion(looked).caption
+    assert f"{objects} of their class, 0 of another one, 0 missed, 1 extra" in said
+    assert average_precision(labels, found, federated=True).ap50 == 1 > average_precision(labels, found).ap50
+    assert "AP50 100.0, AP75 100.0" in picture_scores.draw_precision_recall(looked).caption
 
 
 def test_labels_of_other_classes_are_refused(runs, own_labels):

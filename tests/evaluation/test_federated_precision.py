@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from boxless.data.labelled import LabelledData, LabelledImage
 from boxless.data.labels import read_labels
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections, average_precision
+from boxless.evaluation.average_precision import Detections, average_precision, judged
+from boxless.evaluation.precision_recall import precision_recall
 
 CLASSES, GROUPS = ("a", "b", "c", "d"), ("r", "c", "f", "f")
 IDS = (7, 3, 11, 5)  # not in order
@@ -175,6 +176,33 @@ def test_worked_by_hand():
     assert math.isnan(result.by_frequency["APf"]) and result.ap == pytest.approx(0.75) and math.isnan(result.ar100)
     ordinary = average_precision(data_of(images), found_in(detected))
     assert ordinary.per_class["a"] < 1 and not ordinary.by_frequency
+
+
+def test_curves_have_the_areas_that_ap_has():
+    one, away = (0, 0, 10, 10), (40, 40, 50, 50)
+    images = [([(one, 0)], {1}, set()), ([(one, 0)], set(), {0}), ([(one, 1)], set(), set())]
+    detected = [
+        [(one, 0, 0.5), (away, 1, 0.99), (away, 2, 0.9)],  # b is known not to be here; of c nothing is known
+        [(away, 0, 0.9), (one, 0, 0.4)],  # not every `a` is labelled
+        [((0, 0, 10, 7), 1, 0.8), *((away, 0, 0.95 + n / 10_000) for n in range(110))],  # right at IoU 0.5 alone
+    ]
+    data, found = data_of(images), found_in(detected)
+    result = average_precision(data, found, federated=True)
+    assert (result.ap50, result.ap75) == (pytest.approx(0.75), pytest.approx(0.5))
+    for each in (found, judged(data, found)):
+        np.testing.assert_allclose(precision_recall(data, each).means.mean(1), [result.ap50, result.ap75], atol=1e-12)
+
+
+def test_what_labels_speak_of_keeps_its_masks_and_keypoints():
+    images = [([((0, 0, 10, 10), 0)], {1}, set())]
+    boxes, labels = np.arange(16, dtype=np.float32).reshape(4, 4), np.array([2, 0, 3, 1])
+    masks = [{"size": [64, 64], "counts": str(n)} for n in range(4)]
+    found = Detections(boxes, np.float32([0.9, 0.8, 0.7, 0.6]), labels, masks, boxes.reshape(4, 2, 2))
+    (kept,) = judged(data_of(images), [found])
+    assert kept.labels.tolist() == [0, 1] and kept.masks == [masks[1], masks[3]]
+    for name in ("boxes", "scores", "keypoints"):
+        assert np.array_equal(getattr(kept, name), getattr(found, name)[[1, 3]])
+    assert judged(data_of(images, ()), [found]) == [found]  # other labels speak of all classes
 
 
 def test_the_300_surest_of_an_image_count():

@@ -199,12 +199,14 @@ def _inputs(run: str, data: str) -> dict[str, str]:
 
 
 def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detections]", skipped: dict[str, str]) -> None:
-    """A few images with objects, spread over the data."""
+    """A few images with objects, spread over the data; LVIS's without what its labels say nothing of."""
     from boxless.data.images import decode
+    from boxless.evaluation.average_precision import judged
     from boxless.evaluation.matching import balanced_score
     from boxless.figures.detections import detection_pairs
     from boxless.figures.style import save
 
+    found = judged(labels, found)
     usable = [row for row, image in enumerate(labels.images) if len(image.boxes) and str(image.path) not in skipped]
     if not usable:
         return

@@ -11,7 +11,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
 from boxless.data.keypoints import to_coco
-from boxless.data.labels import LabelledData, LabelledImage
+from boxless.data.labels import LabelledData
 from boxless.errors import UserError
 
 LVIS_DETECTIONS = 300  # per image, all classes together
@@ -32,6 +32,16 @@ class Detections:
     labels: npt.NDArray[np.int64]
     masks: list[dict[str, Any]] | None = None
     keypoints: npt.NDArray[np.float32] | None = None
+
+    def subset(self, rows: npt.NDArray[np.intp]) -> "Detections":
+        """Return the detections at `rows`, in their order."""
+        return Detections(
+            self.boxes[rows],
+            self.scores[rows],
+            self.labels[rows],
+            None if self.masks is None else [self.masks[row] for row in rows],
+            None if self.keypoints is None else self.keypoints[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,38 @@ def average_precision(
     """
     if federated:
         check_federated(truth)
-        detections = [_countable(found, image) for found, image in zip(detections, truth.images, strict=True)]
+    result = _summary(*precision_tables(truth, detections, kind, federated), truth.classes)
+    return replace(result, ar100=math.nan, by_frequency=_by_frequency(truth, result)) if federated else result
+
+
+def judged(truth: LabelledData, detections: Sequence[Detections]) -> list[Detections]:
+    """Detections, one entry per image of `truth` in its order, without those of which its labels say nothing.
+
+    Such are in LVIS's labels, and in no others, those of a class that an image is neither known to show nor known not
+    to show. Those of a class of which not every object is labelled stay, for they may be right.
+    """
+    if not truth.frequencies:
+        return list(detections)
+    return [
+        found.subset(np.flatnonzero(np.isin(found.labels, [*image.labels, *image.negative])))
+        for found, image in zip(detections, truth.images, strict=True)
+    ]
+
+
+def precision_tables(
+    truth: LabelledData,
+    detections: Sequence[Detections],
+    kind: Literal["bbox", "segm", "keypoints"] = "bbox",
+    federated: bool = False,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Sequence[str]]:
+    """What `average_precision`, of which see the arguments and errors, is the mean of.
+
+    Returns:
+        Precision (IoUs 0.5 to 0.95, 101 recalls, classes, areas, limits), recall (the same without the 101), each -1
+        for classes without objects, and the names of the areas.
+    """
+    if federated:
+        detections = judged(truth, [_surest(found) for found in detections])
     results = coco_results(truth, detections)
     labels = truth.as_coco()
     if kind == "segm":
@@ -114,8 +155,7 @@ def average_precision(
     precision, recall = _tables(evaluation, truth.category_ids)
     # The library sorts categories by id; the labels' own order need not be sorted.
     rows = np.argsort(np.argsort(truth.category_ids))
-    result = _summary(precision, recall, truth.classes, rows, evaluation.params.areaRngLbl)
-    return replace(result, ar100=math.nan, by_frequency=_by_frequency(truth, result)) if federated else result
+    return precision[:, :, rows], recall[:, rows], evaluation.params.areaRngLbl
 
 
 def check_federated(truth: LabelledData) -> None:
@@ -132,7 +172,7 @@ def check_federated(truth: LabelledData) -> None:
 def _tables(
     evaluation: COCOeval_faster, category_ids: Sequence[int]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Precision and recall, classes in ascending order of their ids; see `_summary`."""
+    """Precision and recall, classes in ascending order of their ids; see `precision_tables`."""
     ids, parts = sorted(category_ids), []
     for first in range(0, len(ids), 128):  # the library keeps every pair of image and class: 30 GB for LVIS at once
         evaluation.params.catIds = ids[first : first + 128]
@@ -142,12 +182,9 @@ def _tables(
     return np.concatenate([part for part, _ in parts], 2), np.concatenate([part for _, part in parts], 1)
 
 
-def _countable(found: Detections, image: LabelledImage) -> Detections:
-    """The surest detections of an image, as many as LVIS takes, that are of a class of which something is known."""
-    rows = np.sort(np.argsort(-found.scores, kind="stable")[:LVIS_DETECTIONS])
-    rows = rows[np.isin(found.labels[rows], [*image.labels, *image.negative])]
-    masks = None if found.masks is None else [found.masks[row] for row in rows]
-    return replace(found, boxes=found.boxes[rows], scores=found.scores[rows], labels=found.labels[rows], masks=masks)
+def _surest(found: Detections) -> Detections:
+    """The surest detections of an image, as many as LVIS takes, in their order."""
+    return found.subset(np.sort(np.argsort(-found.scores, kind="stable")[:LVIS_DETECTIONS]))
 
 
 def _by_frequency(truth: LabelledData, result: Scores) -> dict[str, float]:
@@ -230,11 +267,10 @@ def _silent(*_: object) -> None:
 def _summary(
     precision: npt.NDArray[np.float64],
     recall: npt.NDArray[np.float64],
-    classes: Sequence[str],
-    rows: Any,
     areas: Sequence[str],
+    classes: Sequence[str],
 ) -> Scores:
-    """`precision`: (thresholds, 101 recalls, classes, areas, limits); `recall`: the same without the 101; -1 = none."""
+    """The means of what `precision_tables` returns."""
 
     def ap(threshold: int | slice = slice(None), area: str = "all") -> float:
         return _mean(precision[threshold, ..., areas.index(area), -1]) if area in areas else math.nan
@@ -247,7 +283,7 @@ def _summary(
         ap_medium=ap(area="medium"),
         ap_large=ap(area="large"),
         ar100=_mean(recall[..., 0, -1]),
-        per_class={name: _mean(precision[:, :, row, 0, -1]) for name, row in zip(classes, rows, strict=True)},
+        per_class={name: _mean(precision[:, :, row, 0, -1]) for row, name in enumerate(classes)},
     )
 
 

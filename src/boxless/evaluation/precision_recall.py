@@ -1,15 +1,14 @@
-"""Precision against recall, as COCO interpolates it, computed by faster-coco-eval."""
+"""Precision against recall, as COCO interpolates it."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from boxless.data.labels import LabelledData
-from boxless.evaluation.average_precision import Detections, coco_results
+from boxless.evaluation.average_precision import Detections, precision_tables
 
 IOUS = (0.5, 0.75)
 
@@ -36,18 +35,10 @@ class PrecisionRecall:
 
 
 def precision_recall(truth: LabelledData, found: Sequence[Detections]) -> PrecisionRecall:
-    """The curves of detections, one entry per image of `truth` in its order; their areas are AP50 and AP75."""
-    coco = COCO(truth.as_coco())
-    evaluation = COCOeval_faster(coco, coco.loadRes(coco_results(truth, found)), "bbox", print_function=_silent)
-    evaluation.params.iouThrs = np.array(IOUS)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    order = np.argsort(np.argsort(truth.category_ids))  # the library sorts categories by id
-    return PrecisionRecall(
-        np.asarray(evaluation.params.recThrs), np.where(precision < 0, np.nan, precision)[:, :, order]
-    )
+    """The curves of detections, one entry per image of `truth` in its order; their areas are AP50 and AP75.
 
-
-def _silent(*_: object) -> None:
-    """The library prints its progress unless it is given something else to call."""
+    LVIS's labels are taken by LVIS's rules, whatever the metric of the recipe: see `average_precision`.
+    """
+    tables, *_ = precision_tables(truth, found, federated=bool(truth.frequencies))
+    precision = tables[[0, 5], :, :, 0, -1]  # of the IoUs 0.5, 0.55, ... 0.95
+    return PrecisionRecall(np.linspace(0, 1, precision.shape[1]), np.where(precision < 0, np.nan, precision))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxless.data.images import BadImage, decode_reduced
 from boxless.data.labels import LabelledData, LabelledImage
-from boxless.evaluation.average_precision import Detections
+from boxless.evaluation.average_precision import Detections, judged
 from boxless.evaluation.matching import MISSING, balanced_score, confusion, match
 from boxless.runs.folder import write_json
 
@@ -30,8 +30,7 @@ def write_gallery(folder: Path, labels: LabelledData, found: Sequence[Detections
 
     Detections of classes that the labels do not speak of (LVIS) are left out, as AP leaves them out.
     """
-    if labels.frequencies:
-        found = [_judged(image, each) for image, each in zip(labels.images, found, strict=True)]
+    found = judged(labels, found)
     rows = [row for row, image in enumerate(labels.images) if str(image.path) not in skipped]
     data, found = labels.subset(rows), [found[row] for row in rows]
     score = min(0.5, balanced_score(data, found))
@@ -50,11 +49,6 @@ def write_gallery(folder: Path, labels: LabelledData, found: Sequence[Detections
         "shown": [shown for row in chosen if (shown := _shown(data.images[row], found[row])) is not None],
     }
     write_json(folder / FILE, content)
-
-
-def _judged(image: LabelledImage, found: Detections) -> Detections:
-    known = np.isin(found.labels, [*image.labels, *image.negative])
-    return Detections(found.boxes[known], found.scores[known], found.labels[known])
 
 
 def _confusions(classes: Sequence[str], counts: Any) -> list[list[Any]]:

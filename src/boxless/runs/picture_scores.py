@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from boxless.data.images import BadImage, decode
 from boxless.data.labels import LabelledData
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections
+from boxless.evaluation.average_precision import Detections, judged
 from boxless.evaluation.matching import IGNORED, Matches, balanced_score, confusion, match
 from boxless.evaluation.precision_recall import precision_recall
 from boxless.figures.curves import training_curves
@@ -58,7 +58,10 @@ def draw_curves(run: Path) -> Picture:
 
 
 class Looked:
-    """What a run's detector finds in labelled images, and what became of it, at the score that shows enough."""
+    """What a run's detector finds in labelled images, and what became of it, at the score that shows enough.
+
+    Detections of classes that the labels do not speak of (LVIS) are left out, as AP leaves them out.
+    """
 
     def __init__(self, run: str, data: str, quiet: bool) -> None:
         detector, classes, recipe = load_detector(run)
@@ -68,7 +71,7 @@ class Looked:
         found, skipped = detect_labelled(detector, labels, recipe)
         kept = [row for row, image in enumerate(labels.images) if str(image.path) not in skipped]
         self.labels: LabelledData = labels.subset(kept)
-        self.found: list[Detections] = [found[row] for row in kept]
+        self.found: list[Detections] = judged(self.labels, [found[row] for row in kept])
         self.score = min(0.5, balanced_score(self.labels, self.found))
         pairs = zip(self.labels.images, self.found, strict=True)
         self.matches: list[Matches] = [match(image, each, self.score) for image, each in pairs]
@@ -87,7 +90,7 @@ def draw_detections(looked: Looked) -> Iterator[Picture]:
     for group in GROUPS:
         chosen = [row for row in examples(looked.matches, looked.found, group, 2 + len(taken)) if row not in taken][:2]
         taken.update(chosen)
-        groups[group] = [judged for row in chosen if (judged := _judged(looked, row)) is not None]
+        groups[group] = [shown for row in chosen if (shown := _judged(looked, row)) is not None]
     counts = dict.fromkeys(GROUPS, 0)
     for matched in looked.matches:
         for outcome in matched.outcomes:
@@ -129,7 +132,11 @@ def _overlaps(looked: Looked) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def draw_precision_recall(looked: Looked) -> Picture:
-    """Precision over recall at two IoUs."""
+    """Precision over recall at two IoUs.
+
+    Of LVIS the areas are `boxless evaluate`'s by metric lvis, but of images with more than 300 detections: those of
+    unknown classes are left out before and not after the 300 surest are taken.
+    """
     curves = precision_recall(looked.labels, looked.found)
     known = np.nan_to_num(curves.means, nan=0.0).mean(1)
     return Picture(
