@@ -124,7 +124,7 @@ def test_unreadable_images_and_missing_classes_are_told(runs, tmp_path, own_labe
     assert "1 images could not be read" in printed and "without labelled objects, in no mean: 0" in printed
 
 
-def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(runs, tmp_path, own_labels, monkeypatch):
+def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(tmp_path, own_labels, monkeypatch):
     def federated(document):
         for image in document["images"]:
             objects = [entry for entry in document["annotations"] if entry["image_id"] == image["id"]]
@@ -141,11 +141,15 @@ def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(runs, tmp_path, o
         boxes = np.concatenate([image.boxes, np.float32([[0, 0, 5, 5]] * len(others))])
         scores = np.float32([*[0.9] * len(image.boxes), *[0.95, 0.6][: len(others)]])
         found.append(Detections(boxes, scores, np.array([*image.labels, *others])))
+    recipe = load("faster-rcnn-fpn", FinetuneRecipe)
     for module in (detecting, picture_scores):
+        monkeypatch.setattr(module, "load_detector", lambda run: (None, labels.classes, recipe))
         monkeypatch.setattr(module, "detect_labelled", lambda *_: (found, {}))
+    monkeypatch.setattr(detecting, "skeleton_of", lambda run: labels.skeleton)
+    monkeypatch.setattr("boxless.commands.evaluate._write_page", lambda result: None)  # there is no run to show
     pairs, drawn = detections.detection_pairs, []
     monkeypatch.setattr(detections, "detection_pairs", lambda *given: drawn.append(given) or pairs(*given))
-    boxless.evaluate(runs.boxes, file, str(tmp_path / "e"), quiet=True)
+    boxless.evaluate("run", file, str(tmp_path / "e"), quiet=True)
     objects = sum(len(image.boxes) for image in labels.images)
     counts = json.loads((tmp_path / "e" / "gallery.json").read_text())["counts"]
     assert counts == {"correct": objects, "extra": 1, "wrong class": 0, "missing": 0}
@@ -153,7 +157,7 @@ def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(runs, tmp_path, o
     for truth, each in zip(truths, shown, strict=True):
         assert each.labels.tolist() == [*truth.labels, *truth.negative]  # the first image is the one example
 
-    looked = picture_scores.Looked(runs.boxes, file, quiet=True)
+    looked = picture_scores.Looked("run", file, quiet=True)
     said = [picture.caption for picture in picture_scores.draw_detections(looked)]
     assert all(f"{objects} correct" in each and " 1 extra" in each for each in said)
     said = picture_scores.draw_confusion(looked).caption
