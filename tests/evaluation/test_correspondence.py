@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, cosine_similarity
 from torchvision.models import resnet18
 
 from boxless.data.index import index_images
 from boxless.data.specs import Photometric
 from boxless.evaluation import correspondence
-from boxless.evaluation.correspondence import PairDataset, best_matches, correspondence_accuracy
+from boxless.evaluation.correspondence import PairDataset, best_matches, cell_places, correspondence_accuracy
 
 
 def accuracy(features: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
@@ -57,6 +57,20 @@ def test_a_resnets_cells_lie_symmetrically_at_one_px_more_than_its_stride_divide
         with torch.no_grad():
             found[size] = accuracy(body(images), body(images.flip(-1)))
     assert (found[97] == 1).all() and found[96].mean() < 0.4
+
+
+def test_cells_lie_at_the_middle_of_what_they_look_at() -> None:
+    features = image = torch.ones(1, 1, 225, 225, dtype=torch.float64, requires_grad=True)
+    for stride in (2, 4, 8, 16, 32):
+        features = conv2d(features, torch.ones(1, 1, 3, 3, dtype=torch.float64), stride=2, padding=1)
+        cells = features.shape[-1]
+        (gradient,) = torch.autograd.grad(features[0, 0, cells // 2, cells // 2], image, retain_graph=True)
+        share = gradient[0, 0].sum(0) / gradient.sum()
+        if stride > 2:
+            middle = float((share * (torch.arange(225) + 0.5)).sum())
+            assert float(cell_places(cells, 225)[cells // 2]) == pytest.approx(middle)
+    assert cell_places(8, 225).tolist() == [0.5, 32.5, 64.5, 96.5, 128.5, 160.5, 192.5, 224.5]
+    assert cell_places(4, 64).tolist() == [8, 24, 40, 56]  # patches of 16 px
 
 
 def test_random_features_reach_chance() -> None:

@@ -14,6 +14,7 @@ from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.figures.curves import training_curves
 from boxless.figures.detections import detection_pairs
 from boxless.figures.label_efficiency import label_efficiency
+from boxless.figures.probes import match_panels
 from boxless.figures.style import PALETTE, save, show_image, styled
 from boxless.figures.views import show_views
 
@@ -178,3 +179,13 @@ def test_images_are_shown_in_the_frame_of_boxes() -> None:
     axes = Figure().subplots()
     show_image(axes, np.zeros((30, 50, 3), np.uint8))
     assert axes.images[0].get_extent() == [0, 50, 30, 0] and axes.get_ylim() == (30, 0)
+
+
+def test_matches_are_marked_where_the_cells_look() -> None:
+    image = np.zeros((33, 97, 3), np.uint8)
+    truth, found = np.array([3, 2, 1, 0, 7, 6, 5, 4]), np.array([3, 2, 1, 0, 7, 6, 5, 0])
+    _, panel = match_panels(image, image, {"x": found}, truth, columns=4).axes[:2]
+    marks = [tuple(float(value) for (value,) in line.get_data()) for line in panel.lines]
+    assert marks == [(32 * (cell % 4) + 0.5, 32 * (cell // 4) + 0.5) for cell in truth]
+    (arrow,) = panel.texts
+    assert (arrow.xyann, arrow.xy) == ((0.5, 32.5), (0.5, 0.5))

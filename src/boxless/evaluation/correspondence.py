@@ -28,6 +28,16 @@ CHANGE = Photometric(flip=1.0)
 operations but not their strengths."""
 
 
+def cell_places(cells: int, size: int) -> Tensor:
+    """The middle of what each of the cells in a row looks at, (cells,), px of a view of `size` px.
+
+    Cell i of strided convolutions looks around pixel i times the map's stride, 4 to 32; patches divide the view.
+    """
+    if size - 1 in [stride * (cells - 1) for stride in (4, 8, 16, 32)]:
+        return torch.linspace(0.5, size - 0.5, cells)
+    return (torch.arange(cells) + 0.5) * (size / cells)
+
+
 def best_matches(features: Tensor, changed: Tensor) -> Tensor:
     """The most similar cell of the changed image for each cell.
 

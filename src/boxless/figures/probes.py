@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from boxless.evaluation.correspondence import cell_places
 from boxless.evaluation.probes import Score
 from boxless.figures.style import INK, MUTED, blank, colour, show_image, styled
 
@@ -135,8 +136,10 @@ def match_panels(
 
 
 def _centre(cell: int, columns: int, cells: int, image: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    """The middle of what a cell looks at, px, xy."""
     height, width = image.shape[:2]
-    return (cell % columns + 0.5) * width / columns, (cell // columns + 0.5) * height / (cells // columns)
+    x, y = cell_places(columns, width)[cell % columns], cell_places(cells // columns, height)[cell // columns]
+    return float(x), float(y)
 
 
 def _mark(axes: Axes, place: tuple[float, float], match: tuple[float, float]) -> None:

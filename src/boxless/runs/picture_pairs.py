@@ -15,7 +15,13 @@ from torch.nn.functional import normalize
 from boxless.data.index import ImageIndex
 from boxless.data.specs import Photometric
 from boxless.detectors.trunk import Trunk
-from boxless.evaluation.correspondence import PairDataset, best_matches, correspondence_accuracy, mirrored_cells
+from boxless.evaluation.correspondence import (
+    PairDataset,
+    best_matches,
+    cell_places,
+    correspondence_accuracy,
+    mirrored_cells,
+)
 from boxless.evaluation.probes import mean_score
 from boxless.figures.correlation import correlation_matrix, cross_correlation
 from boxless.figures.correspondence import ViewPair, view_matches
@@ -92,16 +98,6 @@ def draw_correlation(run: Path, recipe: PretrainRecipe, network: Frozen, index: 
         f"Cross-correlation of two views' embeddings ({what}) of {recipe.method.name}, over {len(first)} images: mean "
         f"of the diagonal {diagonal:.2f}, mean size of the rest {off:.2f}. Barlow Twins wants 1 and 0.",
     )
-
-
-def cell_places(cells: int, size: int) -> Tensor:
-    """The middle of what each of the cells in a row looks at, (cells,), px of a view.
-
-    Cell i of strided convolutions looks around pixel 32 i; patches divide the view.
-    """
-    if 32 * (cells - 1) == size - 1:
-        return torch.arange(cells) * 32 + 0.5
-    return (torch.arange(cells) + 0.5) * (size / cells)
 
 
 def _cell_centres(cells: int) -> Tensor:
