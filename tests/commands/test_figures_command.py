@@ -145,12 +145,14 @@ def test_the_plan_shows_cells_and_their_true_places_where_a_resnet_looks(digits,
         ("pretrained", None, "curves,views", "kind views: needs --data: images"),
         ("pretrained", "val", "confusion", "kind confusion: is of a fine-tuning"),
         ("boxes", "images", "confusion", "kind confusion: needs labels"),
+        ("boxes", "broken", "detections", r"needs labels: .*broken\.json: not valid JSON, line 1"),
         ("boxes", None, "gain", "two runs"),
         ("pretrained", "val", "emd", "of method self-emd"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(digits, runs, run, data, kinds, expected):
-    where = {"val": digits.val, "images": str(digits.images)}.get(data)
+def test_what_is_missing_is_said_in_one_line(digits, runs, run, data, kinds, expected, tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    where = {"val": digits.val, "images": str(digits.images), "broken": str(tmp_path / "broken.json")}.get(data)
     with pytest.raises(UserError, match=expected) as raised:
         boxless.figures(getattr(runs, run, run), where, kinds, quiet=True)
     assert "\n" not in str(raised.value)

@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import random
+import re
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -231,6 +233,46 @@ def test_runs_side_by_side_are_grouped_by_what_differs_beside_seeds(tmp_path: Pa
     (other / "environment.json").write_text(json.dumps(environment | {"inputs": {"val": "other.json"}}))
     text = page(runs[0], other).text
     assert "scores of different labels cannot be compared" in text and "+70" not in text
+
+
+@pytest.mark.parametrize("again", ["path", "copy"])
+def test_a_run_that_is_given_twice_is_no_second_seed(again: str, tmp_path: Path) -> None:
+    reference, new = finetuned(tmp_path / "ref", {"cat": 0.2}), finetuned(tmp_path / "new", {"cat": 0.214}, epochs=[9])
+    recipe = json.loads((new / "recipe.yaml").read_text())
+    (new / "recipe.yaml").write_text(json.dumps(recipe | {"epochs": 9}))
+    other = tmp_path / "ref" / ".." / "new" if again == "path" else shutil.copytree(new, tmp_path / "new2")
+    text = page(reference, new, other).text
+    assert "new 40 21.4 21.4 21.4 +1.4 1 one seed: cannot tell" in text and "better" not in text
+    assert ("left out: new2" in text) == (again == "copy")
+
+
+@pytest.mark.parametrize("places", ["finetune/exp1", "pretrain finetune", "pretrain/exp1 finetune/a/labels-10k/seed-0"])
+def test_runs_in_folders_of_a_comparisons_names_are_none(
+    places: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in places.split():
+        pretrained(tmp_path / place, FLAT) if place.startswith("pretrain") else finetuned(tmp_path / place, CLASSES)
+    for command in (["report", str(tmp_path)], ["figures", "--run", str(tmp_path)]):
+        assert main(command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"run {tmp_path}: is not a run (no recipe.yaml in it)" in line
+
+
+@pytest.mark.parametrize("place", ["pretrain/soco", "finetune/soco/labels-0.1/seed-0"])
+def test_a_comparison_that_has_just_begun_or_is_old_is_told(place: str, tmp_path: Path) -> None:
+    pretrained(tmp_path / place, FLAT) if place.startswith("pretrain") else finetuned(tmp_path / place, CLASSES)
+    assert "no comparison.csv yet" in page(tmp_path).text
+
+
+def test_a_run_has_one_number_and_so_one_colour_on_its_page(tmp_path: Path) -> None:
+    runs = [pretrained(tmp_path / "pre", FLAT), *(finetuned(tmp_path / name, CLASSES) for name in ("ref", "new"))]
+    text = make_page(read_subjects([*map(str, runs), str(compared(tmp_path / "c"))]))
+    heads = re.findall(r'<h3><span class="key s(\d)" aria-hidden="true"></span>(.*?)</h3>', text)
+    (data,) = re.findall(r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL)
+    charts = [chart for group in json.loads(data) for chart in group["charts"]]
+    series = {(str(each["run"]), each["name"]) for chart in charts for each in chart["series"]}
+    assert set(heads) == {("0", "pre"), ("1", "ref"), ("2", "new"), ("3", "byol"), ("4", "soco")} <= series
+    assert {number for number, _ in series - set(heads)} == {"5", "6", "7"}  # means over seeds are none of the runs
 
 
 def test_the_gallery_has_what_the_matching_says(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,25 @@ REFERENCE = "none"
 """The word for random weights: the start from scratch, which gains are measured over."""
 SCRATCH = "from scratch"
 """Its name in tables and figures."""
+
+
+_PLACE = re.compile(r"finetune/([^/]+/)?[^/]+/labels-\d(\.\d+)?(e-\d+)?/seed-\d+")
+
+
+def finetuning_recipes(folder: Path) -> list[Path]:
+    """The recipe.yaml of a comparison's fine-tunings, finetune/DETECTOR/START/labels-0.1/seed-0.
+
+    Older folders have no detector.
+    """
+    files = folder.glob("finetune/**/labels-*/seed-*/recipe.yaml")
+    return sorted(file for file in files if _PLACE.fullmatch(file.parent.relative_to(folder).as_posix()))
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether boxless compare wrote a folder, perhaps not to its end: others too call theirs pretrain and finetune."""
+    if (folder / "comparison.csv").is_file() or finetuning_recipes(folder):
+        return True
+    return any(folder.glob("pretrain/*/recipe.yaml")) and not any(folder.glob("finetune/**/recipe.yaml"))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from boxless.runs import picture_features as features
 from boxless.runs import picture_pairs as pairs
 from boxless.runs import picture_scores as scores
 from boxless.runs import picture_views as views
+from boxless.runs.comparison_table import is_comparison
 from boxless.runs.folder import Run
 from boxless.runs.frozen import Frozen, load_frozen
 from boxless.runs.picture_views import Picture
@@ -46,7 +47,7 @@ class Sitting:
     @cached_property
     def recipe(self) -> PretrainRecipe | FinetuneRecipe | None:
         """The run's recipe; None of a comparison."""
-        if (self.folder / "finetune").is_dir() or (self.folder / "comparison.csv").is_file():
+        if is_comparison(self.folder):
             return None
         if not (self.folder / "recipe.yaml").is_file():
             kind = "is not a run (no recipe.yaml in it)" if self.folder.is_dir() else "no such folder"
@@ -67,15 +68,20 @@ class Sitting:
         return index_images(self.data)
 
     @cached_property
-    def labels(self) -> str | None:
-        """The data, if they are labels."""
+    def no_labels(self) -> str:
+        """Why the data are no labels; empty where they are."""
         if not isinstance(self.data, str):
-            return None
+            return f"--data {' '.join(self.data or ())}: are images; name COCO JSON, VOC or YOLO labels"
         try:
             read_labels(self.data, "val")
-        except UserError:
-            return None
-        return self.data
+        except UserError as error:
+            return str(error)
+        return ""
+
+    @property
+    def labels(self) -> str | None:
+        """The data, if they are labels."""
+        return self.data if isinstance(self.data, str) and not self.no_labels else None
 
     @cached_property
     def loaded(self) -> list[Frozen]:
@@ -114,8 +120,8 @@ class Kind:
             return f"kind {name}: is of a {' or '.join(self.of)}, and {sitting.folder} is a {sitting.what}"
         if self.needs and sitting.data is None:
             return f"kind {name}: needs --data: {self.needs}"
-        if self.needs == LABELS and sitting.labels is None:
-            return f"kind {name}: needs labels, and --data {sitting.data} has none; name COCO JSON, VOC or YOLO labels"
+        if self.needs == LABELS and sitting.no_labels:
+            return f"kind {name}: needs labels: {sitting.no_labels}"
         if name == "emd" and sitting.pretraining.method.name != "self-emd":
             return f"kind emd: is of method self-emd, and {sitting.folder} is of {sitting.pretraining.method.name}"
         if name == "gain" and sitting.what == "fine-tuning" and len(sitting.runs) != 2:

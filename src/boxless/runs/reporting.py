@@ -11,7 +11,17 @@ from boxless.errors import UserError
 from boxless.figures.report.advice import Advice, advise, duration, together, verdict
 from boxless.figures.report.page import Page, Table, render
 from boxless.figures.report.story import Metrics, Story, read_story
-from boxless.runs.comparison_table import NOTE, REFERENCE, SCRATCH, Cell, Row, read_table, summarize
+from boxless.runs.comparison_table import (
+    NOTE,
+    REFERENCE,
+    SCRATCH,
+    Cell,
+    Row,
+    finetuning_recipes,
+    is_comparison,
+    read_table,
+    summarize,
+)
 from boxless.runs.folder import Run
 
 SEEDS = ("seed", "label_seed")
@@ -39,15 +49,15 @@ Subject = Story | Compared
 
 
 def read_subjects(runs: Sequence[str]) -> list[Subject]:
-    """What the folders are: runs, evaluations of runs, comparisons, demos.
+    """What the folders are: runs, evaluations of runs, comparisons, demos; one that is named twice is read once.
 
     Raises:
         UserError: where one is none of these.
     """
-    paths = [Path(run) for run in runs]
+    paths = list({Path(run).resolve(): Path(run) for run in runs}.values())
     names = [path.resolve().name for path in paths]
     depth = 1
-    while len(set(names)) < len({path.resolve() for path in paths}) and depth < 8:
+    while len(set(names)) < len(paths) and depth < 8:
         depth += 1
         names = ["/".join(path.resolve().parts[-depth:]) for path in paths]
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
@@ -55,7 +65,7 @@ def read_subjects(runs: Sequence[str]) -> list[Subject]:
 
 def _read(path: Path, name: str) -> Subject:
     for folder in (path, path / "comparison"):
-        if (folder / "comparison.csv").is_file() or (folder / "finetune").is_dir() or (folder / "pretrain").is_dir():
+        if is_comparison(folder):
             return _compared(folder, name)
     if (path / "evaluation.json").is_file() and not (path / "recipe.yaml").is_file():
         return read_story(Run(_evaluated(path)).path, name, path)
@@ -75,8 +85,7 @@ def _evaluated(path: Path) -> Path:
 def _compared(path: Path, name: str) -> Compared:
     pretrained = [_story(file, file.parent.name) for file in sorted(path.glob("pretrain/*/recipe.yaml"))]
     finetuned = [
-        _story(file, "/".join(file.parent.relative_to(path / "finetune").parts))
-        for file in sorted(path.glob("finetune/**/recipe.yaml"))
+        _story(file, "/".join(file.parent.relative_to(path / "finetune").parts)) for file in finetuning_recipes(path)
     ]
     table = path / "comparison.csv"
     cells = tuple(read_table(table)) if table.is_file() else ()
@@ -91,7 +100,7 @@ def make_page(subjects: Sequence[Subject], live: str = "") -> str:
     """The page of all that was named, as HTML."""
     single = subjects[0]
     if len(subjects) == 1 and isinstance(single, Story):
-        curves = [("", [(single.name, single.metrics)])]
+        curves = [("", [(0, single.name, single.metrics)])]
         pictures = [(single.name, single.path)]
         said = _about(single)
         return render(Page(single.name, said, [single], curves, [single], pictures, advice=advise(single), live=live))
@@ -100,10 +109,11 @@ def make_page(subjects: Sequence[Subject], live: str = "") -> str:
     inner = [story for each in comparisons for story in each.pretrained]
     cells = [_first_seeds(each) for each in comparisons]
     runs = [*stories, *inner]
+    numbered = list(enumerate(runs))
     curves = [
-        ("Pretraining", [(story.name, story.metrics) for story in runs if story.pretrains]),
-        ("Fine-tuning", [(story.name, story.metrics) for story in runs if not story.pretrains]),
-        *[(f"{each.name}: fine-tuning, means over seeds", _means(each)) for each in comparisons],
+        ("Pretraining", [(number, story.name, story.metrics) for number, story in numbered if story.pretrains]),
+        ("Fine-tuning", [(number, story.name, story.metrics) for number, story in numbered if not story.pretrains]),
+        *[(f"{each.name}: fine-tuning, means over seeds", _means(each, len(runs))) for each in comparisons],
     ]
     tables = [table for each in comparisons for table in _tables(each)] + _table_of_runs(stories)
     return render(
@@ -209,13 +219,15 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
     measured = [story for story in stories if story.finished and story.scores.get("AP") is not None]
     if len(measured) < 2:
         return []
-    groups: dict[str, list[Story]] = {}
+    groups: dict[str, dict[tuple[int, ...], Story]] = {}
+    repeats = []
     for story in measured:
-        groups.setdefault(_fingerprint(story), []).append(story)
-    names = {
-        key: group[0].name if len(group) == 1 else f"{group[0].name} … {group[-1].name}"
-        for key, group in groups.items()
-    }
+        if groups.setdefault(_fingerprint(story), {}).setdefault(_seeds(story), story) is not story:
+            repeats.append(story.name)
+    names = {}
+    for key, group in groups.items():
+        own = [story.name for story in group.values()]
+        names[key] = own[0] if len(own) == 1 else f"{own[0]} … {own[-1]}"
     first = next(iter(groups))
     seeds = sorted({_seeds(story) for story in measured})
     cells = [
@@ -226,17 +238,19 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
             REFERENCE if key == first else key,
             float(story.summary.get("labelled_images", 0)),
             int(story.summary.get("labelled_images", 0)),
-            seeds.index(_seeds(story)),
+            seeds.index(pair),
             {name: math.nan if value is None else value for name, value in story.scores.items()},
             float(story.summary.get("seconds", 0)),
         )
         for key, group in groups.items()
-        for story in group
+        for pair, story in group.items()
     ]
     data = {cell.detector for cell in cells}
     note = f"± is the standard deviation over seeds; gains are over {names[first]}, paired by seed, 95 % by t."
     if len(data) > 1:
         note += " These runs were measured on different labels: scores of different labels cannot be compared."
+    if repeats:
+        note += f" A recipe counts once with its seeds, by the first run; left out: {', '.join(repeats)}."
     return [_table(summarize(cells), "", {REFERENCE: names[first], **names}, note)]
 
 
@@ -255,12 +269,15 @@ def _first_seeds(compared: Compared) -> list[Story]:
     return [replace(story, name=_cell_name(story)) for story in compared.finetuned if story.path.name == "seed-0"]
 
 
-def _means(compared: Compared) -> list[tuple[str, Metrics]]:
-    """The curves of fine-tunings that differ in their seed alone, as their means."""
+def _means(compared: Compared, first: int) -> list[tuple[int, str, Metrics]]:
+    """The curves of fine-tunings that differ in their seed alone, as their means, numbered from `first`."""
     groups: dict[Path, list[Story]] = {}
     for story in compared.finetuned:
         groups.setdefault(story.path.parent, []).append(story)
-    return [(_cell_name(group[0]), _mean([story.metrics for story in group])) for group in groups.values()]
+    return [
+        (number, _cell_name(group[0]), _mean([story.metrics for story in group]))
+        for number, group in enumerate(groups.values(), first)
+    ]
 
 
 def _cell_name(story: Story) -> str:

@@ -24,12 +24,13 @@ POINTS = 60_000
 """Of all curves of a page together: about a megabyte."""
 
 
-Named = Sequence[tuple[str, Metrics]]
+Named = Sequence[tuple[int, str, Metrics]]
+"""Runs with their curves; a run has one number, and so one colour, wherever a page shows it."""
 
 
 def charts(groups: Sequence[tuple[str, Named]]) -> list[dict[str, Any]]:
     """Titled groups of charts, each group with a range of steps of its own; those without any curve are left out."""
-    curves = max(1, sum(len(own) for _, metrics in groups for _, own in metrics))
+    curves = max(1, sum(len(own) for _, metrics in groups for *_, own in metrics))
     made = [{"title": title, "charts": _group(metrics, max(100, POINTS // curves))} for title, metrics in groups]
     return [group for group in made if group["charts"]]
 
@@ -39,10 +40,10 @@ def _group(metrics: Named, limit: int) -> list[dict[str, Any]]:
 
     Of several runs what only one has is left out: methods differ in the terms of their losses.
     """
-    names = list(dict.fromkeys(name for _, own in metrics for name in own))
-    logged = sum(bool(own) for _, own in metrics)
-    names = [name for name in names if sum(name in own for _, own in metrics) > 1 or logged == 1]
-    if sum("val/AP" in own for _, own in metrics):  # of eight scores two are enough to follow
+    names = list(dict.fromkeys(name for *_, own in metrics for name in own))
+    logged = sum(bool(own) for *_, own in metrics)
+    names = [name for name in names if sum(name in own for *_, own in metrics) > 1 or logged == 1]
+    if sum("val/AP" in own for *_, own in metrics):  # of eight scores two are enough to follow
         names = [name for name in names if not name.startswith("val/") or name in KNOWN]
     order = {name: place for place, name in enumerate(("loss", *(name for name in KNOWN if name != "loss")))}
     terms = len(order)
@@ -65,7 +66,7 @@ def _chart(name: str, metrics: Named, limit: int) -> dict[str, Any]:
     title, note = KNOWN.get(name, (name.replace("_", " ").replace("/", ": "), ""))
     factor = 100 if name.startswith(PERCENT) else 1
     series = []
-    for number, (run, own) in enumerate(metrics):
+    for number, run, own in metrics:
         if name not in own:
             continue
         steps, values = own[name]

@@ -52,8 +52,8 @@ class Page:
     Attributes:
         title: of the page.
         subtitle: what it is about, in a line.
-        stories: runs that have a part of their own.
-        curves: groups of what is drawn, each with a title, names and metrics.
+        stories: runs that have a part of their own; a run's number is its place among them.
+        curves: groups of what is drawn, each with a title, numbers, names and metrics.
         galleries: runs whose detections are shown.
         folders: name and folder of what has pictures.
         tables: comparisons.
