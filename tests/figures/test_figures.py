@@ -11,10 +11,13 @@ from matplotlib.figure import Figure
 from boxless.data.labels import LabelledImage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, masks_to_rle
+from boxless.evaluation.precision_recall import IOUS, PrecisionRecall
+from boxless.evaluation.probes import Score
 from boxless.figures.curves import training_curves
 from boxless.figures.detections import detection_pairs
 from boxless.figures.label_efficiency import label_efficiency
-from boxless.figures.probes import match_panels
+from boxless.figures.probes import match_panels, score_curves
+from boxless.figures.scores import class_gains, precision_recall_curves
 from boxless.figures.style import PALETTE, save, show_image, styled
 from boxless.figures.views import show_views
 
@@ -165,6 +168,20 @@ def test_curves_are_smoothed_where_noisy_and_mark_what_is_not_finite(tmp_path: P
     written(figure, tmp_path)
     with pytest.raises(UserError, match="at least one metric"):
         training_curves({})
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ["$5_$", "_background_"]
+    shape = (len(IOUS), 101, len(names))
+    curves = PrecisionRecall(np.linspace(0, 1, 101), np.full(shape, 0.5))
+    figure = precision_recall_curves(curves, names)
+    legend = figure.axes[-1].get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == [*names, "mean"]
+    written(figure, tmp_path / "curves")
+    written(class_gains({name: [0.1] for name in names}, "new", "from scratch"), tmp_path / "gain")
+    probed = score_curves([Score("_run", f"mAP, k = {k}", 0.3, 0.2, 0.4, 5) for k in (1, 2)], 0.1)
+    legend = probed.axes[0].get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["_run", "guessing"]
 
 
 def test_style_leaves_the_callers_settings_alone_and_files_repeat(tmp_path: Path) -> None:

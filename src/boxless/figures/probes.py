@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from boxless.evaluation.correspondence import cell_places
 from boxless.evaluation.probes import Score
-from boxless.figures.style import INK, MUTED, blank, colour, show_image, styled
+from boxless.figures.style import INK, MUTED, blank, colour, name_lines, show_image, styled
 
 RIGHT, WRONG = colour(0), colour(1)
 ARROWS = 64
@@ -86,7 +86,7 @@ def score_curves(scores: Sequence[Score], chance: float) -> Figure:
     axes.set_ylabel("mAP (%)")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    name_lines(axes)
     axes.set_title("band: 95 % interval over the draws of these images", fontsize=12, color=MUTED)
     return figure
 

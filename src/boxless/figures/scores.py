@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from boxless.evaluation.precision_recall import IOUS, PrecisionRecall
-from boxless.figures.style import HEAT, INK, MUTED, PALETTE, blank, colour, note, styled
+from boxless.figures.style import HEAT, INK, MUTED, PALETTE, blank, colour, name_lines, note, styled
 
 CLASSES = 20
 """Classes drawn by name at most."""
@@ -35,7 +35,7 @@ def precision_recall_curves(curves: PrecisionRecall, classes: Sequence[str]) -> 
         axes.grid()
     panels[0].set_ylabel("precision (%)")
     if named:
-        panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        name_lines(panels[-1])
     else:
         note(figure, f"black: mean of {len(known)} classes; grey: each of them")
     return figure

@@ -42,6 +42,7 @@ _SETTINGS: Any = {  # matplotlib types the keys as one long Literal
     "axes.axisbelow": True,
     "grid.color": GRID,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called $5_$
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -72,6 +73,13 @@ def blank(width: float, height: float) -> Figure:
 def colour(index: int) -> str:
     """Colour of the index-th thing; colours repeat after the palette's seven."""
     return PALETTE[index % len(PALETTE)]
+
+
+def name_lines(axes: Axes) -> None:
+    """The names of all lines, right of the axes; of itself matplotlib leaves out those that begin with _."""
+    lines = axes.get_lines()
+    names = [str(line.get_label()) for line in lines]
+    axes.legend(lines, names, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def note(figure: Figure, text: str) -> None:
