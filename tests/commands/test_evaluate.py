@@ -184,6 +184,31 @@ def test_results_of_other_labels_are_kept(digits, runs, tmp_path):
     assert json.loads((tmp_path / "evaluation.json").read_text())["images"] == 6
 
 
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [("own/detections.json", "holds other files"), ("copy/gallery.json", "is the folder of a run")],
+)
+def test_nothing_else_is_overwritten(digits, runs, tmp_path, kept, expected):
+    run = shutil.copytree(runs.boxes, tmp_path / "copy")
+    (tmp_path / "own").mkdir()
+    (run / "evaluation.json").write_text(json.dumps({"run": str(run), "data": digits.val}))  # an older version's
+    (tmp_path / kept).write_text("mine")
+    with pytest.raises(UserError, match=expected):
+        boxless.evaluate(str(run), digits.val, str((tmp_path / kept).parent), quiet=True)
+    assert (tmp_path / kept).read_text() == "mine"
+
+
+def test_an_evaluation_that_was_killed_is_made_again(digits, runs, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("boxless.commands.evaluate._draw_examples", killed)
+        boxless.evaluate(runs.boxes, digits.val, str(tmp_path / "e"), quiet=True)
+    boxless.evaluate(runs.boxes, digits.val, str(tmp_path / "e"), quiet=True)
+    assert (tmp_path / "e" / "evaluation.json").is_file() and not list((tmp_path / "e").glob("*.partial"))
+
+
 def test_what_is_no_detector_is_refused(digits, runs, tmp_path):
     with pytest.raises(UserError, match=r"pretraining run.*boxless finetune --weights"):
         boxless.evaluate(runs.pretrained, digits.val)

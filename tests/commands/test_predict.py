@@ -114,6 +114,35 @@ def test_no_file_of_the_user_is_overwritten(digits, runs, tmp_path):
         boxless.predict(runs.boxes, str(ours), str(tmp_path / "p"), quiet=True)
 
 
+def test_what_an_earlier_run_drew_goes_and_no_picture_takes_anothers_place(digits, runs, tmp_path):
+    out, folder = tmp_path / "p", tmp_path / "a"
+    (out / "class_maps").mkdir(parents=True)
+    (out / "class_maps" / "old.png").touch()
+    (out / "predictions.json.partial").touch()  # a run of FCN that was killed
+    boxless.predict(runs.boxes, str(digits.images), str(out), quiet=True)
+    (out / "images" / "000000.json").write_text("drawn by hand")
+    (folder / "deep" / "a").mkdir(parents=True)
+    sizes = {"1.png": 20, "1.png.jpg": 30, "deep/a/1.png": 40}
+    for name, size in sizes.items():
+        Image.new("RGB", (size, size)).save(folder / name)
+    (folder / "deep" / "list.txt").write_text("../../a/1.png\n../../a/1.png.jpg\na/1.png\n")
+    boxless.predict(runs.boxes, str(folder / "deep" / "list.txt"), str(out), quiet=True)
+    drawn = {}
+    for file in sorted(out.rglob("*.*g")):
+        with Image.open(file) as picture:
+            drawn[str(file.relative_to(out / "images"))] = picture.width
+    assert drawn == {"a/1.png.jpg": 20, "a/1.png-2.jpg": 30, "a/1.png-3.jpg": 40}
+    assert (out / "images" / "000000.json").is_file() and not (out / "class_maps").exists()
+
+
+def test_anothers_predictions_and_pictures_are_kept(digits, runs, tmp_path):
+    shutil.copytree(digits.images, tmp_path / "own" / "images")
+    (tmp_path / "own" / "predictions.json").write_text('{"images": []}')
+    with pytest.raises(UserError, match=r"its predictions\.json is not of boxless predict"):
+        boxless.predict(runs.boxes, str(digits.images), str(tmp_path / "own"), quiet=True)
+    assert len(list((tmp_path / "own" / "images").iterdir())) == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"), [({"score": 1.5}, "score: 1.5"), ({"run": "nothing"}, "no such folder")]
 )

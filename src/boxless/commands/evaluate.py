@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from boxless.evaluation.mean_iou import SegmentationScores
     from boxless.recipes.schema import FinetuneRecipe
 
+FILE = "evaluation.json"
 EXAMPLES = 6
 
 
@@ -63,7 +64,8 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
         run: Folder that boxless finetune wrote.
         data: Labels to measure with: COCO JSON, a Pascal VOC folder, a YOLO data.yaml; :split picks a split.
             Several sets, with + between them, become one.
-        out: Folder for the results; by default evaluation-NAME in the run's folder, NAME as the data is called.
+        out: Folder for the results, a new or empty one or that of the same evaluation; by default evaluation-NAME in
+            the run's folder, NAME as the data is called.
         quiet: Print nothing.
 
     Returns:
@@ -75,7 +77,7 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     from boxless.durable import write_text
     from boxless.evaluation.average_precision import coco_results
     from boxless.runs.detecting import check_keypoints, detect_labelled, load_detector, scores, skeleton_of
-    from boxless.runs.folder import write_json
+    from boxless.runs.folder import begin_results, write_json
     from boxless.runs.gallery import write_gallery
 
     detector, classes, recipe = load_detector(run)
@@ -96,10 +98,11 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
         skipped=skipped,
         report=_page(run, folder),
     )
+    begin_results(folder, FILE)
     write_text(folder / "detections.json", _lines(coco_results(labels, found)))
     _draw_examples(folder / "examples", labels, found, skipped)
     write_gallery(folder, labels, found, skipped)
-    write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
+    write_json(folder / FILE, {**_inputs(run, data), **_summary(result)})
     _write_page(result)
     if not quiet:
         print(result)
@@ -119,7 +122,7 @@ def _evaluate_classes(
     from boxless.data.images import decode
     from boxless.figures.class_maps import class_pairs
     from boxless.figures.style import save
-    from boxless.runs.folder import write_json
+    from boxless.runs.folder import begin_results, write_json
     from boxless.runs.labels import validation_labels
     from boxless.runs.segmenting import measure_labelled, segment_labelled
 
@@ -128,13 +131,14 @@ def _evaluate_classes(
     scores, skipped = measure_labelled(detector, labels, recipe)
     absent = tuple(name for name, share in scores["segments"].per_class.items() if share != share)
     result = EvaluationResult(folder, len(labels), scores, absent, skipped, _page(run, folder))
+    begin_results(folder, FILE)
     rows = _spread([row for row, image in enumerate(labels.images) if str(image.path) not in skipped])
     shown = [each for each in segment_labelled(detector, labels.subset(rows), recipe) if each[0].skipped is None]
     if shown:
         images = [decode(labels.images[rows[sample.row]].path) for sample, _ in shown]
         truths, found = [sample.target["classes"].numpy() for sample, _ in shown], [each for _, each in shown]
         save(class_pairs(images, truths, found, classes), folder / "examples")
-    write_json(folder / "evaluation.json", {**_inputs(run, data), **_summary(result)})
+    write_json(folder / FILE, {**_inputs(run, data), **_summary(result)})
     _write_page(result)
     return result
 
@@ -168,21 +172,23 @@ def _labels(data: str, classes: tuple[str, ...], quiet: bool) -> "LabelledData":
 
 
 def _folder(run: str, data: str, out: str | None) -> Path:
-    """Where the results go, made at once, since measuring may take long; never over those of other labels or runs."""
+    """Where the results go, made at once, since measuring may take long; never over what is not of this evaluation."""
     import json
 
     from boxless.durable import make_folder
     from boxless.errors import UserError
+    from boxless.runs.folder import check_results
 
     inputs = _inputs(run, data)
     path = Path(data)
     name = path.stem if path.suffix in (".json", ".yaml", ".yml", ".txt") else path.resolve().name.replace(":", "-")
     folder = Path(out) if out is not None else Path(run) / f"evaluation-{name}"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out {folder}: is a file; name a folder")
-    if (folder / "evaluation.json").is_file():
+    if (folder / "recipe.yaml").is_file():
+        raise UserError(f"out {folder}: is the folder of a run, which has a gallery.json of its own; name a new folder")
+    check_results(folder, FILE)
+    if (folder / FILE).is_file():
         try:
-            known = dict(json.loads((folder / "evaluation.json").read_text()))
+            known = dict(json.loads((folder / FILE).read_text()))
         except (ValueError, TypeError):
             known = {}
         moved = out is None  # a run's own folder holds evaluations of that run only, wherever it has been moved

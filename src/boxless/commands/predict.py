@@ -1,6 +1,9 @@
 """`boxless predict`."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from boxless.recipes.schema import FinetuneRecipe
 
 FILE = "predictions.json"
+DRAWN = {"images": ".jpg", "class_maps": ".png"}
+"""Folders of what is drawn, and in what form."""
 JPEG_LIMIT = 65_500  # px a side; the format holds no more
 
 
@@ -53,7 +58,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
         run: Folder that boxless finetune wrote.
         data: Images: files, or folders (searched through and through), a list file, a labelled data set (without its
             labels).
-        out: Folder for the results; a new or empty one, or one that predict wrote.
+        out: Folder for the results; a new or empty one, or one that predict wrote, whose results are replaced.
         score: Objects with a lower score, 0..1, are left out; of no effect on FCN.
         quiet: Print nothing.
 
@@ -64,7 +69,6 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
         UserError: For anything that the caller can mend.
     """
     from boxless.data.images import decode
-    from boxless.durable import make_folder
     from boxless.errors import UserError
     from boxless.figures.overlay import overlay
     from boxless.runs.detecting import PredictionFile, detect_images, find_images, load_detector, skeleton_of
@@ -74,7 +78,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     detector, classes, recipe = load_detector(run)
     folder = _folder(out, data)
     index = find_images(data)
-    make_folder(folder)
+    _begin(folder, index)
     if recipe.detector.kind == "fcn":
         result = _predict_classes(detector, classes, recipe, index, folder, quiet)
         if not quiet:
@@ -94,7 +98,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
             if max(sample.source_size) <= JPEG_LIMIT:
                 # decoded once more: carrying all sources along from the workers costs more memory than this costs time
                 drawn = overlay(decode(path), found, classes, skeleton.edges)
-                _save(drawn, _target(folder, index.key(sample.row), path))
+                _save(drawn, _target(folder, index.key(sample.row), "images"))
         predictions.finish(skipped)
     result = PredictResult(folder / FILE, predictions.images, predictions.objects, skipped)
     if not quiet:
@@ -113,6 +117,7 @@ def _predict_classes(
     """As `predict`, of FCN."""
     from boxless.data.images import decode
     from boxless.figures.class_maps import class_overlay, class_png
+    from boxless.runs.detecting import WRITTEN
     from boxless.runs.folder import write_json
     from boxless.runs.segmenting import segment_images
 
@@ -125,45 +130,66 @@ def _predict_classes(
         if sample.skipped is not None:
             skipped[path] = sample.skipped[1]
             continue
-        target = _target(folder, index.key(sample.row), path, "class_maps", ".png")
+        target = _target(folder, index.key(sample.row), "class_maps")
         _save(class_png(found), target, "PNG")
         width, height = sample.source_size
         place = target.relative_to(folder).as_posix()
         images.append({"file_name": path, "width": width, "height": height, "class_map": place})
         if max(sample.source_size) <= JPEG_LIMIT:
             drawn = class_overlay(decode(path), found, classes)
-            _save(drawn, _target(folder, index.key(sample.row), path))
+            _save(drawn, _target(folder, index.key(sample.row), "images"))
     listed = [{"file_name": name, "reason": reason} for name, reason in skipped.items()]
-    write_json(folder / FILE, {"classes": classes, "images": images, "skipped": listed})
+    write_json(folder / FILE, {"info": WRITTEN, "classes": classes, "images": images, "skipped": listed})
     return PredictResult(folder / FILE, len(images), None, skipped)
 
 
 def _folder(out: str, data: str | list[str]) -> Path:
     """The folder for the results: nothing in it, and none of the images that are looked at, can be overwritten."""
     from boxless.errors import UserError
+    from boxless.runs.detecting import WRITTEN
+    from boxless.runs.folder import check_results
 
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out {out}: is a file; name a folder")
-    ours = any((folder / name).exists() for name in (FILE, FILE + ".partial"))
-    if folder.is_dir() and any(folder.iterdir()) and not ours:
-        raise UserError(f"out {out}: holds other files; name a new or an empty folder")
+    check_results(folder, FILE)
+    if (folder / FILE).is_file():
+        with (folder / FILE).open("rb") as file:
+            if WRITTEN["description"].encode() not in file.read(100):
+                raise UserError(f"out {out}: its {FILE} is not of boxless predict; name a new or an empty folder")
     for place in [data] if isinstance(data, str) else data:
         if Path(place).is_dir() and folder.resolve().is_relative_to(Path(place).resolve()):
             raise UserError(f"out {out}: lies inside {place}, whose images are looked at; name a folder outside it")
     return folder
 
 
-def _target(folder: Path, key: str, source: str, room: str = "images", suffix: str = ".jpg") -> Path:
-    """The drawn image's file: the key's parts below `folder`, whatever leads out of it dropped."""
+def _begin(folder: Path, index: "ImageIndex") -> None:
+    """Make the folder, without an earlier run's results: its pictures would be taken for those of this one."""
     from boxless.errors import UserError
+    from boxless.runs.folder import begin_results
 
+    rooms = [(folder / room).resolve() for room in DRAWN if (folder / room).exists()]
+    for row in range(len(index) if rooms else 0):
+        path = index.path(row)
+        if any(Path(path).resolve().is_relative_to(room) for room in rooms):
+            raise UserError(f"out {folder}: its drawn images would overwrite {path}; name another folder")
+    begin_results(folder, FILE)
+    (folder / FILE).unlink(missing_ok=True)
+    for room, suffix in DRAWN.items():
+        for place, _, names in os.walk(folder / room, topdown=False):
+            for name in names:
+                if name.lower().endswith(suffix):  # labels that were drawn there by hand stay
+                    Path(place, name).unlink()
+            with suppress(OSError):
+                Path(place).rmdir()
+
+
+def _target(folder: Path, key: str, room: str) -> Path:
+    """A new file for what is drawn of an image: the key's parts below `folder`, whatever leads out of it dropped."""
     parts = [part for part in Path(key).parts if part not in ("..", Path(key).anchor)]
-    path = folder.joinpath(room, *parts)
+    path, suffix = folder.joinpath(room, *parts), DRAWN[room]
     path = path if path.suffix.lower() == suffix else path.with_name(path.name + suffix)
-    if path.exists() and Path(source).exists() and path.samefile(source):  # inside a shard there is no file
-        raise UserError(f"out {folder}: its drawn images would overwrite {source}; name another folder")
-    return path
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    # a.png and a.png.jpg, or ../a/1.jpg and a/1.jpg of a list, would be one file
+    return next(file for file in chain([path], others) if not file.exists())
 
 
 def _save(image: "Image", path: Path, form: str = "JPEG") -> None:

@@ -193,6 +193,10 @@ def workers_for(recipe: FinetuneRecipe, images: int) -> int:
     return min(worker_count(recipe.workers, 8), images // 8)  # starting a process costs more than a few images
 
 
+WRITTEN = {"description": "boxless predict"}
+"""COCO's info of a file of predictions: others too call theirs predictions.json."""
+
+
 class PredictionFile:
     """A COCO dict of predictions, written while they come, so that its size does not matter; complete after `finish`.
 
@@ -210,7 +214,9 @@ class PredictionFile:
         categories = [
             {"id": number, "name": name, **skeleton.as_coco()} for number, name in enumerate(classes, start=1)
         ]
-        self._image_file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
+        self._image_file.write(
+            f'{{"info": {json.dumps(WRITTEN)},\n"categories": {json.dumps(categories)},\n"images": ['
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -150,6 +150,21 @@ def check_place(out: Path) -> None:
         raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
 
 
+def check_results(folder: Path, file: str) -> None:
+    """Raise UserError where `folder` is neither free for results nor holds `file`, which is theirs, whole or begun."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {folder}: is a file; name a folder")
+    ours = any((folder / name).exists() for name in (file, file + PARTIAL))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise UserError(f"out {folder}: holds other files; name a new or an empty folder")
+
+
+def begin_results(folder: Path, file: str) -> None:
+    """Make the folder of results, which `check_results` then knows even where a kill comes before `file` is whole."""
+    make_folder(folder)
+    (folder / f"{file}{PARTIAL}").touch()
+
+
 def _begun(name: str) -> bool:
     """Whether a file may lie in the folder of a run before its recipe does: one may be killed while it begins."""
     return name in ("lock", "figures") or name.endswith(PARTIAL)
