@@ -192,6 +192,36 @@ def test_coco_images_are_found_beside_the_file(tmp_path, place):
 
 
 @pytest.mark.parametrize(
+    ("files", "train", "val"),
+    [
+        ("voc07_trainval voc07_test", "voc07_trainval", "voc07_test"),
+        ("instances_train2017 instances_val2017 captions_val2017", "instances_train2017", "instances_val2017"),
+        ("train trainval valid test", "train", "valid"),
+        ("Train-set validation_1", "Train-set", "validation_1"),
+        ("training testing", "training", "testing"),
+        ("latest train", "train", "no COCO file for 'val or test'"),
+        ("interval.v2 test", "no COCO file for 'train or trainval'", "test"),
+        ("latest", "latest", "latest"),  # a folder of one split, given twice or beside another
+        ("trainval", "trainval", "no COCO file for 'val or test'"),
+        ("train a_val b_val", "train", "several files for 'val'"),
+        ("train_val test", "its name says training and validation", "its name says training and validation"),
+    ],
+)
+def test_no_split_is_part_of_a_word_and_none_is_both(tmp_path, files, train, val):
+    _small_coco(tmp_path, *(f"annotations/{name}.json" for name in files.split()))
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    for role, expected in (("train", train), ("val", val)):
+        try:
+            found = Path(read_labels(tmp_path, role).origin).stem
+        except UserError as error:
+            found = str(error)
+        assert found == expected if expected in files.split() else expected in found
+    if "2017" in files:
+        for split in ("val", "val2017"):
+            assert read_labels(f"{tmp_path}:{split}").origin.endswith("instances_val2017.json")
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.json", "", "empty file"),

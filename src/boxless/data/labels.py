@@ -17,6 +17,7 @@ Role = Literal["train", "val"]
 Format = Literal["auto", "coco", "voc", "yolo", "cityscapes"]
 
 _SPLITS = {"train": ("train", "trainval"), "val": ("val", "test")}  # what a role reads, in order of preference
+_SPELLINGS = {"train": "train(ing)?", "val": "val(id(ation)?)?", "test": "test(ing)?"}
 
 
 def read_labels(
@@ -151,18 +152,27 @@ def _coco_file(path: Path, split: str | None, role: Role) -> Path:
             raise UserError(f"{path}: a COCO file is one split; leave out ':{split}'")
         return path
     files = _jsons(path)
-    names = (split,) if split else ("train",) if role == "train" else ("val", "test")
+    names = (split,) if split else _SPLITS[role]
+    others = () if split else _SPLITS["val" if role == "train" else "train"]
     for name in names:
-        found = [file for file in files if name in file.stem]
-        found = [file for file in found if file.stem.startswith("instances")] or found  # beside captions, keypoints
+        found = _named(files, name)
         if len(found) > 1:
             raise UserError(f"{path}: several files for '{name}': {', '.join(f.name for f in found[:5])}; name one")
+        if found and found == next(filter(None, (_named(files, other) for other in others)), None):
+            raise UserError(f"{found[0]}: its name says training and validation; name the file of each")
         if found:
             return found[0]
-    if len(files) == 1 and not split and not any(name in files[0].stem for name in ("train", "val", "test")):
+    if len(files) == 1 and not split and not any(_named(files, name) for name in (*names, *others)):
         return files[0]
     have = ", ".join(file.name for file in files[:5])
-    raise UserError(f"{path}: no COCO file for '{' or '.join(names)}'; it has: {have}")
+    raise UserError(f"{path}: no COCO file for '{' or '.join(names)}'; it has: {have}; name one")
+
+
+def _named(files: Sequence[Path], split: str) -> list[Path]:
+    """Return the files that are named by a split."""
+    word = _SPELLINGS.get(split, re.escape(split))  # no part of a word: trainval is not val, nor latest test
+    found = [file for file in files if re.search(f"(?<![a-z]){word}(?![a-z])", file.stem, re.IGNORECASE)]
+    return [file for file in found if file.stem.startswith("instances")] or found  # beside captions, keypoints
 
 
 def _voc_split(root: Path, split: str | None, role: Role) -> Path | None:
