@@ -78,6 +78,33 @@ def test_lists_of_images(tmp_path):
         listed_rows(data, tmp_path / "nowhere.txt")
 
 
+@pytest.mark.parametrize(
+    ("file_name", "row"),
+    [
+        ("a.jpg", 0),
+        ("cam1/a.jpg", 1),
+        ("./cam2/a.jpg", 2),
+        ("/data/set/cam2/a.jpg", 2),
+        ("set/cam1/a.jpg", 1),
+        ("/another/machine/b.jpg", 3),
+        (None, 3),
+        ("deep/a.jpg", "label_list .*: deep/a.jpg is the name of several images; give their ids"),
+        ("z.jpg", "label_list .*: 1 of its 1 images are not in here, as z.jpg"),
+    ],
+)
+def test_the_file_name_decides_where_ids_are_counted_anew(tmp_path, file_name, row):
+    images = labelled([1, 2, 3, 4])
+    places = ["a.jpg", "cam1/a.jpg", "cam2/a.jpg", "cam2/b.jpg"]
+    paths = [replace(i, path=Path("/data/set", place)) for i, place in zip(images.images, places, strict=True)]
+    file = tmp_path / "few.json"
+    file.write_text(json.dumps({"images": [{"id": 4} if file_name is None else {"id": 4, "file_name": file_name}]}))
+    if isinstance(row, int):
+        assert listed_rows(replace(images, images=tuple(paths)), file) == [row]
+    else:
+        with pytest.raises(UserError, match=row):
+            listed_rows(replace(images, images=tuple(paths)), file)
+
+
 def test_the_fingerprint_says_which_images_whatever_their_order():
     data = labelled([30, 2, 100])
     expected = hashlib.sha256(b"100\n2\n30\n").hexdigest()

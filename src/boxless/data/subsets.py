@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -121,35 +122,59 @@ def _as_key(image_id: int | str) -> tuple[int, int, str]:
 def listed_rows(data: LabelledData, file: Path) -> list[int]:
     """The rows of the images that a file names: a run's labels.json, COCO JSON, or an image id or file name per line.
 
+    Of COCO's images the file name decides, for the ids of a part of a data set may be counted anew.
+
     Raises:
-        UserError: no such file, nothing in it, or names that the data do not have.
+        UserError: no such file, nothing in it, or names that the data do not have or have several times.
     """
     names = _names(file)
-    rows_of: dict[str, list[int]] = {}
-    for row, image in enumerate(data.images):
-        for name in {str(image.image_id), image.path.name}:
-            rows_of.setdefault(name, []).append(row)
-    names = [name if name in rows_of else Path(name).name for name in names]  # paths of whatever folder are fine
-    missing = [name for name in names if name not in rows_of]
+    rows = _Rows(data)
+    found = [rows.named(name) if is_file else rows.of(name) for name, is_file in names]
+    missing = [name for (name, _), some in zip(names, found, strict=True) if not some]
     if missing:
         raise UserError(
             f"label_list {file}: {len(missing)} of its {len(names)} images are not in {data.origin}, as {missing[0]}"
         )
-    ambiguous = next((name for name in names if len(rows_of[name]) > 1), None)
+    ambiguous = next((name for (name, _), some in zip(names, found, strict=True) if len(some) > 1), None)
     if ambiguous is not None:
-        raise UserError(f"label_list {file}: {ambiguous} is the name of several images; give their ids")
-    return sorted({rows_of[name][0] for name in names})
+        raise UserError(f"label_list {file}: {ambiguous} is the name of several images; give their ids, one per line")
+    return sorted({row for some in found for row in some})
 
 
-def _names(file: Path) -> list[str]:
+class _Rows:
+    """Finds the rows of images by id and by file name."""
+
+    def __init__(self, data: LabelledData) -> None:
+        self.paths = [Path(os.path.abspath(image.path)) for image in data.images]
+        self.root = Path(os.path.commonpath({path.parent for path in self.paths}))
+        self.by_id: dict[str, list[int]] = {}
+        self.by_name: dict[str, list[int]] = {}
+        for row, (image, path) in enumerate(zip(data.images, self.paths, strict=True)):
+            self.by_id.setdefault(str(image.image_id), []).append(row)
+            self.by_name.setdefault(path.name, []).append(row)
+
+    def of(self, name: str) -> list[int]:
+        """The rows of the images that have this id or file name."""
+        return sorted({*self.by_id.get(name, ()), *self.named(name)})
+
+    def named(self, name: str) -> list[int]:
+        """The rows of the images of this file name; the folders of another machine are passed over."""
+        parts = Path(name).parts
+        alike = self.by_name.get(Path(name).name, [])
+        exact = [row for row in alike if self.paths[row] == self.root / name]
+        return exact or [row for row in alike if self.paths[row].parts[-len(parts) :] == parts] or alike
+
+
+def _names(file: Path) -> list[tuple[str, bool]]:
+    """Return what a file says of each image, and whether that is for sure the name of its file."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".json":
             content = json.loads(text)
             images = content["images"] if isinstance(content, dict) else content
-            names = [str(image["id"] if isinstance(image, dict) else image) for image in images]
+            names = [_name(image) if isinstance(image, dict) else (str(image), False) for image in images]
         else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = [(line.strip(), False) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"label_list {file}: expected a run's labels.json or an image id or file name per line ({error})"
@@ -157,6 +182,11 @@ def _names(file: Path) -> list[str]:
     if not names:
         raise UserError(f"label_list {file}: names no image")
     return names
+
+
+def _name(image: dict[str, Any]) -> tuple[str, bool]:
+    name = image.get("file_name")
+    return (name, True) if isinstance(name, str) and name else (str(image["id"]), False)
 
 
 def labels_digest(images: Iterable[LabelledImage]) -> str:
