@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from boxless.data.coco import load_dict
+from boxless.data.index import index_images
 from boxless.data.labelled import mask_area, rle_runs
 from boxless.data.labels import Problem, problem_report, read_labels
 from boxless.errors import UserError
@@ -286,6 +287,52 @@ def test_yolo_without_any_label_file(tmp_path):
     (tmp_path / "data.yaml").write_text("names: {0: a}\ntrain: .\n")
     with pytest.raises(UserError, match=r"no label files for split 'train'; expected e.g. .*1\.txt"):
         read_labels(tmp_path)
+
+
+def _small_yolo(folder: Path, more: str = "") -> None:
+    (folder / "images").mkdir()
+    Image.new("RGB", (100, 80)).save(folder / "images" / "1.png")
+    (folder / "data.yaml").write_text(f"names: [cat, dog]\ntrain: images\n{more}")
+    (folder / "labels").mkdir()
+
+
+@pytest.mark.parametrize("values", [2, 3])
+def test_yolo_pose_lines_are_boxes(tmp_path, values):
+    _small_yolo(tmp_path, f"kpt_shape: [2, {values}]\n")
+    points = "0.9 0.1 0 0" if values == 2 else "0.9 0.1 2 0 0 0"
+    lines = [f"1 0.2 0.5 0.2 0.5 {points}", "1 0.5 0.5 0.2 0.2", f"0 0.2 0.5 0.2 0.5 {points} 0.5"]
+    (tmp_path / "labels" / "1.txt").write_text("\n".join(lines))
+    data = read_labels(tmp_path)
+    (image,) = data.images
+    np.testing.assert_allclose(image.boxes, [[10, 20, 30, 60]], atol=1e-4)
+    assert image.labels.tolist() == [1] and not data.has_masks
+    fields = 5 + 2 * values
+    assert [(problem.entry, problem.message) for problem in data.problems] == [
+        ("line 2", f"wrong number of fields: expected {fields} by kpt_shape, found 5"),
+        ("line 3", f"wrong number of fields: expected {fields} by kpt_shape, found {fields + 1}"),
+    ]
+
+
+@pytest.mark.parametrize("shape", ["17", "[17]", "[0, 3]", "[17, 4]", "[17, 3.0]", "[true, 2]"])
+def test_a_wrong_kpt_shape_is_told_in_one_line(tmp_path, shape):
+    _small_yolo(tmp_path, f"kpt_shape: {shape}\n")
+    (tmp_path / "labels" / "1.txt").write_text("0 0.5 0.5 0.2 0.2")
+    with pytest.raises(UserError, match=r"data.yaml: kpt_shape: .*; expected \[number of keypoints, 2 or 3 values"):
+        read_labels(tmp_path)
+
+
+def test_yolo_follows_links_as_the_index_does_and_enters_no_folder_twice(tmp_path):
+    _small_yolo(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "elsewhere" / "2.png")
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "second").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "images")
+    (tmp_path / "labels" / "link").mkdir()
+    (tmp_path / "labels" / "link" / "2.txt").write_text("1 0.5 0.5 0.5 0.5")
+    data, index = read_labels(tmp_path), index_images(tmp_path / "images", tmp_path / "cache")
+    assert [str(image.path) for image in data.images] == [index.path(row) for row in range(len(index))]
+    assert [len(image.boxes) for image in data.images] == [0, 1]
 
 
 @pytest.mark.parametrize(

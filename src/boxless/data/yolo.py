@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
     """Read the `split` (train, val, test) of a data.yaml; an image without a label file has no objects.
 
     `images`: folder of the images instead of the one in the file. Classes are `names`, or `classes`; category ids are
-    1..n. Broken lines are left out and listed.
+    1..n. Of pose labels (`kpt_shape`) the boxes are read. Broken lines are left out and listed.
 
     Raises:
         UserError: the file is no data.yaml, lacks the split, or no image is usable.
     """
     config = load_config(path)
     names = _names(path, config)
+    pose_fields = _pose_fields(path, config)
     problems = [Problem(str(path), f"class {k}", "empty category name") for k, name in names.items() if not name]
     found = tuple(names.get(k, "") for k in range(max(names) + 1)) if classes is None else tuple(classes)
     index = {name: k for k, name in enumerate(found) if name}
@@ -48,7 +49,8 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
     unwanted: Counter[int] = Counter()
     ids = _image_ids(files)
     labelled = [
-        _read_image(file, number, label_of, problems, unwanted) for file, number in zip(files, ids, strict=True)
+        _read_image(file, number, label_of, pose_fields, problems, unwanted)
+        for file, number in zip(files, ids, strict=True)
     ]
     kept = tuple(image for image in labelled if image is not None)
     if not kept:
@@ -90,6 +92,16 @@ def _names(path: Path, config: dict[str, Any]) -> dict[int, str]:
     return {k: "" if name is None else str(name).strip() for k, name in pairs}
 
 
+def _pose_fields(path: Path, config: dict[str, Any]) -> int | None:
+    """Return how many fields a line of pose labels has; None where the labels are boxes or polygons."""
+    shape = config.get("kpt_shape")
+    if shape is None:
+        return None
+    if not (isinstance(shape, list) and [type(n) for n in shape] == [int, int] and shape[0] > 0 and shape[1] in (2, 3)):
+        raise UserError(f"{path}: kpt_shape: {shape!r:.40}; expected [number of keypoints, 2 or 3 values of each]")
+    return 5 + int(shape[0] * shape[1])
+
+
 def _places(path: Path, config: dict[str, Any], split: str) -> list[Path]:
     """Return the folders or lists that the split names, resolved."""
     value = config.get(split)
@@ -114,8 +126,7 @@ def _files(places: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for place in places:
         if place.is_dir():
-            walked = (Path(folder, name) for folder, _, names in os.walk(place) for name in names)
-            files += sorted(f for f in walked if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
+            files += sorted(f for f in _below(place) if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
         elif place.suffix.lower() in EXTENSIONS:
             files.append(place)
         else:
@@ -127,6 +138,19 @@ def _files(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
+def _below(root: Path) -> Iterator[Path]:
+    """Yield all files below a folder; links are followed, and no folder is entered twice."""
+    entered: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((stat.st_dev, stat.st_ino))
+        folders.sort()  # of two links to one folder the first counts
+        yield from (Path(folder, name) for name in names)
+
+
 def _image_ids(files: Sequence[Path]) -> Sequence[int | str]:
     """Return the numbers that files are named by (as in COCO), else their names, else their paths: all different."""
     stems = [file.stem for file in files]
@@ -136,7 +160,12 @@ def _image_ids(files: Sequence[Path]) -> Sequence[int | str]:
 
 
 def _read_image(
-    file: Path, image_id: int | str, label_of: dict[int, int], problems: list[Problem], unwanted: Counter[int]
+    file: Path,
+    image_id: int | str,
+    label_of: dict[int, int],
+    pose_fields: int | None,
+    problems: list[Problem],
+    unwanted: Counter[int],
 ) -> LabelledImage | None:
     source = label_file(file)
     try:
@@ -149,7 +178,7 @@ def _read_image(
     boxes, masks, entries = [], [], []
     for n, line in _lines(source, problems):
         entry = f"line {n}"
-        parsed = _parse(line, label_of)
+        parsed = _parse(line, label_of, pose_fields)
         if isinstance(parsed, str):
             problems.append(Problem(str(source), entry, parsed))
             continue
@@ -206,10 +235,14 @@ def _lines(source: Path, problems: list[Problem]) -> list[tuple[int, str]]:
     return [(n, line) for n, line in numbered if first[line] == n]
 
 
-def _parse(line: str, label_of: dict[int, int]) -> tuple[int, np.ndarray] | str:
+def _parse(line: str, label_of: dict[int, int], pose_fields: int | None) -> tuple[int, np.ndarray] | str:
     """Return label (-1: not wanted) and normalised values (4 of a box, or a polygon's), or what is wrong."""
     fields = line.split()
-    if len(fields) != 5 and (len(fields) < 7 or len(fields) % 2 == 0):
+    if pose_fields:
+        if len(fields) != pose_fields:
+            return f"wrong number of fields: expected {pose_fields} by kpt_shape, found {len(fields)}"
+        fields = fields[:5]
+    elif len(fields) != 5 and (len(fields) < 7 or len(fields) % 2 == 0):
         return f"wrong number of fields: expected class and 4 numbers or 3 or more points, found {len(fields)}"
     try:
         values = [float(field) for field in fields]
