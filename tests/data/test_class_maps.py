@@ -46,6 +46,13 @@ def test_voc_with_the_augmented_set(tmp_path: Path) -> None:
     assert len(read_segmentation(tmp_path / "ImageSets" / "Segmentation" / "trainaug.txt")) == 2
 
 
+def test_voc_ids_may_have_spaces_in_them(tmp_path: Path) -> None:
+    maps = {name: np.zeros((4, 4), np.uint8) for name in ("img 1", "scan -1", "plain")}
+    write_voc(tmp_path, maps, {"train": ["img 1", "scan -1", "plain 1"]})
+    data = read_segmentation(tmp_path)
+    assert [image.image_id for image in data.images] == list(maps) and not data.problems
+
+
 def test_voc_that_does_not_fit(tmp_path: Path) -> None:
     write_voc(
         tmp_path, {"a": np.full((4, 4), 21, np.uint8), "b": np.zeros((4, 4), np.uint8)}, {"train": ["a", "b", "c"]}

@@ -84,6 +84,20 @@ def test_voc_splits_of_real_data(shared_data):
     np.testing.assert_array_equal(image.boxes, [[39, 113, 200, 197], [34, 16, 171, 107]])  # from 1-based inclusive
 
 
+def test_voc_ids_may_have_spaces_in_them(tmp_path):
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("img 1", "scan -1", "scan", "plain", "two words"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "JPEGImages" / f"{name}.png")
+        (tmp_path / "Annotations" / f"{name}.xml").write_text("<annotation/>")
+    lines = ["img 1", "scan -1", "scan -1 ", "scan  1", "plain 0", "plain -1", "two words -1", "two words 1", "gone 2"]
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("\n".join(lines) + "\n")
+    data = read_labels(tmp_path)
+    assert [image.path.stem for image in data.images] == ["img 1", "scan -1", "scan", "plain", "two words"]
+    (problem,) = data.problems
+    assert problem.file.endswith("gone 2.xml")
+
+
 def test_area_is_that_of_the_official_annotations(shared_data):
     path = shared_data / "coco256" / "annotations" / "instances_val.json"
     official = {a["id"]: a for a in load_dict(path)["annotations"]}

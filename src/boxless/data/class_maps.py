@@ -17,6 +17,7 @@ from boxless.data.cityscapes import cityscapes_files, is_cityscapes
 from boxless.data.images import BadImage, image_size
 from boxless.data.labelled import LabelledData, LabelledImage, Problem
 from boxless.data.labels import Role, read_labels, split_off
+from boxless.data.voc import split_names
 from boxless.errors import UserError
 
 VOID = 255
@@ -122,7 +123,7 @@ def _voc(root: Path, split: str) -> LabelledData:
         have = ", ".join(sorted(other.stem for other in file.parent.glob("*.txt"))) or "nothing"
         raise UserError(f"{file}: no such split; ImageSets/Segmentation has: {have}")
     pairs = []
-    for name in file.read_text().split():
+    for name in split_names(file, root / "JPEGImages", ".jpg"):
         maps = [root / folder / f"{name}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
         pairs.append((name, root / "JPEGImages" / f"{name}.jpg", maps[0] if maps[0].is_file() else maps[1]))
     return _with_maps(str(file), VOC_CLASSES, pairs)

@@ -41,8 +41,9 @@ def read(
     Raises:
         UserError: the split lists nothing, or none of its images is usable.
     """
-    origin = split_file or root / "Annotations"
-    names = _split_names(split_file) if split_file else sorted(p.stem for p in origin.glob("*.xml"))
+    annotations = root / "Annotations"
+    origin = split_file or annotations
+    names = split_names(split_file, annotations, ".xml") if split_file else sorted(p.stem for p in origin.glob("*.xml"))
     folder = images or root / "JPEGImages"
     missing = [part for part in ("Annotations", "JPEGImages") if not (root / part).is_dir()]
     if missing and images is None:
@@ -55,7 +56,7 @@ def read(
     problems: list[Problem] = []
     parsed = []
     for name in names:
-        xml = inside(root / "Annotations", f"{name}.xml")
+        xml = inside(annotations, f"{name}.xml")
         if xml is None:
             problems.append(Problem(str(origin), f"image {name:.80}", "leads out of the folder of annotations"))
             continue
@@ -89,12 +90,27 @@ class _Parsed:
         return replace(self.image, boxes=self.image.boxes[keep], labels=labels, crowd=self.image.crowd[keep])
 
 
-def _split_names(split_file: Path) -> list[str]:
+def split_names(split_file: Path, folder: Path, suffix: str) -> list[str]:
+    """The image ids that a file of ImageSets lists, each once, without those that it marks as holding no object (-1).
+
+    An id may have spaces in it: a line is one where `folder` has a file of that name and `suffix`.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
     try:
-        lines = [line.split() for line in split_file.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in split_file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{split_file}: cannot be read as a list of image ids: {error}") from error
-    names = [line[0] for line in lines if line and line[-1] != "-1"]  # cat_train.txt: -1 = holds no cat
+    names = []
+    for line in filter(None, lines):
+        file = inside(folder, f"{line}{suffix}")
+        name, *mark = line.rsplit(maxsplit=1)
+        marked = mark in (["-1"], ["0"], ["1"])  # cat_train.txt: 1 = holds a cat, 0 = a difficult one, -1 = none
+        if not marked or (file is not None and is_there(file)):
+            names.append(line)
+        elif mark != ["-1"]:
+            names.append(name)
     return list(dict.fromkeys(names))
 
 
