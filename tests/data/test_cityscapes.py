@@ -7,6 +7,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from boxless.data.cityscapes import cityscapes_files
+from boxless.data.classes import read_classified
 from boxless.data.labels import read_labels
 from boxless.errors import UserError
 
@@ -77,3 +78,10 @@ def test_what_is_not_there_is_named(root):
     assert len(data) == 1 and "label file cannot be read" in data.problems[0].message
     cars = read_labels(root, "train", classes=["zebra", "car"])
     assert cars.images[0].labels.tolist() == [1, 1] and len(set(cars.category_ids)) == 2
+
+
+def test_objects_of_a_root_are_classified_by_their_classes(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = read_classified(str(root), "train", objects=True)
+    assert data.classes == read_labels(root).classes
+    assert [data.classes[label] for label in data.labels] == ["car", "car", "bicycle"] * 2

@@ -44,6 +44,31 @@ def test_a_folder_is_searched_to_any_depth(tmp_path, cache):
     assert all(Path(index.path(i)).is_file() for i in range(len(index)))
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("JPEGImages", ["SegmentationClass", "SegmentationClassAug", "SegmentationObject"]),
+        ("leftImg8bit", ["gtFine", "gtCoarse"]),
+    ],
+)
+def test_label_pictures_beside_a_layouts_images_are_none(tmp_path, cache, images, labels):
+    root = fill(tmp_path / "sets", *(f"one/{folder}/train/a.png" for folder in [images, "more", *labels]))
+    assert index_images(root, cache).keys().to_pylist() == sorted([f"one/{images}/train/a.png", "one/more/train/a.png"])
+    assert len(index_images(root / "one" / labels[0], cache)) == 1
+    (root / "one" / images).rename(tmp_path / "gone")
+    assert len(index_images(root, cache)) == 1 + len(labels)  # ordinary folders that are named so
+
+
+def test_an_index_cached_by_another_version_is_made_anew(tmp_path, cache, monkeypatch):
+    root = fill(tmp_path / "a", "JPEGImages/1.jpg", "SegmentationClass/1.png")
+    age(root)
+    with monkeypatch.context() as before:  # as boxless was when it entered these folders
+        before.setattr(index_module, "_CACHE_VERSION", 1)
+        before.setattr(index_module, "_LABEL_PICTURES", {})
+        assert len(index_images(root, cache)) == 2
+    assert len(index_images(root, cache)) == 1
+
+
 def test_several_places_get_prefixes_that_keep_keys_unique(tmp_path, cache):
     for name in ("x/images", "y/images"):
         fill(tmp_path / name, "1.jpg", "2.jpg")

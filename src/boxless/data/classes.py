@@ -17,7 +17,7 @@ from boxless.data.crops import Window, cut, draw_window, least_scale
 from boxless.data.images import BadImage, opened
 from boxless.data.index import index_images
 from boxless.data.labelled import LabelledData
-from boxless.data.labels import Role, read_labels
+from boxless.data.labels import Role, formats_in, read_labels
 from boxless.data.specs import Photometric, ViewSpec
 from boxless.errors import UserError
 
@@ -112,7 +112,7 @@ def read_classified(where: str, role: Role, objects: bool, classes: Sequence[str
     Raises:
         UserError: where there are no classes, or other ones than were learned.
     """
-    if _is_labelled(Path(where)):
+    if not Path(where).is_dir() or formats_in(Path(where)):
         labels = read_labels(where, role, classes=classes)
         data = _objects(where, labels) if objects else _images(where, labels)
     else:
@@ -122,11 +122,6 @@ def read_classified(where: str, role: Role, objects: bool, classes: Sequence[str
     return data
 
 
-def _is_labelled(path: Path) -> bool:
-    patterns = ("Annotations", "*.json", "annotations/*.json", "*.yaml", "*.yml")
-    return not path.is_dir() or any(True for pattern in patterns for _ in path.glob(pattern))
-
-
 def _folders(where: str, classes: Sequence[str] | None) -> ClassifiedData:
     index = index_images(where)
     keys = [index.key(row) for row in range(len(index))]
@@ -134,7 +129,7 @@ def _folders(where: str, classes: Sequence[str] | None) -> ClassifiedData:
     if stray:
         raise UserError(
             f"{where}: {stray[0]} and {len(stray) - 1} more images lie in no class folder; expected one folder per "
-            "class, or labels in COCO, VOC or YOLO form"
+            "class, or labels in COCO, VOC, YOLO or Cityscapes form"
         )
     found = sorted({key.partition("/")[0] for key in keys})
     names = tuple(classes if classes is not None else found)

@@ -27,7 +27,11 @@ from boxless.errors import UserError
 
 LIST_EXTENSIONS = (".txt", ".csv", ".lst")
 
-_CACHE_VERSION = 1
+_LABEL_PICTURES = {  # by the folder of images that they lie beside
+    "JPEGImages": {"SegmentationClass", "SegmentationClassAug", "SegmentationObject"},
+    "leftImg8bit": {"gtFine", "gtCoarse"},
+}
+_CACHE_VERSION = 2  # of what a scan finds
 _COARSE_CLOCK = 2_000_000_000  # ns; some file systems stamp changes no finer than this
 
 
@@ -92,9 +96,10 @@ class ImageIndex:
 def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = None) -> ImageIndex:
     """Find the images of a folder, a list file, a labelled data set (labels ignored), or of several of these.
 
-    A folder is searched to any depth; hidden files are skipped and no folder is entered twice. A list (.txt, .csv,
-    .lst) has one path per line, relative to its own folder, # starts a comment. All else is what `read_labels` accepts:
-    `neu-det:train`, a COCO .json, a YOLO .yaml. Shards are given alone, by their manifest or folder, a path or a URL.
+    A folder is searched to any depth; hidden files and label pictures of a VOC or Cityscapes root are skipped, and no
+    folder is entered twice. A list (.txt, .csv, .lst) has one path per line, relative to its own folder, # starts a
+    comment. All else is what `read_labels` accepts: `neu-det:train`, a COCO .json, a YOLO .yaml. Shards are given
+    alone, by their manifest or folder, a path or a URL.
     `cache`: folder of the cached indexes (~/.cache/boxless/index).
 
     Raises:
@@ -175,18 +180,21 @@ def _scan(root: str) -> tuple[list[str], dict[str, int]]:
                 continue
             entered.add((stat.st_dev, stat.st_ino))
             stamps[full] = stat.st_mtime_ns
-            folders = []
+            folders: set[str] = set()
             with os.scandir(full) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir():
-                        folders.append(f"{folder}{entry.name}/")
+                        folders.add(entry.name)
                     elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                         keys.append(folder + entry.name)
         except OSError as error:
             raise UserError(f"cannot read folder {full}: {error.strerror}") from error
-        pending += sorted(folders, reverse=True)  # sorted, for of two links to one folder the first counts
+        for images in folders & _LABEL_PICTURES.keys():
+            folders -= _LABEL_PICTURES[images]
+        # sorted, for of two links to one folder the first counts
+        pending += sorted((f"{folder}{name}/" for name in folders), reverse=True)
     if not keys:
         raise UserError(f"no images in {root} or its subfolders: looked for {' '.join(EXTENSIONS)}")
     return keys, stamps

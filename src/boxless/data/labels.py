@@ -121,9 +121,7 @@ def _format(path: Path, wanted: Format) -> str:
     if path.is_file():
         found = {".json": ["coco"], ".yaml": ["yolo"], ".yml": ["yolo"]}.get(path.suffix.lower(), [])
     else:
-        tests = {"coco": _jsons(path), "voc": (path / "Annotations").is_dir(), "yolo": _yamls(path)}
-        tests["cityscapes"] = cityscapes.is_cityscapes(path)
-        found = [kind for kind, there in tests.items() if there]
+        found = formats_in(path)
     if wanted != "auto":
         found = [wanted] if wanted in found else []
     if len(found) == 1:
@@ -136,6 +134,13 @@ def _format(path: Path, wanted: Format) -> str:
         raise UserError(f"{path}: holds the sets {', '.join(sets[:5])}; name one, or several: {path}/{both}")
     looked = "a COCO .json, a VOC root (Annotations/, JPEGImages/), a YOLO data.yaml or Cityscapes (leftImg8bit/)"
     raise UserError(f"{path}: no labels found; expected {looked if wanted == 'auto' else f'the format {wanted}'}")
+
+
+def formats_in(folder: Path) -> list[str]:
+    """The formats of the labels that a folder holds, by the names of its files; more than one is ambiguous."""
+    tests = {"coco": _jsons(folder), "voc": (folder / "Annotations").is_dir(), "yolo": _yamls(folder)}
+    tests["cityscapes"] = cityscapes.is_cityscapes(folder)
+    return [kind for kind, there in tests.items() if there]
 
 
 def _jsons(folder: Path) -> list[Path]:
