@@ -1,6 +1,7 @@
 """Pretraining from shards is pretraining from the folder; a pack that is killed goes on to the same bytes."""
 
 import hashlib
+import json
 import re
 import signal
 import subprocess
@@ -153,6 +154,34 @@ def test_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str]) -> N
         boxless.statistics([str(packed / "packed"), str(packed / "scenes")])
     with pytest.raises(UserError, match="shard_buffer=2: expected shards as data"):
         trained(str(packed / "scenes"), packed / "run", "byol", shard_buffer=2)
+
+
+@pytest.mark.parametrize(
+    ("places", "without"),
+    [
+        (["set"], "set"),
+        (["set/labels.json"], None),
+        (["set/labels.json", "more"], "set/labels.json"),
+        (["more"], None),
+    ],
+)
+def test_says_whose_labels_are_not_packed(
+    places: list[str], without: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("set/a.png", "more/b.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    image = {"id": 1, "file_name": "a.png", "width": 9, "height": 9}
+    document = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "set" / "labels.json").write_text(json.dumps(document))
+    data = [str(tmp_path / place) for place in places]
+    boxless.pack(data, str(tmp_path / "packed"))
+    notes = [line for line in capsys.readouterr().err.splitlines() if "without labels" in line]
+    assert [line.split(": ")[1] for line in notes] == ([str(tmp_path / without)] if without else [])
+    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text())
+    assert (manifest["categories"] is None) == (places != ["set/labels.json"])
+    boxless.pack(data, str(tmp_path / "packed"), quiet=True)
+    assert not capsys.readouterr().err
 
 
 def test_other_commands_take_shards(packed: Path) -> None:

@@ -1,5 +1,6 @@
 """`boxless pack`: images with all that is known of them, as a few large tar files."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,7 +59,8 @@ def pack(
     command is given again; once all is packed, it checks every file and writes those that are broken again.
 
     Args:
-        data: Images: a folder, a list file, a labelled data set (labels are packed too), or several of these.
+        data: Images: a folder, a list file, a labelled data set named by its file or split (labels are packed too), or
+            several of these.
         out: Folder of the tar files and their manifest, out/manifest.json, which is given as --data of other commands.
         proposals: Table made by boxless propose for these images, to pack too.
         shard_mb: Largest size of a tar file, in millions of bytes.
@@ -86,6 +88,13 @@ def pack(
     index = index_images(data)
     if isinstance(index, ShardIndex):
         raise UserError(f"{data}: is packed already")
+    if (without := _without_labels(data)) and not quiet:
+        print(
+            f"boxless: {', '.join(without)}: packed without labels, which are packed where all of --data is named by "
+            "label files or splits: train.json, data.yaml, FOLDER:train",
+            file=sys.stderr,
+            flush=True,
+        )
     with chosen_engine(engine, ray_address, workers) as cluster:
         extras, facts = _beside(index, data, proposals)
         plan = plan_shards(index, extras, shard_mb * 1_000_000)
@@ -121,6 +130,17 @@ def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -
         return parts
 
     return extras, {"proposals": table.settings if table else None, "categories": categories}
+
+
+def _without_labels(data: str | list[str]) -> list[str]:
+    """The places that have labels which are not packed."""
+    from boxless.data.index import is_labelled
+    from boxless.data.labels import formats_in
+
+    places = [data] if isinstance(data, str) else data
+    if all(is_labelled(place) for place in places):
+        return []
+    return [place for place in places if is_labelled(place) or formats_in(Path(place))]
 
 
 def _labels(index: "ImageIndex", data: str | list[str]) -> tuple[dict[int, dict[str, Any]], Any]:
