@@ -105,6 +105,19 @@ def test_an_image_is_read_once_for_all_its_objects_and_broken_ones_are_named(tmp
     assert torch.equal(good.views[0][:, :2], source[:, :1, :33].expand(-1, 2, -1))
 
 
+@pytest.mark.parametrize(("width", "height", "fits"), [(20, 15, False), (400, 300, False), (41, 29, True)])
+def test_objects_of_an_image_of_another_size_are_left_out(tmp_path: Path, width: int, height: int, fits: bool) -> None:
+    path = str(labels(tmp_path))
+    draw(tmp_path / "x.png", width, height)
+    objects = read_classified(path, "train", objects=True)
+    reason = f"is {width} x {height} px, its labels are for 40 x 30"
+    for data in (objects, objects.subset(np.array([1]))):
+        found = ExampleDataset(data, 16)[0]
+        assert found.skipped == (None if fits else (str(tmp_path / "x.png"), reason))
+        assert len(found.views) == len(found.rows) == (len(data) if fits else 0)
+    assert ExampleDataset(read_classified(path, "train", objects=False), 16)[0].skipped is None  # has no boxes
+
+
 @pytest.mark.parametrize(("width", "height"), [(512, 320), (300, 480)])
 def test_the_centre_of_an_image_is_cut_as_in_the_usual_evaluation(tmp_path: Path, width: int, height: int) -> None:
     path = draw(tmp_path / "a" / "x.png", width, height)

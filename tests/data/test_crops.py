@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxless.data.crops import cut, draw_window, least_scale, on_grid
+from boxless.data.crops import cut, draw_window, extended, least_scale, on_grid
 from boxless.data.specs import Photometric, ViewSpec
 
 NO_BOXES = np.zeros((0, 4), np.float32)
@@ -29,6 +29,13 @@ def test_areas_and_ratios_are_those_asked_for() -> None:
     assert ratios.min() > 0.74 and ratios.max() < 1.35
     assert np.log(ratios).mean() == pytest.approx(0, abs=0.01)  # log-uniform, symmetric
     assert windows[:, 0].min() == 0 and windows[:, 2].max() == 400
+
+
+@given(st.integers(1, 9), st.integers(1, 9), *[st.integers(-30, 30)] * 2, *[st.integers(1, 40)] * 2)
+def test_beyond_its_edges_an_image_goes_on(columns: int, rows: int, x: int, y: int, width: int, height: int) -> None:
+    image = np.arange(rows * columns * 3, dtype=np.uint8).reshape(rows, columns, 3)
+    places = np.ix_(np.arange(y, y + height).clip(0, rows - 1), np.arange(x, x + width).clip(0, columns - 1))
+    assert np.array_equal(extended(image, x, y, width, height), image[places])
 
 
 def test_whole_image_without_scale() -> None:

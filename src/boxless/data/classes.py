@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from boxless.data.crops import Window, cut, draw_window, least_scale
-from boxless.data.images import BadImage, opened
+from boxless.data.crops import Window, cut, draw_window, extended, least_scale
+from boxless.data.images import BadImage, check_size, opened
 from boxless.data.index import index_images
 from boxless.data.labelled import LabelledData
 from boxless.data.labels import Role, formats_in, read_labels
@@ -44,6 +43,7 @@ class ClassifiedData:
             "squashed centre", the middle of that square; or the boxes (N, 4) of objects, source px.
         present: (N, C) int8: 1 for a class that is shown, 0 for one that is not, -1 for one that is shown only by
             objects that detection ignores (difficult ones, crowds).
+        sizes: of the images that the boxes of objects are for, (N, 2), width and height, px; else None.
     """
 
     origin: str
@@ -51,6 +51,7 @@ class ClassifiedData:
     paths: tuple[str, ...]
     windows: str | NDArray[np.float32]
     present: NDArray[np.int8]
+    sizes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,7 +66,8 @@ class ClassifiedData:
         """The examples at `rows`, in their order."""
         windows = self.windows if isinstance(self.windows, str) else self.windows[rows]
         paths = tuple(self.paths[row] for row in rows.tolist())
-        return replace(self, paths=paths, windows=windows, present=self.present[rows])
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return replace(self, paths=paths, windows=windows, present=self.present[rows], sizes=sizes)
 
     def window(self, row: int, width: int, height: int) -> Window:
         """What an example shows of its image of width x height px: xyxy, source px; may reach beyond the image."""
@@ -143,12 +145,14 @@ def _folders(where: str, classes: Sequence[str] | None) -> ClassifiedData:
 
 def _objects(where: str, labels: LabelledData) -> ClassifiedData:
     kept = [~image.crowd for image in labels.images]
-    paths = [str(image.path) for image, keep in zip(labels.images, kept, strict=True) for _ in range(int(keep.sum()))]
+    counts = [int(keep.sum()) for keep in kept]
+    paths = [str(image.path) for image, count in zip(labels.images, counts, strict=True) for _ in range(count)]
+    sizes = np.array([(image.width, image.height) for image in labels.images], np.int64).reshape(-1, 2)
     boxes = [image.boxes[keep] for image, keep in zip(labels.images, kept, strict=True)]
     shown = [image.labels[keep] for image, keep in zip(labels.images, kept, strict=True)]
     present = np.eye(len(labels.classes), dtype=np.int8)[np.concatenate([*shown, np.zeros(0, np.int64)])]
     windows = np.concatenate([*boxes, np.zeros((0, 4), np.float32)])
-    return ClassifiedData(where, labels.classes, tuple(paths), windows, present)
+    return ClassifiedData(where, labels.classes, tuple(paths), windows, present, sizes.repeat(counts, 0))
 
 
 def _images(where: str, labels: LabelledData) -> ClassifiedData:
@@ -202,6 +206,9 @@ class ExampleDataset(Dataset[Examples]):
     def _cut(self, path: str, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         source = opened(path)
         width, height = source.size
+        if self.data.sizes is not None:
+            for labelled in self.data.sizes[rows].tolist():  # labels may list an image twice
+                check_size(path, source.size, labelled)
         draws = [np.random.default_rng((self.crops or 0, row)) for row in rows.tolist()]
         if self.crops is None:
             windows = [self.data.window(row, width, height) for row in rows.tolist()]
@@ -219,11 +226,7 @@ class ExampleDataset(Dataset[Examples]):
 
 def _cut_padded(image: NDArray[np.uint8], window: Window, step: int, size: int) -> NDArray[np.uint8]:
     """A window, in px of a source that is `step` times as large; beyond the edges the image's last pixels go on."""
-    x1, y1 = round(window[0] / step), round(window[1] / step)
-    x2, y2 = (start + max(1, round((window[i + 2] - window[i]) / step)) for i, start in enumerate((x1, y1)))
-    height, width = image.shape[:2]
-    top, bottom, left, right = max(0, -y1), max(0, y2 - height), max(0, -x1), max(0, x2 - width)
-    part = image[max(y1, 0) : y2, max(x1, 0) : x2]
-    if top or bottom or left or right:
-        part = np.asarray(cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)
+    x, y = round(window[0] / step), round(window[1] / step)
+    width, height = (max(1, round((window[i + 2] - window[i]) / step)) for i in range(2))
+    part = extended(image, x, y, width, height)
     return cut(part, (0, 0, part.shape[1], part.shape[0]), size)

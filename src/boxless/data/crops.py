@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
@@ -70,6 +71,18 @@ def cut(image: NDArray[np.uint8], window: Window, size: int) -> NDArray[np.uint8
     view = interpolate(part, (size, size), mode="bilinear", antialias=True)
     pixels: NDArray[np.uint8] = view[0].permute(1, 2, 0).numpy()
     return pixels
+
+
+def extended(image: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    """The part of an image (H, W, 3) from px (x, y) on; beyond the edges the image's last pixels go on."""
+    rows, columns = image.shape[:2]
+    # Wholly beyond an edge a part shows what it does where it touches the image. Of none, OpenCV would read elsewhere.
+    x, y = min(max(x, 1 - width), columns - 1), min(max(y, 1 - height), rows - 1)
+    top, bottom, left, right = max(0, -y), max(0, y + height - rows), max(0, -x), max(0, x + width - columns)
+    part = image[max(y, 0) : y + height, max(x, 0) : x + width]
+    if not (top or bottom or left or right):
+        return part
+    return np.asarray(cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _random_window(spec: ViewSpec, width: int, height: int, random: Generator) -> Window:

@@ -130,6 +130,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return upright_size(image, orientation)
 
 
+def check_size(path: str | Path, size: tuple[int, int], labelled: tuple[int, int]) -> None:
+    """Raise `BadImage` where an image of `size`, (W, H) px, is not the one of the size that its labels are for."""
+    (width, height), (labelled_width, labelled_height) = size, labelled
+    if max(abs(width - labelled_width), abs(height - labelled_height)) > 1:  # VOC has images of a pixel more or less
+        raise BadImage(path, f"is {width} x {height} px, its labels are for {labelled_width} x {labelled_height}")
+
+
 def _plain_jpeg(image: Image.Image, orientation: int) -> bytes | None:
     """The file of an image that is not loaded yet, where `Opened.jpeg` is one."""
     if orientation != 1 or not isinstance(image, JpegImageFile) or not _is_plain(image):

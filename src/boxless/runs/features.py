@@ -69,7 +69,8 @@ class Extractor:
         Each part is as large as fits: of 7 x 7 cells two times two parts have 6 x 6, as in the papers' SVM features.
         """
         windows = data.windows if isinstance(data.windows, str) else _digest(data.windows.tobytes())
-        key = {"what": f"mean of C5, {parts} x {parts}", "windows": windows, "data": _fingerprint(data.paths)}
+        sizes = {} if data.sizes is None else {"sizes": _digest(data.sizes.tobytes())}
+        key = {"what": f"mean of C5, {parts} x {parts}", "windows": windows, "data": _fingerprint(data.paths), **sizes}
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
             found = self._pass(network, ExampleDataset(data, self.size), parts)
