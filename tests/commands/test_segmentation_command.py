@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import boxless
 from boxless.cli import main
 from boxless.data.class_maps import CITYSCAPES_CLASSES, VOC_CLASSES, class_map, read_segmentation
 from boxless.data.images import decode
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.segmentation import FCNConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.weights import save_trunk
+from boxless.recipes.schema import FinetuneRecipe
+from boxless.runs.detecting import find_images
+from boxless.runs.segmenting import segment_images
 
 TRUNK = {"backbone": "resnet18", "fpn_channels": 32, "box_head_width": 32}
 SETTINGS = {
@@ -176,6 +182,29 @@ def test_predicted_class_maps_are_those_that_were_measured(made: tuple[str, str,
     summary = json.loads((path / "summary.json").read_text())
     assert right / valid == pytest.approx(summary["scores"]["segments"]["pixel accuracy"])
     assert len(list((tmp_path / "p" / "images").rglob("*.jpg"))) == 4
+
+
+class Waves(nn.Module):
+    """Two classes whose logits change along the image."""
+
+    values = np.sin(1 + np.arange(8) ** 2)
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        assert all(image.shape == (3, 4, 8) for image in images)
+        wave = torch.from_numpy(self.values).float().expand(4, 8)
+        return [{"logits": torch.stack([torch.zeros(4, 8), wave])} for _ in images]
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_logits_are_enlarged_to_the_source_as_inside_the_detector(tmp_path: Path, corners: bool) -> None:
+    width = 104
+    Image.new("RGB", (width, width // 2)).save(tmp_path / "x.png")
+    detector = DetectorConfig(kind="fcn", fcn=FCNConfig(align_corners=corners))
+    recipe = FinetuneRecipe(detector=detector, min_size=(4,), max_size=8, precision="32-true")
+    ((_, found),) = segment_images(Waves(), find_images(str(tmp_path / "x.png")), recipe)
+    apart, together = (np.arange(width) + 0.5) * 8 / width - 0.5, np.linspace(0, 7, width)
+    expected = [np.interp(places, np.arange(8), Waves.values) > 0 for places in (apart, together)]
+    assert (expected[0] != expected[1]).any() and (found == expected[corners]).all()
 
 
 def test_mistakes_cost_one_line(

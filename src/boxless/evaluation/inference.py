@@ -26,15 +26,20 @@ def detect(
 
 
 def segment(
-    fabric: Fabric, detector: nn.Module, dataset: Dataset[DetectionSample], batch: int = 4, workers: int = 0
+    fabric: Fabric,
+    detector: nn.Module,
+    dataset: Dataset[DetectionSample],
+    align_corners: bool,
+    batch: int = 4,
+    workers: int = 0,
 ) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
     """Class maps (H, W) of every image of a data set, source px, by FCN; see `detect`.
 
-    The logits are enlarged to the source, not the classes, as in OpenMMLab.
+    The logits are enlarged to the source, not the classes, and by the head's own `align_corners`, as in OpenMMLab.
     """
     for sample, output in _outputs(fabric, detector, dataset, batch, workers):
         width, height = sample.source_size
-        logits = interpolate(output["logits"][None], (height, width), mode="bilinear", align_corners=False)
+        logits = interpolate(output["logits"][None], (height, width), mode="bilinear", align_corners=align_corners)
         # on a processor argmax takes twice as long as max
         yield sample, logits.max(1).indices[0].to(torch.uint8).cpu().numpy()
 

@@ -51,7 +51,7 @@ def measure_classes(
     count = len(data.classes)
     counts = np.zeros((count, count), np.int64)
     skipped: dict[str, str] = {}
-    for sample, found in segment(fabric, detector, dataset, workers=workers):
+    for sample, found in segment(fabric, detector, dataset, recipe.detector.fcn.align_corners, workers=workers):
         if sample.skipped is not None:
             skipped.update([sample.skipped])
         else:
@@ -73,7 +73,7 @@ def segment_labelled(
     """The class map (H, W) of each labelled image, source px; that of its labels is in the sample's target."""
     fabric = make_fabric(recipe.precision)
     dataset = SegmentationDataset(data, recipe.min_size, recipe.max_size, None)
-    yield from segment(fabric, detector.to(fabric.device), dataset)
+    yield from segment(fabric, detector.to(fabric.device), dataset, recipe.detector.fcn.align_corners)
 
 
 def segment_images(
@@ -82,4 +82,5 @@ def segment_images(
     """The class map (H, W) of each image, source px; a sample's `skipped` tells that it is unreadable."""
     fabric = make_fabric(recipe.precision)
     dataset = SourceImages(index, recipe.min_size[-1:], recipe.max_size)
-    yield from segment(fabric, detector.to(fabric.device), dataset, workers=workers_for(recipe, len(index)))
+    workers = workers_for(recipe, len(index))
+    yield from segment(fabric, detector.to(fabric.device), dataset, recipe.detector.fcn.align_corners, workers=workers)
