@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval import mask as coco_mask
 from PIL import Image
 from torch import nn
 
 import boxless
-from boxless.data.labels import read_labels
+from boxless.data.labels import LabelledImage, read_labels
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import two_stage
 from boxless.errors import UserError
@@ -65,6 +66,53 @@ def test_a_detector_that_knows_the_labels(digits, runs, tmp_path, monkeypatch):
         assert found["image_id"] == truth["image_id"]
         assert found["bbox"] == pytest.approx(truth["bbox"], abs=1e-3)
         assert found["category_id"] == (9 if truth["category_id"] == 4 else truth["category_id"])
+
+
+class KnowingMasks(nn.Module):
+    """Answers with the boxes and masks of the labels, image after image, whatever it is shown."""
+
+    def __init__(self, images: tuple[LabelledImage, ...]) -> None:
+        super().__init__()
+        self.answers = iter([self.answer(image) for image in images])
+
+    def answer(self, image: LabelledImage) -> dict[str, torch.Tensor]:
+        masks = np.stack([coco_mask.decode(mask) for mask in image.masks])
+        return {
+            "boxes": torch.from_numpy(image.boxes),
+            "labels": torch.from_numpy(image.labels) + 1,
+            "scores": torch.ones(len(image.labels)),
+            "masks": torch.from_numpy(masks)[:, None].float(),
+        }
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        assert all(image.shape == (3, 64, 64) for image in images)
+        return [next(self.answers) for _ in images]
+
+
+@pytest.mark.parametrize("size", [(65, 64), (63, 65), None])
+def test_masks_of_images_a_pixel_off_and_nothing_in_unreadable_ones(
+    runs, tmp_path, own_labels, monkeypatch, size: tuple[int, int] | None
+):
+    labels = own_labels(lambda document: None)
+    data = read_labels(str(labels))
+    for image in data.images if size else data.images[2:3]:
+        if size:
+            Image.open(image.path).crop((0, 0, *size)).save(image.path)
+        else:
+            image.path.write_bytes(b"no image")
+    recipe = load(Path(runs.masks) / "recipe.yaml", FinetuneRecipe)
+    monkeypatch.setattr(detecting, "load_detector", lambda run: (KnowingMasks(data.images), data.classes, recipe))
+    result = boxless.evaluate(runs.masks, str(labels), str(tmp_path / "e"), quiet=True)
+    aps = [result.scores[kind].ap for kind in ("bbox", "segm")]
+    written = json.loads((tmp_path / "e" / "detections.json").read_text())
+    if size:
+        assert aps == pytest.approx([1, 1]) and not result.skipped
+        assert all(entry["segmentation"]["size"] == [64, 64] for entry in written)
+    else:
+        assert max(aps) < 0.99 and list(result.skipped) == [str(data.images[2].path)]
+        seen = {image.image_id for image in data.images if len(image.boxes)} - {data.images[2].image_id}
+        assert {entry["image_id"] for entry in written} == seen
+    assert (tmp_path / "e" / "examples.png").is_file()
 
 
 def test_writes_what_the_trained_detector_finds(digits, runs, capsys):

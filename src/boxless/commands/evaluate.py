@@ -206,7 +206,7 @@ def _inputs(run: str, data: str) -> dict[str, str]:
 
 def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detections]", skipped: dict[str, str]) -> None:
     """A few images with objects, spread over the data; LVIS's without what its labels say nothing of."""
-    from boxless.data.images import decode
+    from boxless.data.detection import decode_labelled
     from boxless.evaluation.average_precision import judged
     from boxless.evaluation.matching import balanced_score
     from boxless.figures.detections import detection_pairs
@@ -217,7 +217,7 @@ def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detectio
     if not usable:
         return
     rows = _spread(usable)
-    images = [decode(labels.images[row].path) for row in rows]
+    images = [decode_labelled(labels.images[row]) for row in rows]
     truths = [labels.images[row] for row in rows]
     threshold = min(0.5, balanced_score(labels, found))
     save(detection_pairs(images, truths, [found[row] for row in rows], labels.classes, threshold), path)

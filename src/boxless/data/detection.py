@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from boxless.data.images import BadImage, decode
+from boxless.data.crops import extended
+from boxless.data.images import BadImage, check_size, decode
 from boxless.data.labels import LabelledData, LabelledImage
 from boxless.data.loader import Order, one_thread
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
@@ -83,7 +84,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         labelled = self.data.images[row]
         skipped = None
         try:
-            source = _decoded(labelled)
+            source = decode_labelled(labelled)
         except BadImage as error:
             skipped = (str(error.path), error.reason)
             source = np.full((labelled.height, labelled.width, 3), 128, np.uint8)
@@ -200,13 +201,18 @@ def detection_batches(
     )
 
 
-def _decoded(labelled: LabelledImage) -> NDArray[np.uint8]:
+def decode_labelled(labelled: LabelledImage) -> NDArray[np.uint8]:
+    """Return what `decode` does, as large as the labels say: files may be a pixel larger or smaller than that.
+
+    COCO takes masks of two sizes, a pixel apart, for strangers.
+
+    Raises:
+        BadImage: as `decode` does, or the file has another size.
+    """
     source = decode(labelled.path)
-    height, width = source.shape[:2]
-    if max(abs(width - labelled.width), abs(height - labelled.height)) > 1:  # VOC has images of a pixel more or less
-        sizes = f"is {width} x {height} px, its labels are for {labelled.width} x {labelled.height}"
-        raise BadImage(labelled.path, sizes)
-    return source
+    size = (labelled.width, labelled.height)
+    check_size(labelled.path, (source.shape[1], source.shape[0]), size)
+    return extended(source, 0, 0, *size)
 
 
 def _without_objects(labelled: LabelledImage) -> LabelledImage:

@@ -95,11 +95,17 @@ def _source_masks(masks: Tensor, width: int, height: int) -> list[dict[str, obje
 
 
 def as_list(results: Iterator[tuple[DetectionSample, Detections]]) -> tuple[list[Detections], dict[str, str]]:
-    """All detections, and the images that could not be read with their reasons."""
+    """All detections, none of images that could not be read, and these with their reasons."""
     found: list[Detections] = []
     skipped: dict[str, str] = {}
     for sample, detections in results:
-        found.append(detections)
+        found.append(detections if sample.skipped is None else _none_of(detections))
         if sample.skipped is not None:
             skipped.update([sample.skipped])
     return found, skipped
+
+
+def _none_of(found: Detections) -> Detections:
+    masks = None if found.masks is None else found.masks[:0]
+    keypoints = None if found.keypoints is None else found.keypoints[:0]
+    return Detections(found.boxes[:0], found.scores[:0], found.labels[:0], masks, keypoints)
