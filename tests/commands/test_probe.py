@@ -1,18 +1,25 @@
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torchvision.models import resnet18
 
 import boxless
 from boxless.cli import main
 from boxless.data.classes import ClassifiedData, ExampleDataset, read_classified
+from boxless.data.index import index_images
+from boxless.detectors.detector import build_detector
+from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
+from boxless.recipes.catalogue import load
+from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs import features, frozen, probing
 
 SMALL = {"backbone": "resnet18", "size": 64, "workers": 0, "quiet": True}
@@ -130,6 +137,44 @@ def test_correspondence_of_a_run_and_of_its_pyramid(digits, runs, weights: str, 
     assert (tmp_path / "figures" / "correspondence-example.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="other: has no weights of an FPN"):
         boxless.probe(weights, str(digits.images), str(tmp_path), kind="correspondence", level="P3", **SMALL)
+
+
+def test_matches_in_shards_are_computed_anew_where_others_were_packed(folders: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(folders / "train" / "digit 0", tmp_path / "images")
+    (network,) = frozen.load_frozen(["none"], "resnet18", 0)
+    counts = []
+    for turned in (False, False, True):
+        shutil.rmtree(tmp_path / "packed", ignore_errors=True)
+        for path in images.iterdir() if turned else ():
+            Image.open(path).rotate(90).save(path)
+        boxless.pack(str(images), str(tmp_path / "packed"), quiet=True)
+        index = index_images(tmp_path / "packed")
+        features.Extractor(tmp_path / "kept", 64, 0, True).matches(network, index, "C5", 0)
+        counts.append(len(list((tmp_path / "kept").iterdir())))
+    assert counts == [1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["fcn", "retinanet"])
+def test_runs_whose_trunks_have_no_pyramid_or_no_p2(folders: Path, tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "own"
+    run.mkdir()
+    name = {"fcn": "fcn-r50-voc", "retinanet": "retinanet-r50-fpn"}[kind]
+    (run / "recipe.yaml").write_text(f"recipe: {name}\ntrunk: {{backbone: resnet18, fpn_channels: 32}}\n")
+    recipe = load(run / "recipe.yaml", FinetuneRecipe)
+    weights = build_detector(Trunk(recipe.trunk), 2, recipe.detector).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, run / "weights.safetensors")
+    _, network = frozen.load_frozen([str(run)], None, seed=0)
+    body = network.trunk.backbone.body.state_dict()
+    assert len(body) > 100 and all(torch.equal(body[name], weights[f"backbone.body.{name}"]) for name in body)
+    given = {"data": str(folders / "val" / "digit 1"), "out": str(tmp_path / "out"), "kind": "correspondence", **SMALL}
+    message = {
+        "fcn": "own: has no weights of an FPN, and level P2 is one of its maps; take C5",
+        "retinanet": "level: P2; the trunk of own has C5, P3, P4, P5; take one of these",
+    }
+    with pytest.raises(UserError, match=f"^{message[kind]}$"):
+        boxless.probe(str(run), level="P2", **given)
+    level = {"fcn": "C5", "retinanet": "P3"}[kind]
+    assert [score.weights for score in boxless.probe(str(run), level=level, **given).scores][1:] == ["own"]
 
 
 def test_objects_of_real_detection_labels(shared_data: Path, tmp_path: Path, monkeypatch) -> None:

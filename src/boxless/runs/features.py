@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from boxless.data.classes import ClassifiedData, ExampleDataset
 from boxless.data.loader import Paths, one_thread
+from boxless.data.packed import Packed
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.durable import make_folder, written
 from boxless.evaluation.correspondence import PairDataset, best_matches
@@ -180,16 +181,21 @@ def _weights_digest(part: nn.Module) -> str:
 
 
 def _fingerprint(paths: Sequence[str]) -> str:
-    """Of files by their names, sizes and times of change, in their order."""
+    """Of files by their names, sizes and times of change, or of images in shards by their checksums, in their order."""
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            stat = os.stat(path)
-            facts = f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}\n"
-        except OSError:
-            facts = f"{os.path.abspath(path)} missing\n"
-        digest.update(facts.encode(errors="surrogateescape"))
+        digest.update(f"{_facts(path)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _facts(path: str) -> str:
+    if isinstance(path, Packed):
+        return f"{path} {path.sample.size} {path.sample.crc32}"
+    try:
+        stat = os.stat(path)
+        return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        return f"{os.path.abspath(path)} missing"
 
 
 def _digest(content: bytes) -> str:

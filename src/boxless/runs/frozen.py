@@ -66,8 +66,8 @@ def load_frozen(words: Sequence[str], backbone: str | None, seed: int) -> list[F
 
 
 def _with_fpn(config: TrunkConfig) -> TrunkConfig:
-    """The trunk with the body in one piece: in a C4 trunk, the last stage is a head."""
-    return replace(config, neck="fpn") if config.neck in ("c4", "transformer", "hybrid") else config
+    """The trunk with the body in one piece, where in a C4 trunk the last stage is a head, and with a pyramid."""
+    return config if config.neck in ("fpn", "fpn_p3") else replace(config, neck="fpn")
 
 
 def _new(config: TrunkConfig, seed: int) -> Trunk:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from boxless.data.classes import ClassifiedData, read_classified
 from boxless.data.index import ImageIndex, index_images
+from boxless.detectors.trunk import LEVELS
 from boxless.durable import make_folder, write_text
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
@@ -20,7 +21,7 @@ from boxless.evaluation.correspondence import PairDataset, correspondence_accura
 from boxless.evaluation.probes import Score
 from boxless.figures.probes import match_panels, score_bars, score_curves
 from boxless.figures.style import save
-from boxless.runs.features import Extractor, Features
+from boxless.runs.features import MAPS, Extractor, Features
 from boxless.runs.frozen import Frozen
 from boxless.runs.probe_result import ASYMMETRY, NOTES, VIEWS, ProbeResult, Probing, as_csv
 
@@ -178,13 +179,11 @@ def _chance(kind: str, present: NDArray[np.int8]) -> float:
 
 def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
     index = index_images(settings.data)
+    for network in reversed(networks):  # first come random weights, in the trunk of a run, which is the one to name
+        _check_level(network, settings.level)
     scores, examples = [], {}
     skipped: dict[str, str] = {}
     for network in networks:
-        if settings.level != "C5" and not network.pyramid:
-            raise UserError(
-                f"{network.name}: has no weights of an FPN, and level {settings.level} is one of its maps; take C5"
-            )
         matches, columns, skipped = extractor.matches(network, index, settings.level, settings.seed)
         if not len(matches):
             file, reason = next(iter(skipped.items()))
@@ -198,6 +197,16 @@ def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Ex
         cells=cells, level=settings.level, size=settings.size, asymmetry="" if settings.size % 32 == 1 else ASYMMETRY
     )
     return ProbeResult(out, "correspondence", tuple(scores), 1 / cells, note, skipped)
+
+
+def _check_level(network: Frozen, level: str) -> None:
+    if level == "C5":
+        return
+    if not network.pyramid:
+        raise UserError(f"{network.name}: has no weights of an FPN, and level {level} is one of its maps; take C5")
+    levels = [each for each, name in MAPS.items() if each == "C5" or name in LEVELS[network.trunk.backbone.first :]]
+    if level not in levels:
+        raise UserError(f"level: {level}; the trunk of {network.name} has {', '.join(levels)}; take one of these")
 
 
 def _draw_matches(
