@@ -28,8 +28,10 @@ class Journal:
     """Collects scalars per step and writes their means every few steps.
 
     `metrics.csv` has the columns step, name, value. A journal that is opened again at step s drops what was written
-    of later steps, so that a resumed run leaves the same file as an undisturbed one. What depends on the machine's
-    speed is therefore not in it, but in `progress.json`, the newest `Report`, and in TensorBoard's events.
+    of later steps, so that a run that was killed and goes on leaves the same file as an undisturbed one; one that was
+    stopped by a signal, or by data that could not be had, has a row out of turn there, the mean of the steps since the
+    last. What depends on the machine's speed is in neither, but in `progress.json`, the newest `Report`, and in
+    TensorBoard's events.
 
     Args:
         folder: of the run; None where another process writes and shows it all.
