@@ -39,6 +39,17 @@ def test_foreign_files_are_recognised_and_give_the_same_features(cells: ModuleTy
     assert converted_first == {"DINO, whole checkpoint", "PixPro", "DETR", "Detectron2, body"}  # objects beside tensors
 
 
+@pytest.mark.parametrize("prefix", ["resnet.", "model.backbone.conv_encoder.model.", "model.resnet.", "net.body."])
+def test_hugging_faces_resnet_is_found_behind_any_prefix(prefix: str, cells: ModuleType, tmp_path: Path) -> None:
+    own = cells.new_resnet().state_dict()
+    named = {key.replace("resnet.", prefix, 1): value for key, value in cells._as_resnet(own).items()}
+    torch.save({"state_dict": named | {"model.classifier.1.weight": torch.zeros(2, 2)}}, tmp_path / "file.ckpt")
+    trunk = Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32))
+    report = load_trunk(trunk, tmp_path / "file.ckpt", 1.0)
+    assert report.shares["backbone"] == 1 and report.recognised.startswith("Hugging Face transformers")
+    assert torch.equal(trunk.backbone.body.layer4[1].bn2.running_var, own["layer4.1.bn2.running_var"])
+
+
 def test_socos_pyramid_and_head_come_along(cells: ModuleType, tmp_path: Path) -> None:
     torch.manual_seed(3)
     own = Trunk(TrunkConfig("resnet18", fpn_channels=64, box_head_width=64)).state_dict()

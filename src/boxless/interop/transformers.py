@@ -18,8 +18,9 @@ from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.names import Tensors, resnet_modules
 
-BODIES = ("model.backbone.model.", "model.backbone.conv_encoder.model.", "backbone.model.", "resnet.", "")
-"""What stands before the body's names: of detectors as written now and earlier, of classifiers, of bare bodies."""
+_BODY = "model.backbone.model."
+"""What stands before the body's names in detectors as written now; what a file has there is read off its keys."""
+_STEM = "embedder.embedder.convolution.weight"
 
 _PARTS = {
     "transformer.bbox_predictor.": "bbox_predictor.",
@@ -31,7 +32,7 @@ _PARTS = {
 
 def from_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors of boxless' DETR or RT-DETR, in the library's names."""
-    modules = {f"backbone.body.{name}": BODIES[0] + _body(name) for name in resnet_modules()}
+    modules = {f"backbone.body.{name}": _BODY + _body(name) for name in resnet_modules()}
 
     def name(key: str) -> str:
         module, _, last = key.rpartition(".")
@@ -45,7 +46,7 @@ def from_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
     """A body, DETR or RT-DETR of the library in boxless' names."""
-    begin = next(begin for begin in BODIES if begin + "embedder.embedder.convolution.weight" in tensors)
+    begin = next(key for key in tensors if key.endswith(_STEM)).removesuffix(_STEM)
     back = {begin + _body(name): f"backbone.body.{name}" for name in resnet_modules()}
     hybrid = any(key.startswith("model.encoder_input_proj.") for key in tensors)
 
@@ -66,7 +67,7 @@ def to_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
 
 def is_layout(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of the library's ResNet."""
-    return any(key.endswith("embedder.embedder.convolution.weight") for key in tensors)
+    return any(key.endswith(_STEM) for key in tensors)
 
 
 def save(
