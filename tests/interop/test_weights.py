@@ -73,11 +73,23 @@ def test_files_of_known_origin_are_recognised(layout: str, norm: Norm, resnet: T
     assert body_equals(loaded, resnet)
 
 
-def test_safetensors_and_group_norm(resnet: Tensors, tmp_path: Path) -> None:
-    save_file(resnet, tmp_path / "file.safetensors")
-    loaded = trunk(norm="group")
-    assert load_trunk(loaded, tmp_path / "file.safetensors", minimum=1.0).shares["backbone"] == 1
-    assert torch.equal(loaded.backbone.body.layer1[0].bn1.weight, resnet["layer1.0.bn1.weight"])
+@pytest.mark.parametrize("neck", ["fpn", "c4"])
+def test_group_norms_take_over_group_norms_alone(neck: str, resnet: Tensors, tmp_path: Path) -> None:
+    def grouped(seed: int) -> Trunk:
+        torch.manual_seed(seed)
+        return Trunk(TrunkConfig("resnet18", norm="group", neck=neck, fpn_channels=32, box_head_width=32))  # type: ignore[arg-type]
+
+    file, loaded = tmp_path / "file.safetensors", grouped(0)
+    before = {key: value.clone() for key, value in loaded.state_dict().items()}
+    save_file(resnet, file)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*batch norms [^\n]*trunk\.norm=group[^\n]*set trunk\.norm to batch[^\n]*$"
+    ):
+        load_trunk(loaded, file, minimum=0.5)
+    assert all(torch.equal(value, before[key]) for key, value in loaded.state_dict().items())
+    save_trunk(file, source := grouped(1), ("backbone", "RoI head"))
+    assert load_trunk(loaded, file, minimum=1.0).shares["backbone"] == 1
+    assert torch.equal(loaded.backbone.body.layer1[0].bn1.weight, source.backbone.body.layer1[0].bn1.weight)
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
@@ -204,7 +216,10 @@ def test_broken_files_are_refused_and_no_code_is_run(
     assert not (tmp_path / "attacked").exists()
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"state_dict": {}}, {"fc.weight": torch.zeros(3)}])
+REGNET = {"regnet.embedder.embedder.convolution.weight": torch.zeros(32, 3, 3, 3)}  # of Hugging Face
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"state_dict": {}}, {"fc.weight": torch.zeros(3)}, REGNET])
 def test_files_without_a_backbone_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(UserError, match=r"no named tensors|of the backbone would be loaded"):

@@ -95,7 +95,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
 
     Raises:
         UserError: where less than `minimum` of the backbone was loaded, or a part only partly, or the file is of
-            a larger backbone; the trunk is then unchanged.
+            a larger backbone or of one with batch norms where the trunk has group norms; the trunk is then unchanged.
     """
     content = read_tensors(path)
     says, tensors = _named_as_trunk(content, trunk, path)
@@ -137,6 +137,13 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         raise UserError(
             f"{path}: is of a larger backbone than trunk.backbone={trunk.config.backbone}, with {larger[0]} and "
             f"{len(larger) - 1} more tensors; choose the trunk that the file is of"
+        )
+    # The scales of batch norms fit group norms, tensor by tensor, and yet count on statistics that these do not have.
+    statistics = [key for key in report.unused if key.startswith(body) and key.endswith("running_mean")]
+    if trunk.config.norm == "group" and statistics:
+        raise UserError(
+            f"{path}: is of a backbone with batch norms ({statistics[0]}), which trunk.norm=group cannot take over; "
+            "set trunk.norm to batch, sync or frozen, or give weights that were trained with group norms"
         )
     trunk.load_state_dict(fitting, strict=False)
     return report
