@@ -58,6 +58,38 @@ def test_boxes_are_clipped_and_empty_ones_dropped(images, tmp_path):
     assert packed.missing == 2 and made.table.fallback.tolist() == [0, 3]
 
 
+def from_entries(images, tmp_path, names):
+    """The boxes that become those of the one image: of the k-th name, 10 x (k + 1) px from (0, 0)."""
+    file = tmp_path / "boxes.json"
+    entries = [{"id": f"id {k}", "file_name": name} for k, name in enumerate(names)]
+    found = [{"image_id": f"id {k}", "bbox": [0, 0, 10 * (k + 1), 10]} for k in range(len(names))]
+    file.write_text(json.dumps({"images": entries, "annotations": found}))
+    table = from_coco(images, file)
+    assert table.keys.to_pylist() == images.keys().to_pylist()  # no image twice
+    return [int(box[2]) for box in table.aligned_to(images).boxes(0)]
+
+
+@pytest.mark.parametrize(
+    ("names", "sides"),
+    [
+        (["a/x.png", "b/x.png"], [20]),
+        (["b/x.png", "a/x.png"], [10]),
+        (["c/a/x.png", "images/b/x.png", "a/x.png"], [20]),
+        (["x.png", "x.png"], [10, 20]),
+        (["a/x.png", "b/x.png", "b/x.png"], [20, 30]),
+        (["a/x.png", "c/x.png"], None),
+        (["x.png", "b/x.png"], None),  # either may be meant
+    ],
+)
+def test_an_image_gets_the_boxes_of_all_entries_that_name_it_and_of_no_other(images, tmp_path, names, sides):
+    images = index_images(tmp_path / "images" / "b").subset([0])  # b/x.png, of the key x.png
+    if sides is None:
+        with pytest.raises(UserError, match=r"file names match none of the images, e\.g\. x\.png"):
+            from_entries(images, tmp_path, names)
+    else:
+        assert from_entries(images, tmp_path, names) == sides
+
+
 def test_files_that_do_not_fit_are_refused(images, tmp_path):
     for content, complaint in (("{", "not valid JSON"), ("[]", "no COCO file"), ('{"images": []}', "no COCO file")):
         (tmp_path / "bad.json").write_text(content)
@@ -67,5 +99,8 @@ def test_files_that_do_not_fit_are_refused(images, tmp_path):
         from_coco(images, written(tmp_path, "x.png"))  # two images end in this name
     with pytest.raises(UserError, match=r"broken entry \(KeyError: 'bbox'\)"):
         from_coco(images, written(tmp_path, "y.png", boxes=[{}]))
+    (tmp_path / "id.json").write_text('{"images": [{"id": [], "file_name": "y.png"}], "annotations": []}')
+    with pytest.raises(UserError, match=r"broken entry \(TypeError: "):
+        from_coco(images, tmp_path / "id.json")
     with pytest.raises(UserError, match="No such file"):
         from_coco(images, tmp_path / "absent.json")

@@ -35,9 +35,10 @@ def take_from_coco(index: Index, out: str | Path, coco_json: str | Path) -> Prod
 def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
     """Return the annotations of a COCO file, crowds left out, as the proposals of the images that they name.
 
-    `file_name` must be the end of an image's key, or the key the end of it. Boxes are clipped to the image, those
-    without area are dropped, no other limit applies. A listed image without boxes gets the whole image; an image that
-    the file does not list gets no row, see `ProposalTable.aligned_to`.
+    `file_name` must be the end of an image's key, or the key the end of it; of several that fit one key, the end of the
+    image's whole path. An image that is listed more than once has the boxes of all its entries. Boxes are clipped to
+    the image, those without area are dropped, no other limit applies. A listed image without boxes gets the whole
+    image; an image that the file does not list gets no row, see `ProposalTable.aligned_to`.
 
     Raises:
         UserError: no COCO file, a broken entry, or not one image of the index in it.
@@ -52,17 +53,22 @@ def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
                     raise ValueError(message)
                 x, y, w, h = annotation["bbox"]
                 boxes[annotation["image_id"]].append([x, y, x + w, y + h])
-        entries = {str(image["file_name"]): (boxes[image["id"]], _size(image)) for image in document["images"]}
+        listed: dict[str, dict[Any, list[list[float]]]] = defaultdict(dict)
+        sizes: dict[str, tuple[int, int] | None] = {}
+        for image in document["images"]:
+            name = str(image["file_name"])
+            listed[name][image["id"]] = boxes[image["id"]]
+            sizes[name] = sizes.get(name) or _size(image)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: broken entry ({type(error).__name__}: {error}); expected COCO form") from error
-    rows = _matches(index, list(entries))
+    rows = _matches(index, list(listed))
     if not rows:
-        raise UserError(f"{path}: its {len(entries)} file names match none of the images, e.g. {index.key(0)}")
+        raise UserError(f"{path}: its {len(listed)} file names match none of the images, e.g. {index.key(0)}")
     table = TableBuilder({"method": "coco", "file": path.name, "sha256": digest})
     for name, row in sorted(rows.items(), key=lambda item: item[1]):
-        own, size = entries[name]
+        own = [box for found in listed[name].values() for box in found]
         try:
-            size = size or image_size(index.path(row))
+            size = sizes[name] or image_size(index.path(row))
         except BadImage as error:
             table.skip(index.key(row), error.reason)
         else:
@@ -84,17 +90,28 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _matches(index: Index, names: list[str]) -> dict[str, int]:
-    """Return the row of each file name that fits exactly one key."""
+    """Return the row of each file name that fits exactly one key, and this key no other name.
+
+    Of names that fit one key (train/x.png and val/x.png both fit x.png) the one counts that the image's whole path ends
+    in; where there is none, or several, the image counts as not listed.
+    """
     by_last: dict[str, list[int]] = defaultdict(list)
     wanted = {PurePosixPath(name).name for name in names}
     for row, key in enumerate(index.keys().to_pylist()):
         if (last := key.rpartition("/")[2]) in wanted:
             by_last[last].append(row)
-    found = {}
+    fitting: dict[int, list[str]] = defaultdict(list)
     for name in names:
         rows = [row for row in by_last[PurePosixPath(name).name] if _is_end(name, index.key(row))]
         if len(rows) == 1:
-            found[name] = rows[0]
+            fitting[rows[0]].append(name)
+    found = {}
+    for row, fits in fitting.items():
+        if len(fits) > 1:
+            path = Path(index.path(row)).as_posix()
+            fits = [name for name in fits if f"/{path}".endswith(f"/{name}")]
+        if len(fits) == 1:
+            found[fits[0]] = row
     return found
 
 
