@@ -2,8 +2,8 @@
 
 python docs/make_weights.py
 
-Networks are ResNet-18s with random weights and statistics: an error in names, rows, strides or colours shows with these
-as with any other. The tests go through the same cells.
+Networks are ResNet-18s with random weights and statistics, on C4 a ResNet-50, the smallest that Detectron2 has there.
+An error in names, rows, strides or colours shows with these as with any other. The tests go through the same cells.
 """
 
 import contextlib
@@ -65,7 +65,8 @@ file and back: 0 is bit-equal. That every name and shape is the one they expect 
 code (`tests/interop/manifests.py`), and so is what names do not show: background is their last class and has no boxes
 and no masks; Detectron2 goes through a place's anchors by size first and torchvision by ratio; MMDetection has norms
 behind P6 and P7. What they have no name for (FCOS, Sparse R-CNN, DETR, RT-DETR; in MMDetection Keypoint R-CNN) goes as
-the backbone alone, and the command says so.
+the backbone alone, and the command says so. Detectors on C4 go from ResNet-50 up: Detectron2 makes their heads of
+bottleneck blocks, whatever the body is of.
 
 Both would also load these weights with wrong settings, and be worse by several points of AP without a word: take the
 settings in the text. The stride is in the 3x3 convolution (`STRIDE_IN_1X1 = False`, `style='pytorch'`) and colours are
@@ -145,7 +146,8 @@ def write_run(folder: Path, name: str, norm: Any = "batch") -> Path:
     """A fine-tuned run of one of KINDS, with random weights."""
     kind, neck = KINDS[name]
     config = DetectorConfig(kind, **DETECTOR)  # type: ignore[arg-type]
-    trunk = fitting(TrunkConfig(**{**vars(TRUNK), "neck": neck, "norm": norm}), config)
+    body = "resnet50" if neck == "c4" else TRUNK.backbone
+    trunk = fitting(TrunkConfig(**{**vars(TRUNK), "backbone": body, "neck": neck, "norm": norm}), config)
     torch.manual_seed(0)
     detector = build_detector(build_trunk(trunk, config), len(CLASSES), config, len(KEYPOINTS))
     shake(detector)

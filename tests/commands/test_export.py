@@ -68,8 +68,9 @@ def test_other_backbones_give_the_same_too_and_their_detectors_are_refused(tmp_p
     file = boxless.export(str(tmp_path / "run"), str(tmp_path / "body.safetensors"), quiet=True)
     with torch.no_grad():
         same(run_readme(file, monkeypatch)(image[None]), c5(trunk, image[None]).mean((2, 3)))
-    with pytest.raises(UserError, match="--to torchvision-backbone"):
-        boxless.export(str(tmp_path / "run"), str(tmp_path / "all.safetensors"), "torchvision-detector", quiet=True)
+    for to, suffix in (("torchvision-detector", "safetensors"), ("detectron2", "pkl"), ("mmdetection", "pth")):
+        with pytest.raises(UserError, match=r"^[^\n]*--to torchvision-backbone[^\n]*$"):
+            boxless.export(str(tmp_path / "run"), str(tmp_path / f"all.{suffix}"), to, quiet=True)
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])

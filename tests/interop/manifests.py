@@ -1,9 +1,13 @@
 """Names and shapes of detectors in Detectron2 and MMDetection 3, on ResNet-50 with 80 classes, written down from their
 code: neither library can be installed here from the registry."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 Shapes = dict[str, tuple[int, ...]]
 
 CLASSES = 80
+KEYPOINTS = 17
 STAGES = ((3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048))
 """Blocks, width inside, width outside."""
 
@@ -56,23 +60,39 @@ def mmdetection_body(last: int = 4) -> Shapes:
     return shapes
 
 
-def detectron2_fpn() -> Shapes:
-    """Mask R-CNN with SoCo's box head and norms in pyramid and heads."""
+def detectron2_faster(pyramid: int, box: int, linear: int) -> Shapes:
+    """Faster R-CNN with SoCo's box head and norms in pyramid and head, of these widths."""
     shapes = detectron2_body("backbone.bottom_up.")
     for level, (_, _, width) in enumerate(STAGES, 2):
-        for name, shape in (("lateral", (256, width, 1, 1)), ("output", (256, 256, 3, 3))):
+        for name, shape in (("lateral", (pyramid, width, 1, 1)), ("output", (pyramid, pyramid, 3, 3))):
             shapes |= normed(f"backbone.fpn_{name}{level}", f"backbone.fpn_{name}{level}.norm", *shape)
     rpn = "proposal_generator.rpn_head."
-    shapes |= layer(f"{rpn}conv", 256, 256, 3, 3) | layer(f"{rpn}objectness_logits", 3, 256, 1, 1)
-    shapes |= layer(f"{rpn}anchor_deltas", 12, 256, 1, 1)
-    for number in (1, 2, 3, 4):
-        for name in (f"roi_heads.box_head.conv{number}", f"roi_heads.mask_head.mask_fcn{number}"):
-            shapes |= normed(name, f"{name}.norm", 256, 256, 3, 3)
-    shapes |= layer("roi_heads.box_head.fc1", 1024, 256 * 49)
-    shapes |= layer("roi_heads.box_predictor.cls_score", CLASSES + 1, 1024)
-    shapes |= layer("roi_heads.box_predictor.bbox_pred", 4 * CLASSES, 1024)
-    shapes |= transposed("roi_heads.mask_head.deconv", 256, 256)
-    return shapes | layer("roi_heads.mask_head.predictor", CLASSES, 256, 1, 1)
+    shapes |= layer(f"{rpn}conv", pyramid, pyramid, 3, 3) | layer(f"{rpn}objectness_logits", 3, pyramid, 1, 1)
+    shapes |= layer(f"{rpn}anchor_deltas", 12, pyramid, 1, 1)
+    for number, into in enumerate((pyramid, box, box, box), 1):
+        name = f"roi_heads.box_head.conv{number}"
+        shapes |= normed(name, f"{name}.norm", box, into, 3, 3)
+    shapes |= layer("roi_heads.box_head.fc1", linear, box * 49)
+    shapes |= layer("roi_heads.box_predictor.cls_score", CLASSES + 1, linear)
+    return shapes | layer("roi_heads.box_predictor.bbox_pred", 4 * CLASSES, linear)
+
+
+def detectron2_fpn(pyramid: int = 256, box: int = 256, linear: int = 1024, mask: int = 256) -> Shapes:
+    """Mask R-CNN with norms in its mask head too."""
+    shapes = detectron2_faster(pyramid, box, linear)
+    for number, into in enumerate((pyramid, mask, mask, mask), 1):
+        name = f"roi_heads.mask_head.mask_fcn{number}"
+        shapes |= normed(name, f"{name}.norm", mask, into, 3, 3)
+    shapes |= transposed("roi_heads.mask_head.deconv", mask, mask)
+    return shapes | layer("roi_heads.mask_head.predictor", CLASSES, mask, 1, 1)
+
+
+def detectron2_keypoints(pyramid: int, box: int, linear: int, widths: Sequence[int]) -> Shapes:
+    shapes = detectron2_faster(pyramid, box, linear)
+    for number, (into, width) in enumerate(pairwise((pyramid, *widths)), 1):
+        shapes |= layer(f"roi_heads.keypoint_head.conv_fcn{number}", width, into, 3, 3)
+    scores = "roi_heads.keypoint_head.score_lowres"
+    return shapes | {f"{scores}.weight": (widths[-1], KEYPOINTS, 4, 4), f"{scores}.bias": (KEYPOINTS,)}
 
 
 def detectron2_c4() -> Shapes:
@@ -88,33 +108,35 @@ def detectron2_c4() -> Shapes:
     return shapes | layer("roi_heads.mask_head.predictor", CLASSES, 256, 1, 1)
 
 
-def detectron2_retinanet() -> Shapes:
+def detectron2_retinanet(pyramid: int = 256) -> Shapes:
     shapes = detectron2_body("backbone.bottom_up.")
     for level, (_, _, width) in list(enumerate(STAGES, 2))[1:]:
-        for name, shape in (("lateral", (256, width, 1, 1)), ("output", (256, 256, 3, 3))):
+        for name, shape in (("lateral", (pyramid, width, 1, 1)), ("output", (pyramid, pyramid, 3, 3))):
             shapes |= normed(f"backbone.fpn_{name}{level}", f"backbone.fpn_{name}{level}.norm", *shape)
-    shapes |= layer("backbone.top_block.p6", 256, 2048, 3, 3) | layer("backbone.top_block.p7", 256, 256, 3, 3)
+    for name, into in (("p6", 2048), ("p7", pyramid)):
+        shapes |= layer(f"backbone.top_block.{name}", pyramid, into, 3, 3)
     for number in (0, 2, 4, 6):  # with a ReLU between two
-        shapes |= layer(f"head.cls_subnet.{number}", 256, 256, 3, 3)
-        shapes |= layer(f"head.bbox_subnet.{number}", 256, 256, 3, 3)
-    return shapes | layer("head.cls_score", 9 * CLASSES, 256, 3, 3) | layer("head.bbox_pred", 36, 256, 3, 3)
+        shapes |= layer(f"head.cls_subnet.{number}", pyramid, pyramid, 3, 3)
+        shapes |= layer(f"head.bbox_subnet.{number}", pyramid, pyramid, 3, 3)
+    return shapes | layer("head.cls_score", 9 * CLASSES, pyramid, 3, 3) | layer("head.bbox_pred", 36, pyramid, 3, 3)
 
 
-def mmdetection_fpn() -> Shapes:
+def mmdetection_fpn(pyramid: int = 256, rpn: int = 256, box: int = 256, linear: int = 1024, mask: int = 256) -> Shapes:
+    """Mask R-CNN as that of Detectron2, of these widths."""
     shapes = mmdetection_body()
     for number, (_, _, width) in enumerate(STAGES):
-        for name, shape in (("lateral", (256, width, 1, 1)), ("fpn", (256, 256, 3, 3))):
+        for name, shape in (("lateral", (pyramid, width, 1, 1)), ("fpn", (pyramid, pyramid, 3, 3))):
             shapes |= normed(f"neck.{name}_convs.{number}.conv", f"neck.{name}_convs.{number}.bn", *shape)
-    shapes |= layer("rpn_head.rpn_conv", 256, 256, 3, 3) | layer("rpn_head.rpn_cls", 3, 256, 1, 1)
-    shapes |= layer("rpn_head.rpn_reg", 12, 256, 1, 1)
-    for number in range(4):
-        for name in (f"roi_head.bbox_head.shared_convs.{number}", f"roi_head.mask_head.convs.{number}"):
-            shapes |= normed(f"{name}.conv", f"{name}.bn", 256, 256, 3, 3)
-    shapes |= layer("roi_head.bbox_head.shared_fcs.0", 1024, 256 * 49)
-    shapes |= layer("roi_head.bbox_head.fc_cls", CLASSES + 1, 1024)
-    shapes |= layer("roi_head.bbox_head.fc_reg", 4 * CLASSES, 1024)
-    shapes |= transposed("roi_head.mask_head.upsample", 256, 256)
-    return shapes | layer("roi_head.mask_head.conv_logits", CLASSES, 256, 1, 1)
+    shapes |= layer("rpn_head.rpn_conv", rpn, pyramid, 3, 3) | layer("rpn_head.rpn_cls", 3, rpn, 1, 1)
+    shapes |= layer("rpn_head.rpn_reg", 12, rpn, 1, 1)
+    for name, width in (("roi_head.bbox_head.shared_convs", box), ("roi_head.mask_head.convs", mask)):
+        for number, into in enumerate((pyramid, width, width, width)):
+            shapes |= normed(f"{name}.{number}.conv", f"{name}.{number}.bn", width, into, 3, 3)
+    shapes |= layer("roi_head.bbox_head.shared_fcs.0", linear, box * 49)
+    shapes |= layer("roi_head.bbox_head.fc_cls", CLASSES + 1, linear)
+    shapes |= layer("roi_head.bbox_head.fc_reg", 4 * CLASSES, linear)
+    shapes |= transposed("roi_head.mask_head.upsample", mask, mask)
+    return shapes | layer("roi_head.mask_head.conv_logits", CLASSES, mask, 1, 1)
 
 
 def mmdetection_c4() -> Shapes:
@@ -128,14 +150,15 @@ def mmdetection_c4() -> Shapes:
     return shapes | layer("roi_head.mask_head.conv_logits", CLASSES, 256, 1, 1)
 
 
-def mmdetection_retinanet() -> Shapes:
+def mmdetection_retinanet(pyramid: int = 256, head: int = 256) -> Shapes:
     shapes = mmdetection_body()
     for number, (_, _, width) in enumerate(STAGES[1:]):
-        for name, shape in (("lateral", (256, width, 1, 1)), ("fpn", (256, 256, 3, 3))):
+        for name, shape in (("lateral", (pyramid, width, 1, 1)), ("fpn", (pyramid, pyramid, 3, 3))):
             shapes |= normed(f"neck.{name}_convs.{number}.conv", f"neck.{name}_convs.{number}.bn", *shape)
-    for number, width in ((3, 2048), (4, 256)):  # P6 and P7: their convolutions have norms where the others have
-        shapes |= normed(f"neck.fpn_convs.{number}.conv", f"neck.fpn_convs.{number}.bn", 256, width, 3, 3)
-    for number in range(4):
+    for number, width in ((3, 2048), (4, pyramid)):  # P6 and P7: their convolutions have norms where the others have
+        shapes |= normed(f"neck.fpn_convs.{number}.conv", f"neck.fpn_convs.{number}.bn", pyramid, width, 3, 3)
+    for number, into in enumerate((pyramid, head, head, head)):
         for name in ("cls", "reg"):
-            shapes |= layer(f"bbox_head.{name}_convs.{number}.conv", 256, 256, 3, 3)
-    return shapes | layer("bbox_head.retina_cls", 9 * CLASSES, 256, 3, 3) | layer("bbox_head.retina_reg", 36, 256, 3, 3)
+            shapes |= layer(f"bbox_head.{name}_convs.{number}.conv", head, into, 3, 3)
+    shapes |= layer("bbox_head.retina_cls", 9 * CLASSES, head, 3, 3)
+    return shapes | layer("bbox_head.retina_reg", 36, head, 3, 3)

@@ -1,8 +1,10 @@
 """Detectron2 and MMDetection, which cannot be installed here: names and shapes by manifests, meaning by arithmetic."""
 
 import math
+import sys
 import warnings
 from typing import Any
+from unittest.mock import MagicMock
 
 import manifests
 import pytest
@@ -19,14 +21,19 @@ from boxless.interop.files import converted
 from boxless.interop.weights import load_trunk
 
 DETECTORS = {"fpn": ("mask_rcnn", "fpn"), "c4": ("mask_rcnn", "c4"), "retinanet": ("retinanet", "fpn")}
+KINDS = {**DETECTORS, "keypoints": ("keypoint_rcnn", "fpn")}
 LIBRARIES = {"detectron2": detectron2, "mmdetection": mmdetection}
 
 
-def detector(name: str, classes: int = manifests.CLASSES, **trunk: Any) -> nn.Module:
-    kind, neck = DETECTORS[name]
+def configs(name: str, **trunk: Any) -> tuple[TrunkConfig, DetectorConfig]:
+    kind, neck = KINDS[name]
     config = DetectorConfig(kind, mask_norm=name == "fpn")  # type: ignore[arg-type]
-    settings = fitting(TrunkConfig(**{"neck": neck, **trunk}), config)  # type: ignore[arg-type]
-    return build_detector(build_trunk(settings, config), classes, config)
+    return fitting(TrunkConfig(**{"neck": neck, **trunk}), config), config
+
+
+def detector(name: str, classes: int = manifests.CLASSES, **trunk: Any) -> nn.Module:
+    settings, config = configs(name, **trunk)
+    return build_detector(build_trunk(settings, config), classes, config, manifests.KEYPOINTS)
 
 
 def small(name: str, **trunk: Any) -> dict[str, Tensor]:
@@ -47,6 +54,95 @@ def test_every_tensor_is_where_the_library_expects_it(name: str, library: str) -
     shapes = {key: tuple(value.shape) for key, value in named.items() if "num_batches" not in key}
     assert not left and shapes == getattr(manifests, f"{library}_{name}")()
     assert len([key for key in manifests.mmdetection_body()]) == 265
+
+
+class Settings(dict[str, Any]):
+    """A library's, read and set as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.setdefault(name, Settings())
+
+    __setattr__ = dict.__setitem__
+
+
+def of_mmdetection(retinanet: bool) -> Settings:
+    """The widths in its configurations of ResNet-50 with a pyramid."""
+    usual = {"in_channels": 256, "feat_channels": 256}
+    extractor = {"out_channels": 256}
+    heads = {
+        "bbox_roi_extractor": Settings(extractor),
+        "bbox_head": Settings(in_channels=256, conv_out_channels=256, fc_out_channels=1024),
+        "mask_roi_extractor": Settings(extractor),
+        "mask_head": Settings(in_channels=256, conv_out_channels=256),
+    }
+    parts = {"bbox_head": Settings(usual)} if retinanet else {"rpn_head": Settings(usual), "roi_head": Settings(heads)}
+    return Settings(model=Settings(neck=Settings(out_channels=256), **parts))
+
+
+def of_detectron2(_: bool) -> Settings:
+    """The widths in its defaults."""
+    widths = {"FPN": {"OUT_CHANNELS": 256}, "ROI_BOX_HEAD": {"CONV_DIM": 256, "FC_DIM": 1024}}
+    widths |= {"ROI_MASK_HEAD": {"CONV_DIM": 256}, "ROI_KEYPOINT_HEAD": {"CONV_DIMS": [512] * 8}}  # type: ignore[dict-item]
+    return Settings(MODEL=Settings({name: Settings(part) for name, part in widths.items()}))
+
+
+def built(text: str, library: str, monkeypatch: pytest.MonkeyPatch) -> manifests.Shapes:
+    """The network that the lines of a text make in a library, by the widths that its settings have then."""
+    made: list[tuple[str, Settings]] = []
+
+    def named(name: str) -> Settings:
+        made.append((name, {"mmdetection": of_mmdetection, "detectron2": of_detectron2}[library]("retinanet" in name)))
+        return made[-1][1]
+
+    for module in ("mmdet", "mmdet.apis", "mmengine", "mmengine.config"):
+        monkeypatch.setitem(sys.modules, module, MagicMock(Config=MagicMock(fromfile=named)))
+    for module in ("detectron2", "detectron2.checkpoint", "detectron2.modeling"):
+        monkeypatch.setitem(sys.modules, module, MagicMock(model_zoo=MagicMock(get_config=named)))
+    exec(text, {})
+    ((name, settings),) = made
+    if library == "detectron2":
+        model = settings.MODEL
+        if "retinanet" in name:
+            return manifests.detectron2_retinanet(model.FPN.OUT_CHANNELS)
+        widths = (model.FPN.OUT_CHANNELS, model.ROI_BOX_HEAD.CONV_DIM, model.ROI_BOX_HEAD.FC_DIM)
+        if "keypoint" in name:
+            return manifests.detectron2_keypoints(*widths, model.ROI_KEYPOINT_HEAD.CONV_DIMS)
+        return manifests.detectron2_fpn(*widths, model.ROI_MASK_HEAD.CONV_DIM)
+    model, pyramid = settings.model, settings.model.neck.out_channels
+    if "retinanet" in name:
+        assert model.bbox_head.in_channels == pyramid
+        return manifests.mmdetection_retinanet(pyramid, model.bbox_head.feat_channels)
+    heads = model.roi_head
+    taken = {part.in_channels for part in (model.rpn_head, heads.bbox_head)} | {heads.bbox_roi_extractor.out_channels}
+    if "mask" in name:
+        taken |= {heads.mask_head.in_channels, heads.mask_roi_extractor.out_channels}
+    assert taken == {pyramid}
+    own = (model.rpn_head.feat_channels, heads.bbox_head.conv_out_channels, heads.bbox_head.fc_out_channels)
+    return manifests.mmdetection_fpn(pyramid, *own, heads.mask_head.conv_out_channels)
+
+
+TEXTS = [(library, name) for library in LIBRARIES for name in ("fpn", "retinanet")] + [("detectron2", "keypoints")]
+
+
+@pytest.mark.parametrize("pretrained", [False, True], ids=["detector", "trunk"])
+@pytest.mark.parametrize(("library", "name"), TEXTS)
+def test_the_text_makes_the_network_that_the_file_is_of(
+    library: str, name: str, pretrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = LIBRARIES[library]
+    trunk, config = configs(name, fpn_channels=32, box_head_width=96)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = (Trunk(trunk) if pretrained else detector(name, fpn_channels=32, box_head_width=96)).state_dict()
+    if pretrained:
+        tensors = {f"roi_heads.{key}" if key.startswith("box_head") else key: v for key, v in tensors.items()}
+    counts = (manifests.CLASSES, *([manifests.KEYPOINTS] if library == "detectron2" else []))
+    text = module.how_to_load(trunk, None if pretrained else config, *counts, "file")
+    named, _ = module.from_torchvision(tensors)
+    shapes = {key: tuple(value.shape) for key, value in named.items() if "num_batches" not in key}
+    there = built(text, library, monkeypatch)
+    assert {key: there.get(key) for key in shapes} == shapes
+    assert pretrained or there.keys() == shapes.keys()
 
 
 ROUNDS: list[tuple[str, dict[str, str]]] = [

@@ -67,7 +67,7 @@ def pickled(tensors: Tensors) -> bytes:
 
 def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, keypoints: int, file: str) -> str:
     """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
-    kind = "faster_rcnn" if detector is None else detector.kind
+    kind = detector.kind if detector else "retinanet" if trunk.neck == "fpn_p3" else "faster_rcnn"
     single = trunk.neck == "c4"
     group = {"mask_rcnn": "InstanceSegmentation", "keypoint_rcnn": "Keypoints"}.get(kind, "Detection")
     norm = {"batch": "BN", "sync": "SyncBN", "frozen": "FrozenBN", "group": "GN"}[trunk.norm]
@@ -87,7 +87,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
     if single and detector is not None:
         settings += ['ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"  # MoCo\'s: registered above']
     if detector is not None:
-        settings += _detector_settings(detector, single, classes, keypoints, norm)
+        settings += _detector_settings(trunk, detector, classes, keypoints, norm)
     name = "C4" if single else "FPN"
     return "\n".join(
         [
@@ -132,17 +132,21 @@ def _box_head(trunk: TrunkConfig, norm: str) -> list[str]:
     ]
 
 
-def _detector_settings(detector: DetectorConfig, single: bool, classes: int, keypoints: int, norm: str) -> list[str]:
-    sizes = detector.anchor_sizes
+def _detector_settings(
+    trunk: TrunkConfig, detector: DetectorConfig, classes: int, keypoints: int, norm: str
+) -> list[str]:
+    sizes, single = detector.anchor_sizes, trunk.neck == "c4"
     if detector.kind == "retinanet":
         octave = [[round(side * 2 ** (third / 3), 4) for third in range(3)] for side in sizes]
         return [f"RETINANET.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {octave}"]
     levels = [list(sizes)] if single else [[size] for size in sizes]
     settings = [f"ROI_HEADS.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {levels}"]
-    if detector.kind == "mask_rcnn" and detector.mask_norm:
-        settings += [f'ROI_MASK_HEAD.NORM = "{norm}"']
+    if detector.kind == "mask_rcnn":
+        settings += [] if single else [f"ROI_MASK_HEAD.CONV_DIM = {trunk.fpn_channels}"]
+        settings += [f'ROI_MASK_HEAD.NORM = "{norm}"'] if detector.mask_norm else []
     if detector.kind == "keypoint_rcnn":
         settings += [f"ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {keypoints}"]
+        settings += [f"ROI_KEYPOINT_HEAD.CONV_DIMS = {[2 * trunk.fpn_channels] * 8}"]
     return settings
 
 

@@ -49,7 +49,7 @@ def saved(tensors: Tensors, classes: Sequence[str]) -> bytes:
 
 def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, file: str) -> str:
     """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
-    kind = "faster_rcnn" if detector is None else detector.kind
+    kind = detector.kind if detector else "retinanet" if trunk.neck == "fpn_p3" else "faster_rcnn"
     single = trunk.neck == "c4"
     config = {
         "faster_rcnn": "faster-rcnn_r50-caffe_c4-1x_coco.py" if single else "faster-rcnn_r50_fpn_1x_coco.py",
@@ -69,10 +69,8 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if kind == "retinanet" else ""
         lines += [f"model.neck.update(in_channels={widths}, out_channels={trunk.fpn_channels}, norm_cfg={norm}{extra})"]
     if kind == "retinanet":
-        lines += [
-            f"model.bbox_head.update(num_classes={classes}, in_channels={trunk.fpn_channels},",
-            f"    feat_channels={trunk.fpn_channels})",
-        ]
+        lines += [f"model.bbox_head.update(in_channels={trunk.fpn_channels}, feat_channels={trunk.fpn_channels})"]
+        lines += [f"model.bbox_head.num_classes = {classes}"] if detector is not None else []
     elif not single:
         lines += _heads(trunk, norm)
     else:
@@ -83,6 +81,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         lines += [f"model.roi_head.bbox_head.num_classes = {classes}"]
         if kind == "mask_rcnn":
             lines += [f"model.roi_head.mask_head.num_classes = {classes}"]
+            lines += [] if single else _mask_widths(trunk)
             lines += [f"model.roi_head.mask_head.norm_cfg = {norm}"] if detector.mask_norm else []
     if detector is not None:
         lines += _anchors(detector, single)
@@ -136,6 +135,13 @@ def _heads(trunk: TrunkConfig, norm: str) -> list[str]:
         *lines,
         "model.roi_head.bbox_head.update(type='Shared4Conv1FCBBoxHead',",
         f"    conv_out_channels={trunk.fpn_channels}, norm_cfg={norm}, {sizes})",
+    ]
+
+
+def _mask_widths(trunk: TrunkConfig) -> list[str]:
+    return [
+        f"model.roi_head.mask_roi_extractor.out_channels = {trunk.fpn_channels}",
+        f"model.roi_head.mask_head.update(in_channels={trunk.fpn_channels}, conv_out_channels={trunk.fpn_channels})",
     ]
 
 

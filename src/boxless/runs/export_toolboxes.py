@@ -62,6 +62,11 @@ def _for_toolbox(
     trunk = recipe.trunk
     if trunk.backbone not in RESNETS:
         raise UserError(f"run {where}: {library} names no {trunk.backbone}; export it with --to torchvision-backbone")
+    if trunk.neck == "c4" and trunk.backbone in ("resnet18", "resnet34"):
+        raise UserError(
+            f"run {where}: {library}'s detectors on C4 have the last stage of a resnet50 or a larger one for a head, "
+            f"this is {trunk.backbone}; export its body with --to torchvision-backbone, a whole detector with --to onnx"
+        )
     if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind in _WHOLE[library]:
         tensors, classes, recipe = detector_of(where)
         return tensors, trunk, recipe.detector, classes, f"The whole {recipe.detector.kind}"
