@@ -143,8 +143,7 @@ def make_table(root: Path, cache: Path) -> None:
         part[:, 1] += 1  # a box has two sides
     table = ProposalTable(
         keys=index.keys(),
-        sizes=np.full((count, 2), 500, np.int32),
-        packed=PackedBoxes.end_to_end(values.reshape(-1, 4), np.full(count, BOXES)),
+        packed=PackedBoxes.end_to_end(values.reshape(-1, 4), np.full(count, BOXES), np.full((count, 2), 500, np.int32)),
         fallback=np.zeros(count, np.int8),
         skipped=pa.nulls(count, pa.large_string()),
         settings={"method": "benchmark"},

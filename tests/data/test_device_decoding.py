@@ -31,6 +31,9 @@ class Grid:
     def boxes(self, row: int) -> np.ndarray:
         return np.array([[9 * i, 7 * i, 9 * i + 60, 7 * i + 50] for i in range(row % 5)], np.float32).reshape(-1, 4)
 
+    def size(self, row: int) -> None:
+        return None
+
 
 @pytest.fixture
 def coco(shared_data: Path, tmp_path: Path) -> Path:

@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,9 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from boxless.data.device_decoding import EncodedDataset
+from boxless.data.index import index_images
 from boxless.data.loader import Batch, Order, ViewDataset, collate, view_batches
 from boxless.data.specs import Photometric, ViewSpec
 from boxless.errors import UserError
+from boxless.proposals.grid import Grid
+from boxless.proposals.production import make_proposals
 
 ROWS = 7
 SPECS = (
@@ -39,6 +44,9 @@ class Folder:
 
     def boxes(self, row: int) -> np.ndarray:
         return np.array([[0, 0, 5 + i, 10 + row] for i in range(row % 4)], np.float32).reshape(-1, 4)
+
+    def size(self, row: int) -> tuple[int, int]:
+        return 30, 20 + row
 
 
 @pytest.fixture
@@ -128,6 +136,26 @@ def test_nothing_readable_is_an_error_that_names_a_file(tmp_path: Path) -> None:
     dataset = ViewDataset(Folder(tmp_path, broken=range(ROWS)), SPECS, None, seed=0)
     with pytest.raises(UserError, match=r"3\.png: not an image in a known format; so are the next images, 7 in all"):
         dataset[0, 3]
+
+
+@pytest.mark.parametrize("kind", [ViewDataset, EncodedDataset])
+@pytest.mark.parametrize("size", [(40, 30), (300, 400), (400, 302)])
+def test_boxes_that_were_made_for_an_image_of_another_size_are_refused(
+    size: tuple[int, int], kind: type[ViewDataset | EncodedDataset], tmp_path: Path
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (400, 300)).save(tmp_path / name)
+    index = index_images(tmp_path)
+    make_proposals(index, tmp_path / "p.parquet", Grid(), workers=1, quiet=True)
+    for replaced, other in ((tmp_path / "a.jpg", (401, 300)), (tmp_path / "b.jpg", size)):
+        Image.new("RGB", other).save(replaced)
+    again = make_proposals(index, tmp_path / "p.parquet", Grid(), workers=1, quiet=True)
+    views = ViewDataset(index, SPECS, pickle.loads(pickle.dumps(again.table.aligned_to(index))), seed=0)
+    dataset = views if kind is ViewDataset else EncodedDataset(views)
+    assert again.computed == 0 and len(dataset[0, 0].boxes)  # a pixel more or less is let pass
+    sizes = f"is {size[0]} x {size[1]} px upright, its proposals are for 400 x 300; delete their table"
+    with pytest.raises(UserError, match=rf"^[^\n]*b\.jpg: {sizes}[^\n]*`boxless propose`[^\n]*$"):
+        dataset[0, 1]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

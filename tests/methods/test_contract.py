@@ -103,6 +103,9 @@ class Folder:
     def boxes(self, row: int) -> np.ndarray:
         return grid_boxes(WIDTH, HEIGHT)
 
+    def size(self, row: int) -> tuple[int, int]:
+        return WIDTH, HEIGHT
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:

@@ -309,6 +309,9 @@ def test_boxes_cover_the_bright_pixels_of_every_view(third: str, tmp_path: Path)
         def boxes(self, row: int) -> np.ndarray:
             return truth
 
+        def size(self, row: int) -> tuple[int, int]:
+            return 200, 150
+
     quiet = Photometric(jitter=0.0, gray=0.0, blur=0.0)
     config = SoCoConfig(size=96, small_size=48, third_view=third, first=quiet, second=quiet)  # type: ignore[arg-type]
     dataset = ViewDataset(One(), config.views(), One(), seed=0)

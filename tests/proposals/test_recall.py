@@ -58,7 +58,8 @@ def test_labels_are_matched_by_file_without_crowds(shared_data):
     index = index_images(shared_data / "coco256" / "images")
     labels = read_labels(shared_data / "coco256" / "annotations" / "instances_val.json")
     counts = np.arange(len(index))
-    boxes = PackedBoxes.end_to_end(np.zeros((counts.sum(), 4), np.float32), counts)
+    sizes = np.zeros((len(index), 2), np.int32)
+    boxes = PackedBoxes.end_to_end(np.zeros((counts.sum(), 4), np.float32), counts, sizes)
     pairs = labelled_pairs(boxes, index, labels)
     assert len(pairs) == len(labels) == 128
     keys = index.keys().to_pylist()

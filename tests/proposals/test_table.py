@@ -79,6 +79,7 @@ def test_alignment_is_a_look_up(counts, data):
     )
     for i, key in enumerate(wanted):
         np.testing.assert_array_equal(packed.boxes(i), boxes_of(key, counts[key] or 0))
+        assert packed.size(i) == (None if counts[key] is None else (640, 480))
 
 
 def test_images_without_a_row_are_counted_and_get_the_whole_image(tmp_path):
@@ -88,6 +89,7 @@ def test_images_without_a_row_are_counted_and_get_the_whole_image(tmp_path):
     assert packed.missing == 3
     assert packed.boxes(2).tolist() == [[0, 0, 30, 20]]
     assert len(packed.boxes(1)) == len(packed.boxes(3)) == 0
+    assert [packed.size(i) for i in range(5)] == [(640, 480), None, (30, 20), None, (640, 480)]
     np.testing.assert_array_equal(packed.boxes(4), boxes_of("b.jpg", 3))
 
 
@@ -143,6 +145,7 @@ def test_a_large_table_is_mapped_and_crosses_processes_by_name(tmp_path, monkeyp
         sent = pickle.dumps(aligned)
         assert aligned.values.tobytes() not in sent
         np.testing.assert_array_equal(pickle.loads(sent).boxes(0), boxes_of("c", 4))
+        assert pickle.loads(sent).size(0) == (640, 480)
     aligned.boxes(0)[:] = 0  # what a caller does to its boxes stays with it
     np.testing.assert_array_equal(aligned.boxes(0), boxes_of("c", 4))
 
@@ -170,10 +173,10 @@ def test_skipped_images_and_the_hash():
 def test_a_million_rows_fit_in_arrays():
     count = 1_000_000
     keys = pa.array(np.char.mod("%07d.jpg", np.arange(count)).tolist(), pa.large_string())
-    packed = PackedBoxes.end_to_end(np.ones((count, 4), np.float32), np.ones(count, np.int64))
+    sizes = np.ones((count, 2), np.int32)
+    packed = PackedBoxes.end_to_end(np.ones((count, 4), np.float32), np.ones(count, np.int64), sizes)
     table = ProposalTable(
         keys=keys,
-        sizes=np.ones((count, 2), np.int32),
         packed=packed,
         fallback=np.zeros(count, np.int8),
         skipped=pa.nulls(count, pa.large_string()),
@@ -182,3 +185,4 @@ def test_a_million_rows_fit_in_arrays():
     index = ImageIndex({"": "/nowhere"}, keys.take(pa.array(np.arange(count)[::-1].copy())))
     aligned = table.aligned_to(index)
     assert len(aligned) == count and aligned.values.nbytes == 16 * count
+    assert aligned.starts.nbytes + aligned.ends.nbytes + aligned.sizes.nbytes == 24 * count

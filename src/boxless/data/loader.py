@@ -44,6 +44,9 @@ class Boxes(Protocol):
     def boxes(self, row: int) -> NDArray[np.float32]:
         """(N, 4), source px."""
 
+    def size(self, row: int) -> tuple[int, int] | None:
+        """Width and height of the image that the boxes were made for, px; None where that is not known."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -127,11 +130,25 @@ class ViewDataset(Dataset[Sample]):
             row: of the image.
             place: epoch and row that the random draws are of.
             size: width and height of the image, px.
+
+        Raises:
+            UserError: the boxes were made for an image of another size.
         """
+        if self.proposals is not None:
+            self._check_size(row, self.proposals.size(row), size)
         none = np.zeros((0, 4), np.float32)
         boxes = none if self.proposals is None else self.proposals.boxes(row)
         random = np.random.default_rng((self.seed, *place))
         return boxes, [draw_window(spec, *size, boxes, random) for spec in self.cut_specs]
+
+    def _check_size(self, row: int, known: tuple[int, int] | None, size: tuple[int, int]) -> None:
+        # Of labelled images too a pixel more or less is let pass.
+        if known is not None and max(abs(known[0] - size[0]), abs(known[1] - size[1])) > 1:
+            raise UserError(
+                f"{self.paths.path(row)}: is {size[0]} x {size[1]} px upright, its proposals are for {known[0]} x "
+                f"{known[1]}; delete their table (proposals.file, or proposals-*.parquet beside the run) and make it "
+                "anew with `boxless propose`, its --boxes-from of the images as they are"
+            )
 
     def maps(self, windows: Sequence[Window]) -> tuple[Tensor, ...]:
         """Source px -> view px of each view that is cut, (2, 3), by its window."""

@@ -73,6 +73,9 @@ class ShardIndex(ImageIndex):
         """Return the proposals of image `i`, (N, 4), source px xyxy."""
         return self.sample(i).proposals()
 
+    def size(self, i: int) -> None:
+        """Return None: a shard does not hold the size that the proposals of image `i` were made for."""
+
     def subset(self, rows: Sequence[int] | np.ndarray) -> "ShardIndex":
         """Return the index of the images at `rows`, in their order."""
         chosen = np.asarray(rows, np.int64)

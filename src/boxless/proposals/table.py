@@ -62,15 +62,13 @@ class ProposalTable:
 
     Attributes:
         keys: N names, a pyarrow array of strings.
-        sizes: (N, 2) int32, (W, H) px; 0 where skipped.
-        packed: the boxes.
+        packed: the boxes, and the sizes of their images.
         fallback: (N,) int8, steps back from the limits.
         skipped: N reasons or nulls, a pyarrow array of strings.
         settings: what made the boxes, JSON values.
     """
 
     keys: Any
-    sizes: NDArray[np.int32]
     packed: PackedBoxes
     fallback: NDArray[np.int8]
     skipped: Any
@@ -78,6 +76,11 @@ class ProposalTable:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """(N, 2), (W, H) px; 0 where skipped."""
+        return self.packed.sizes
 
     @cached_property
     def settings_hash(self) -> str:
@@ -112,10 +115,10 @@ class ProposalTable:
     def _of(cls, rows: pa.Table, settings: dict[str, Any], mark: Mark | None) -> "ProposalTable":
         columns = {name: rows[name].chunk(0) for name in rows.column_names}
         offsets = np.asarray(columns["boxes"].offsets) // 4
+        sizes = np.stack([columns["width"].to_numpy(), columns["height"].to_numpy()], axis=1)
         return cls(
             keys=columns["key"],
-            sizes=np.stack([columns["width"].to_numpy(), columns["height"].to_numpy()], axis=1),
-            packed=PackedBoxes(values_of(rows), offsets[:-1], offsets[1:], mark=mark),
+            packed=PackedBoxes(values_of(rows), offsets[:-1], offsets[1:], sizes, mark=mark),
             fallback=columns["fallback"].to_numpy(),
             skipped=columns["skipped"],
             settings=settings,
@@ -153,11 +156,11 @@ class ProposalTable:
         before = np.cumsum([0, *(len(t.packed.values) for t in tables)])
         return ProposalTable(
             keys=pa.concat_arrays([t.keys for t in tables]),
-            sizes=np.concatenate([t.sizes for t in tables]),
             packed=PackedBoxes(
                 np.concatenate([t.packed.values for t in tables]),
                 np.concatenate([t.packed.starts + at for t, at in zip(tables, before, strict=False)]),
                 np.concatenate([t.packed.ends + at for t, at in zip(tables, before, strict=False)]),
+                np.concatenate([t.sizes for t in tables]),
             ),
             fallback=np.concatenate([t.fallback for t in tables]),
             skipped=pa.concat_arrays([t.skipped for t in tables]),
@@ -169,7 +172,6 @@ class ProposalTable:
         chosen = pa.array(rows)
         return ProposalTable(
             keys=self.keys.take(chosen),
-            sizes=self.sizes[rows],
             packed=self.packed.take(rows),
             fallback=self.fallback[rows],
             skipped=self.skipped.take(chosen),
@@ -196,15 +198,17 @@ class ProposalTable:
             raise UserError(f"the proposals belong to other images: {self._mismatch(index)}; run `boxless propose`")
         if not len(missing):
             return self.packed.take(rows)
-        whole = [_whole(index.path(int(i))) for i in missing]
+        found = np.array([_size(index.path(int(i))) for i in missing], np.int32)
+        whole = [whole_image(*size) for size in found.tolist() if all(size)]
         rows[missing] = len(self) + np.arange(len(missing))
-        counts = np.array([len(boxes) for boxes in whole], np.int64)
-        others = PackedBoxes.end_to_end(np.concatenate(whole), counts)
+        none = np.zeros((0, 4), np.float32)
+        others = PackedBoxes.end_to_end(np.concatenate([none, *whole]), found.all(1).astype(np.int64), found)
         at = len(self.packed.values)
         starts = np.concatenate([self.packed.starts, others.starts + at])
         ends = np.concatenate([self.packed.ends, others.ends + at])
         values = np.concatenate([self.packed.values, others.values])
-        return PackedBoxes(values, starts[rows], ends[rows], len(missing))
+        sizes = np.concatenate([self.sizes, others.sizes])
+        return PackedBoxes(values, starts[rows], ends[rows], sizes[rows], len(missing))
 
     def _mismatch(self, index: Index) -> str:
         ours = f"{len(self)} of {self.keys[0].as_py()} ..." if len(self) else "none"
@@ -230,10 +234,10 @@ class TableBuilder:
         """Return the table of all rows so far."""
         boxes = [row[2] for row in self._rows]
         values = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+        sizes = np.array([row[1] for row in self._rows], np.int32).reshape(-1, 2)
         return ProposalTable(
             keys=pa.array([row[0] for row in self._rows], pa.large_string()),
-            sizes=np.array([row[1] for row in self._rows], np.int32).reshape(-1, 2),
-            packed=PackedBoxes.end_to_end(values, np.array([len(b) for b in boxes], np.int64)),
+            packed=PackedBoxes.end_to_end(values, np.array([len(b) for b in boxes], np.int64), sizes),
             fallback=np.array([row[3] for row in self._rows], np.int8),
             skipped=pa.array([row[4] for row in self._rows], pa.large_string()),
             settings=self._settings,
@@ -274,8 +278,8 @@ def _check(boxes: pa.ListArray, flat: NDArray[np.float32]) -> None:
         raise ValueError("a box is none")
 
 
-def _whole(path: str) -> Array:
+def _size(path: str) -> tuple[int, int]:
     try:
-        return whole_image(*image_size(path))
+        return image_size(path)
     except BadImage:
-        return np.zeros((0, 4), np.float32)
+        return 0, 0
