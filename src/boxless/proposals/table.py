@@ -202,7 +202,7 @@ class ProposalTable:
         whole = [whole_image(*size) for size in found.tolist() if all(size)]
         rows[missing] = len(self) + np.arange(len(missing))
         none = np.zeros((0, 4), np.float32)
-        others = PackedBoxes.end_to_end(np.concatenate([none, *whole]), found.all(1).astype(np.int64), found)
+        others = PackedBoxes.end_to_end(np.concatenate([none, *whole]), np.asarray(found.all(1), np.int64), found)
         at = len(self.packed.values)
         starts = np.concatenate([self.packed.starts, others.starts + at])
         ends = np.concatenate([self.packed.ends, others.ends + at])
