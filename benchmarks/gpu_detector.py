@@ -48,8 +48,8 @@ def with_boxless_step(arch: str, side: int, batch: int) -> Step:
     detector = build_detector(trunk, CLASSES, recipe.detector).to(memory_format=torch.channels_last)
     placed, optimizer = fabric.setup(detector, make_optimizer(detector, trunk, recipe.optim))
     placed.train()
-    objective = Objective(fabric, placed, recipe)
     data = samples(side, batch)
+    objective = Objective(fabric, placed, recipe, len(data))
     if fabric.device.type == "cuda":
         data = [sample.pin_memory() for sample in data]
 

@@ -103,6 +103,10 @@ PAIRS_OF_PRETRAININGS = (
     ("densecl-18", "densecl"),
     ("densecl-18", "byol"),
     ("densecl-18", "soco-6"),
+    ("densecl-60", "densecl-18"),
+    ("soco-20", "soco"),
+    ("densecl-60", "soco-20"),
+    ("densecl-60", "byol"),
 )
 """The same for starts that were pretrained more than once."""
 MADE_OF_OTHERS = {"matched"}
@@ -314,9 +318,10 @@ def table_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
 def variance_of_pretrainings(gains: dict[str, NDArray[np.float64]]) -> str:
     """What all starts together say of the chance of a pretraining."""
     own = [each for name, each in gains.items() if name not in MADE_OF_OTHERS]
-    between, left = np.mean([spreads(each) for each in own], axis=0)
-    count, (pretrainings, seeds) = len(own), own[0].shape
-    degrees = count * (pretrainings - 1), count * (pretrainings - 1) * (seeds - 1)
+    seeds = own[0].shape[1]
+    weights = np.array([len(each) - 1 for each in own])
+    between, left = np.average([spreads(each) for each in own], axis=0, weights=weights)
+    degrees = int(weights.sum()), int(weights.sum()) * (seeds - 1)
     chance = fisher_f.sf(between / left, *degrees)
     deviation = math.sqrt(max(0.0, between - left) / seeds)
     return (

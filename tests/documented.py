@@ -143,7 +143,8 @@ ANY = {"workers": "0", "precision": "32-true"}
 def small(command: str, recipe: object, weights: bool) -> dict[str, str]:
     """The keys that make a run of this recipe small; a run's weights bring their own trunk."""
     if isinstance(recipe, CompareRecipe):
-        cells = {f"finetune.{key}": value for key, value in SMALL_FINETUNING.items() if key != "precise_norms"}
+        others = ("precise_norms", "evaluate_every")  # the latter is for the comparison to say
+        cells = {f"finetune.{key}": value for key, value in SMALL_FINETUNING.items() if key not in others}
         start = {f"pretrain.{key}": value for key, value in (SMALL_TRUNK | SMALL_PRETRAINING | ANY).items()}
         start |= _method({key.removeprefix("pretrain."): each for key, each in keys(recipe).items()}, "pretrain.")
         return start | cells | {"finetune.workers": "0", "view_size": "64", "seeds": "1", "label_fraction": "0.5"}
