@@ -119,7 +119,7 @@ ENTRIES = (
         "densecl",
         "correspondence-accuracy",
         "boxless figures --run runs/densecl runs/moco --data coco256/images --kinds correspondence",
-        "Over 64 images, with a 95 % interval and what guessing finds (LC-loss, fig. 4).",
+        "Over 32 images, with a 95 % interval and what guessing finds (LC-loss, fig. 4).",
     ),
     Entry(
         "Cross-correlation",
