@@ -28,7 +28,7 @@ from training_step import Step, boxless_step, take_turn
 from boxless.detectors.trunk import TrunkConfig
 from boxless.methods.byol import BYOLConfig
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
-from boxless.runs.setup import has_fast_bf16, resolve_precision
+from boxless.training.device import has_fast_bf16, resolve_precision
 
 
 def ours(arch: str, size: int, batch: int) -> Step:

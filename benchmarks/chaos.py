@@ -34,9 +34,9 @@ from environment import RESULTS, facts, write
 from power_cut import leave, recorded
 
 import boxless
-from boxless.data import returning
-from boxless.durable import write_text
-from boxless.training.state import checkpoints, load_checkpoint, save_checkpoint
+from boxless.data import retry as returning
+from boxless.files import write_text
+from boxless.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"

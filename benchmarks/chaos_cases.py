@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from boxless import cli
-from boxless.data.digits import make_scenes
+from boxless.data.scenes import make_scenes
 
 TRUNK = {"trunk.backbone": "resnet18", "trunk.fpn_channels": 16, "trunk.box_head_width": 32, "precision": "32-true"}
 PRETRAIN = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from boxless.runs.setup import has_fast_bf16
+from boxless.training.device import has_fast_bf16
 
 RESULTS = Path(__file__).parent / "results"
 

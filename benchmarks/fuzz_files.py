@@ -29,20 +29,20 @@ from fuzz_labels import _images, _yaml_bomb
 from fuzz_mutations import LENGTHS, NAMES, Case, broken_bytes, broken_json, hostile, json_bytes
 from safetensors.torch import save
 
-import boxless.runs.pretraining  # noqa: F401 (before memory is limited)
+import boxless.tasks.pretrain  # noqa: F401 (before memory is limited)
 from boxless.cli import COMMANDS, main
 from boxless.commands.pack import pack
 from boxless.data.images import decode
 from boxless.data.index import index_images
-from boxless.data.shards import open_shards
+from boxless.data.shards.index import open_shards
 from boxless.errors import UserError
 from boxless.interop.files import converted, read_tensors
+from boxless.proposals.generate import make_proposals
 from boxless.proposals.grid import Grid
-from boxless.proposals.production import make_proposals
 from boxless.proposals.table import ProposalTable
-from boxless.recipes.catalogue import describe, load
+from boxless.recipes.load import describe, load
 from boxless.recipes.overrides import keys
-from boxless.runs.reporting import make_page, read_subjects
+from boxless.report.build import make_page, read_subjects
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "runs"))
 from told_runs import detected, finetuned, pictured, pretrained

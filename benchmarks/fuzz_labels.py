@@ -11,10 +11,10 @@ import numpy as np
 from fuzz_images import _photographs
 from fuzz_mutations import LENGTHS, NAMES, Case, broken_bytes, broken_json, hostile, json_bytes
 
+from boxless.data.annotations.read import read_labels
+from boxless.data.annotations.types import LabelledData, problem_report
 from boxless.data.detection import DetectionDataset
 from boxless.data.index import index_images
-from boxless.data.labelled import LabelledData, problem_report
-from boxless.data.labels import read_labels
 from boxless.errors import UserError
 from boxless.proposals.from_coco import from_coco
 

@@ -17,12 +17,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from training_step import Step
 
 from boxless.data.detection import DetectionSample
-from boxless.detectors.detector import build_detector
+from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs.finetuning import Objective, make_optimizer
-from boxless.runs.setup import make_fabric
+from boxless.tasks.finetune import Objective, make_optimizer
+from boxless.training.device import make_fabric
 
 CLASSES, OBJECTS = 90, 7
 

@@ -14,15 +14,15 @@ from gpu_detector import torchvision_step, with_boxless_step
 from gpu_inside import byte_count, copy_rate, kernel_times, matrix_rate, step_flops, waits_of
 from training_step import Step, boxless_step
 
-from boxless.data.crops import cut, draw_window
+from boxless.data.dataloader import arriving_batches
 from boxless.data.images import decode
 from boxless.data.index import index_images
-from boxless.data.loader import Order, ViewDataset
+from boxless.data.transforms.crops import cut, draw_window
+from boxless.data.unlabelled import Order, ViewDataset
 from boxless.methods.soco import SoCoConfig
-from boxless.recipes.catalogue import load
+from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.arriving import arriving_batches
-from boxless.runs.setup import make_fabric
+from boxless.training.device import make_fabric
 from boxless.training.health import measure
 
 Figures = dict[str, float]

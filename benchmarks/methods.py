@@ -26,15 +26,15 @@ from training_step import boxless_step, take_turn
 
 import boxless
 from boxless.data.index import ImageIndex, index_images
-from boxless.detectors.detector import build_detector
+from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.weights import load_trunk
-from boxless.recipes.catalogue import load, names
+from boxless.recipes.load import load, names
 from boxless.recipes.schema import METHODS, FinetuneRecipe, PretrainOptim, PretrainRecipe
-from boxless.runs.finetuning import with_trunk_of
-from boxless.runs.setup import resolve_precision
-from boxless.training.journal import read_metrics
+from boxless.tasks.finetune import with_trunk_of
+from boxless.training.device import resolve_precision
+from boxless.training.logger import read_metrics
 
 REFERENCE = "byol"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

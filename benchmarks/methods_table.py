@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from boxless.detectors.trunk import Trunk
-from boxless.recipes.catalogue import load, names
+from boxless.recipes.load import load, names
 from boxless.recipes.schema import METHODS, PretrainRecipe
 
 Rows = dict[str, dict[str, Any]]

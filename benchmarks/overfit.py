@@ -28,8 +28,8 @@ from environment import RESULTS, facts, write
 from overfit_table import WANTED, put, section
 
 import boxless
-from boxless.data.labels import read_labels
-from boxless.training.journal import read_metrics
+from boxless.data.annotations.read import read_labels
+from boxless.training.logger import read_metrics
 
 MEASURES = "AP50", "mIoU"
 IMAGES, OBJECTS, SHARE = 8, 4, 0.2

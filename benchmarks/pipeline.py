@@ -26,10 +26,10 @@ import torch
 from environment import RESULTS, facts, write
 from PIL import Image
 
-from boxless.data.digits import make_scenes
 from boxless.data.index import ImageIndex, index_images
-from boxless.data.loader import ViewDataset, collate
-from boxless.data.photometric import augment
+from boxless.data.scenes import make_scenes
+from boxless.data.transforms.color import augment
+from boxless.data.unlabelled import ViewDataset, collate
 from boxless.methods.byol import BYOLConfig
 from boxless.training.memory import keep_freed_memory
 

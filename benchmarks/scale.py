@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.contract import as_module
-from boxless.recipes.catalogue import load
+from boxless.methods.method import as_module
+from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
 
 BEGIN, END = "<!-- written by benchmarks/scale.py -->", "<!-- end of benchmarks/scale.py -->"

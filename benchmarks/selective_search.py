@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from environment import RESULTS, facts, write
 
+from boxless.data.annotations.read import read_labels
 from boxless.data.images import decode
-from boxless.data.labels import read_labels
+from boxless.proposals.generate import settings_of
 from boxless.proposals.limits import keep_fitting
-from boxless.proposals.production import settings_of
 from boxless.proposals.recall import recall
 from boxless.proposals.selective_search import PRESETS, SelectiveSearch, regions
 

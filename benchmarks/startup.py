@@ -31,7 +31,7 @@ from environment import RESULTS, facts, write
 from pipeline import photographs
 
 from boxless.data.index import index_images
-from boxless.data.loader import Order
+from boxless.data.unlabelled import Order
 from boxless.proposals.packed import PackedBoxes
 from boxless.proposals.table import ProposalTable
 

@@ -12,19 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from boxless.data.dataloader import arriving_batches
 from boxless.data.index import ImageIndex
-from boxless.data.loader import Batch, Order, ViewDataset
+from boxless.data.unlabelled import Batch, Order, ViewDataset
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodConfig, as_module
+from boxless.methods.method import MethodConfig, as_module
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.arriving import arriving_batches
-from boxless.runs.compiling import compile_parts
-from boxless.runs.learner import make_optimizer
-from boxless.runs.objective import Objective
-from boxless.runs.setup import make_fabric, worker_count
+from boxless.tasks.compiling import compile_parts
+from boxless.tasks.learner import make_optimizer
+from boxless.tasks.objective import Objective
+from boxless.training.device import make_fabric, worker_count
 
 Step = Callable[[], Tensor]
 """Takes a step and gives its loss, on the device and perhaps not there yet."""

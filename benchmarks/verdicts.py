@@ -34,13 +34,13 @@ from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.evaluation.probes import knn_predict
 from boxless.interop.weights import load_trunk
-from boxless.methods.contract import MethodOutput
-from boxless.recipes.catalogue import load
+from boxless.methods.method import MethodOutput
+from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.folder import Run
+from boxless.runs.run import Run
 from boxless.training.alarms import Alarm
 from boxless.training.health import Health, HealthRecord
-from boxless.training.journal import read_metrics
+from boxless.training.logger import read_metrics
 
 TRUNK = TrunkConfig("timm:test_resnet", neck="none")
 SIZE, BATCH, RATE = 32, 64, 1e-3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from boxless.figures.style import read_captions
+from boxless.plots.style import read_captions
 
 HERE = Path(__file__).parent
 WIDTH, COLOURS = 720, 192

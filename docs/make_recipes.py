@@ -12,13 +12,14 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from boxless.detectors.detector import build_detector, build_trunk, fitting
+from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk
-from boxless.figures.style import PALETTE, blank, styled
-from boxless.recipes import catalogue, published
+from boxless.plots.style import PALETTE, blank, styled
+from boxless.recipes import load as catalogue
+from boxless.recipes import published
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.finetuning import Schedule
-from boxless.runs.schedule import Plan
+from boxless.tasks.finetune import Schedule
+from boxless.tasks.schedule import Plan
 from boxless.training.optim import warmup_cosine
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from boxless.data.specs import Photometric
+from boxless.data.transforms.specs import Photometric
 from boxless.recipes.overrides import Key, keys
 from boxless.recipes.schema import METHODS
 

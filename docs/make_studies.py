@@ -21,9 +21,9 @@ from scipy.stats import f as fisher_f
 from scipy.stats import false_discovery_control, ttest_1samp, ttest_ind
 from scipy.stats import t as student_t
 
-from boxless.durable import write_text
-from boxless.figures.style import INK, MUTED, PALETTE, blank, note, save, styled
-from boxless.runs.comparison_table import REFERENCE, Cell, Row, summarize
+from boxless.files import write_text
+from boxless.plots.style import INK, MUTED, PALETTE, blank, note, save, styled
+from boxless.tasks.compare_table import REFERENCE, Cell, Row, summarize
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "studies" / "results"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import boxless
-from boxless.detectors.detector import build_detector, build_trunk, fitting
+from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.hybrid_encoder import DecoderConfig, HybridConfig
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig
@@ -30,9 +30,9 @@ from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop import detectron2, mmdetection, onnx, transformers
 from boxless.interop.files import converted
 from boxless.interop.weights import load_trunk
-from boxless.recipes.catalogue import describe
+from boxless.recipes.load import describe
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs.detecting import load_detector
+from boxless.tasks.detect import load_detector
 
 HERE = Path(__file__).parent
 HEAD = """# Weights in and out

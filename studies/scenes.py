@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxless.data.digits import make_scenes
+from boxless.data.scenes import make_scenes
 
 IMAGES = 1000
 

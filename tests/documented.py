@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torchvision.models import resnet18
 
-from boxless.data.digits import CLASSES, make_scenes
+from boxless.data.scenes import CLASSES, make_scenes
 from boxless.recipes.overrides import keys
 from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 

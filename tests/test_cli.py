@@ -182,7 +182,7 @@ def test_a_reader_that_went_away_is_quiet() -> None:
 
 
 def test_the_command_recipes_keeps_its_name_beside_the_package() -> None:
-    from boxless.recipes import catalogue
+    from boxless.recipes import load as catalogue
 
     assert catalogue.names() == sorted(catalogue.names())
     assert boxless.recipes is sys.modules["boxless.commands.recipes"].recipes

@@ -32,8 +32,8 @@ from mkdocs.config import load_config
 
 import boxless
 from boxless import cli
-from boxless.figures import style
-from boxless.recipes.catalogue import load, names
+from boxless.plots import style
+from boxless.recipes.load import load, names
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 

@@ -25,23 +25,23 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from boxless.cli import main
-from boxless.data.digits import make_scenes
+from boxless.data.annotations.read import read_labels
 from boxless.data.images import decode
 from boxless.data.index import index_images
-from boxless.data.labels import read_labels
-from boxless.data.packed import PackedSample
-from boxless.data.shard_files import ShardFile
-from boxless.data.shards import open_shards
+from boxless.data.scenes import make_scenes
+from boxless.data.shards.files import ShardFile
+from boxless.data.shards.index import open_shards
+from boxless.data.shards.sample import PackedSample
 from boxless.errors import UserError
-from boxless.foreign import parse_yaml
 from boxless.interop.files import converted, read_tensors
 from boxless.proposals.table import ProposalTable
-from boxless.recipes.catalogue import load
-from boxless.runs.reporting import make_page, read_subjects
-from boxless.runs.watching import make_server
-from boxless.training.state import load_checkpoint
+from boxless.recipes.load import load
+from boxless.report.build import make_page, read_subjects
+from boxless.report.serve import make_server
+from boxless.training.checkpoint import load_checkpoint
+from boxless.untrusted import parse_yaml
 
-sys.path.append(str(Path(__file__).parent / "runs"))
+sys.path.append(str(Path(__file__).parent / "report"))
 from told_runs import detected, finetuned, pictured, pretrained
 
 SOURCE = Path(__file__).parents[1] / "src" / "boxless"

@@ -12,10 +12,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# The command `recipes` and the package `boxless.recipes` share a name, and so do the two `figures`. Loading packages
-# first leaves the names to the commands for good; `from boxless.recipes.catalogue import load` works all the same.
+# Four commands share their names with packages: export, figures, recipes and report. Loading the packages first leaves
+# the names to the commands for good; `from boxless.recipes.load import load` works all the same.
+import boxless.export
 import boxless.figures
-import boxless.recipes  # noqa: F401
+import boxless.recipes
+import boxless.report  # noqa: F401
 from boxless.commands.compare import compare
 from boxless.commands.convert import convert
 from boxless.commands.demo import demo

@@ -15,8 +15,8 @@ from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 import boxless
-from boxless.durable import place_in_words
 from boxless.errors import Unfinished, UserError, is_out_of_memory
+from boxless.files import place_in_words
 from boxless.launch import Processes
 
 if TYPE_CHECKING:

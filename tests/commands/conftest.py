@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 import boxless
-from boxless.data.digits import make_scenes
+from boxless.data.scenes import make_scenes
 
 TRUNK = {"trunk.backbone": "resnet18", "trunk.fpn_channels": 32, "trunk.box_head_width": 64, "precision": "32-true"}
 PRETRAIN = {"proposals.method": "grid", "method.size": 64, "method.small_size": 32, "batch_size": 4, "epochs": 1}

@@ -11,16 +11,17 @@ from PIL import Image
 from torch import nn
 
 import boxless
-from boxless.data.labels import LabelledImage, read_labels
+from boxless.data.annotations.read import LabelledImage, read_labels
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import two_stage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, average_precision
-from boxless.figures import detections
+from boxless.figures import scores as picture_scores
 from boxless.interop.files import read_tensors
-from boxless.recipes.catalogue import load
+from boxless.plots import detections
+from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs import detecting, picture_scores
+from boxless.tasks import detect as detecting
 
 SCALE = 1.5  # of the images that the knowing detector is shown
 

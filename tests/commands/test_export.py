@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 import boxless
 from boxless.detectors.trunk import LEVELS, RoIPool, Trunk, TrunkConfig
 from boxless.errors import UserError
-from boxless.recipes.catalogue import describe, load
+from boxless.recipes.load import describe, load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.detecting import load_detector
+from boxless.tasks.detect import load_detector
 
 
 def run_readme(file: Path, monkeypatch) -> torch.nn.Module:

@@ -11,13 +11,14 @@ from PIL import Image
 import boxless
 from boxless.data.index import index_images
 from boxless.errors import UserError
-from boxless.figures import style
-from boxless.figures.style import read_captions
+from boxless.figures import features as picture_features
+from boxless.figures import pairs as picture_pairs
 from boxless.geometry.affine import compose
-from boxless.recipes.catalogue import load
+from boxless.plots import style
+from boxless.plots.style import read_captions
+from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.runs import picture_features, picture_pairs
-from boxless.runs.frozen import load_frozen
+from boxless.tasks.feature_extractor import load_frozen
 
 
 @pytest.fixture(scope="module", autouse=True)

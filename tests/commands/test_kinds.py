@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 import boxless
 from boxless.cli import main
+from boxless.data.annotations.read import read_labels
 from boxless.data.images import decode
-from boxless.data.labels import read_labels
 from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.weights import save_trunk
-from boxless.runs.detecting import load_detector
+from boxless.tasks.detect import load_detector
 
 TRUNK = {"backbone": "resnet18", "fpn_channels": 64, "box_head_width": 32}
 SETTINGS = {

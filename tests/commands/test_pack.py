@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import boxless
-from boxless.data.shard_writing import Unpacked
-from boxless.data.shards import open_shards
+from boxless.data.shards.index import open_shards
+from boxless.data.shards.write import Unpacked
 from boxless.errors import UserError
 
 
@@ -82,7 +82,7 @@ def test_killed_pack_goes_on_to_the_same_bytes(shared_data: Path, tmp_path: Path
     data, out = str(shared_data / "coco256" / "images"), tmp_path / "killed"
     boxless.pack(data, str(tmp_path / "whole"), shard_mb=2, quiet=True)
     code = (  # a read that hangs in the middle of the third shard, so that the kill always comes in time
-        "import sys, time, boxless\nfrom boxless.data.shard_writing import Unpacked\n"
+        "import sys, time, boxless\nfrom boxless.data.shards.write import Unpacked\n"
         "read, seen = Unpacked.packed, []\n"
         "def slow(self):\n    seen.append(self)\n    if len(seen) == 80:\n"
         "        print('now', flush=True)\n        time.sleep(600)\n    return read(self)\n"

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 import boxless
-from boxless.data.labels import read_labels
+from boxless.data.annotations.read import read_labels
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, masks_to_rle
-from boxless.figures.overlay import overlay
+from boxless.plots.overlay import overlay
 
 LOW = 0.05  # two steps of training give no sure detection
 

@@ -12,15 +12,17 @@ from torchvision.models import resnet18
 
 import boxless
 from boxless.cli import main
-from boxless.data.classes import ClassifiedData, ExampleDataset, read_classified
+from boxless.data.classification import ClassifiedData, ExampleDataset, read_classified
 from boxless.data.index import index_images
-from boxless.detectors.detector import build_detector
+from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
-from boxless.recipes.catalogue import load
+from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs import features, frozen, probing
+from boxless.tasks import feature_extractor as frozen
+from boxless.tasks import features
+from boxless.tasks import probe as probing
 
 SMALL = {"backbone": "resnet18", "size": 64, "workers": 0, "quiet": True}
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import boxless
-from boxless.data.labels import read_labels
+from boxless.data.annotations.read import read_labels
 from boxless.errors import UserError
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs.labels import choose_labels
+from boxless.tasks.labels import choose_labels
 
 SMALL = {
     "trunk.backbone": "resnet18",

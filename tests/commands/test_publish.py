@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import boxless
 from boxless.cli import main
 from boxless.errors import UserError
-from boxless.runs.publishing import prepare
+from boxless.export.publish import prepare
 from boxless.runs.weights import local, weights_file
 
 

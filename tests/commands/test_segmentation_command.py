@@ -12,16 +12,16 @@ from torch import nn
 
 import boxless
 from boxless.cli import main
-from boxless.data.class_maps import CITYSCAPES_CLASSES, VOC_CLASSES, class_map, read_segmentation
+from boxless.data.annotations.class_maps import CITYSCAPES_CLASSES, VOC_CLASSES, class_map, read_segmentation
 from boxless.data.images import decode
-from boxless.detectors.detector import DetectorConfig
-from boxless.detectors.segmentation import FCNConfig
+from boxless.detectors.build import DetectorConfig
+from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.weights import save_trunk
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs.detecting import find_images
-from boxless.runs.segmenting import segment_images
+from boxless.tasks.detect import find_images
+from boxless.tasks.segment import segment_images
 
 TRUNK = {"backbone": "resnet18", "fpn_channels": 32, "box_head_width": 32}
 SETTINGS = {

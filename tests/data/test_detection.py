@@ -7,10 +7,10 @@ import torch
 from faster_coco_eval import mask as coco_mask
 from PIL import Image
 
+from boxless.data.annotations.keypoints import Skeleton
+from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.detection import DetectionDataset, detection_batches, draw_window, resize
-from boxless.data.keypoints import Skeleton
-from boxless.data.labels import LabelledData, LabelledImage
-from boxless.data.loader import Order
+from boxless.data.unlabelled import Order
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import transform_boxes
 

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from boxless.commands.pack import pack
-from boxless.data import shard_files
-from boxless.data.fetching import image_order
 from boxless.data.images import BadImage, decode, image_size
 from boxless.data.index import ImageIndex, index_images
-from boxless.data.shard_order import mixed_rows
-from boxless.data.shards import ShardIndex, open_shards
+from boxless.data.shards import files as shard_files
+from boxless.data.shards.fetch import image_order
+from boxless.data.shards.index import ShardIndex, open_shards
+from boxless.data.shards.order import mixed_rows
 from boxless.errors import UserError
+from boxless.proposals.generate import make_proposals
 from boxless.proposals.grid import Grid
-from boxless.proposals.production import make_proposals
 
 SHARDS = 3
 

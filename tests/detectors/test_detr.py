@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from boxless.detectors.detector import build_detector, fitting, keep_above
+from boxless.detectors.build import build_detector, fitting, keep_above
 from boxless.detectors.detr import Detr
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig

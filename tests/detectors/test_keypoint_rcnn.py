@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 
-from boxless.detectors.detector import build_detector, keep_above
+from boxless.detectors.build import build_detector, keep_above
 from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 

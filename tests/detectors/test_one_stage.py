@@ -9,7 +9,7 @@ from torchvision.models.detection import FCOS, RetinaNet, retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from boxless.detectors.detector import build_detector, fitting, keep_above
+from boxless.detectors.build import build_detector, fitting, keep_above
 from boxless.detectors.one_stage import BoxlessFCOS, BoxlessRetinaNet
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from boxless.detectors.detector import build_detector, build_trunk, fitting
+from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig, Kind
 from boxless.recipes.schema import Precision
-from boxless.runs.setup import make_fabric
+from boxless.training.device import make_fabric
 
 TRUNK = TrunkConfig(
     "resnet18",

@@ -12,13 +12,13 @@ from transformers import RTDetrImageProcessor
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2ForObjectDetection, RTDetrV2Model
 
-from boxless.detectors.detector import build_detector, build_trunk, fitting, keep_above
+from boxless.detectors.build import build_detector, build_trunk, fitting, keep_above
 from boxless.detectors.hybrid_encoder import DecoderConfig, HybridConfig, library
 from boxless.detectors.rt_detr import RTDetr
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.errors import UserError
-from boxless.runs.finetuning import save_detector
+from boxless.tasks.finetune import save_detector
 
 SIZES = HybridConfig(heads=4, feedforward=24, expansion=0.5)
 SMALL = TrunkConfig("resnet18", neck="hybrid", fpn_channels=16, box_head_width=8, hybrid=SIZES)

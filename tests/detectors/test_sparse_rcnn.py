@@ -14,16 +14,16 @@ from torchvision.ops import generalized_box_iou
 from torchvision.ops.poolers import LevelMapper
 
 from boxless import evaluate, export, finetune, predict, pretrain
-from boxless.detectors.detector import build_detector, build_trunk, fitting, keep_above
-from boxless.detectors.set_loss import Objects, focal_set_loss, match
+from boxless.detectors.build import build_detector, build_trunk, fitting, keep_above
+from boxless.detectors.criterion import Objects, focal_set_loss, match
 from boxless.detectors.sparse_rcnn import CODER, DynamicInteraction, SparseRCNN
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk
-from boxless.recipes.catalogue import load
+from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.runs.detecting import load_detector
+from boxless.tasks.detect import load_detector
 
 SMALL = TrunkConfig("resnet18", fpn_channels=16, box_head_width=8)
 CONFIG = DetectorConfig("sparse_rcnn", score_threshold=0.0, learned_proposals=7, detections=15)

@@ -9,7 +9,7 @@ from faster_coco_eval import mask as coco_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxless.data.labels import LabelledData, LabelledImage, read_labels
+from boxless.data.annotations.read import LabelledData, LabelledImage, read_labels
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, average_precision, coco_results, masks_to_rle
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxless.data.labelled import LabelledData, LabelledImage
-from boxless.data.labels import read_labels
+from boxless.data.annotations.read import read_labels
+from boxless.data.annotations.types import LabelledData, LabelledImage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, average_precision, judged
 from boxless.evaluation.precision_recall import precision_recall

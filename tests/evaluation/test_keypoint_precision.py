@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boxless.data.keypoints import Skeleton
-from boxless.data.labels import LabelledData, LabelledImage
+from boxless.data.annotations.keypoints import Skeleton
+from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, Scores, average_precision
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxless.data.labels import LabelledData, LabelledImage
+from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.evaluation.average_precision import Detections, average_precision
 from boxless.evaluation.matching import CORRECT, EXTRA, IGNORED, WRONG_CLASS, balanced_score, confusion, match
 from boxless.evaluation.precision_recall import precision_recall

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boxless.data.labelled import LabelledData, LabelledImage
+from boxless.data.annotations.types import LabelledData, LabelledImage
 from boxless.evaluation.average_precision import Detections
 from boxless.evaluation.voc_precision import voc_average_precision
 

@@ -8,18 +8,18 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from boxless.data.labels import LabelledImage
+from boxless.data.annotations.read import LabelledImage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.evaluation.precision_recall import IOUS, PrecisionRecall
 from boxless.evaluation.probes import Score
-from boxless.figures.curves import training_curves
-from boxless.figures.detections import detection_pairs
-from boxless.figures.label_efficiency import label_efficiency
-from boxless.figures.probes import match_panels, score_curves
-from boxless.figures.scores import class_gains, precision_recall_curves
-from boxless.figures.style import PALETTE, save, show_image, styled
-from boxless.figures.views import show_views
+from boxless.plots.curves import training_curves
+from boxless.plots.detections import detection_pairs
+from boxless.plots.label_efficiency import label_efficiency
+from boxless.plots.probes import match_panels, score_curves
+from boxless.plots.scores import class_gains, precision_recall_curves
+from boxless.plots.style import PALETTE, save, show_image, styled
+from boxless.plots.views import show_views
 
 
 def runs(

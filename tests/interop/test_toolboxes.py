@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from boxless.detectors.detector import build_detector, build_trunk, fitting
+from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop import detectron2, mmdetection

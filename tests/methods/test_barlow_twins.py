@@ -5,7 +5,7 @@ from torch import nn
 
 from boxless.methods.barlow_twins import BarlowTwinsConfig
 from boxless.recipes.schema import PretrainOptim
-from boxless.runs.learner import make_optimizer
+from boxless.tasks.learner import make_optimizer
 
 CONFIG = BarlowTwinsConfig(hidden=16, output=6, redundancy_weight=0.3)
 

@@ -12,24 +12,24 @@ from PIL import Image
 from small_methods import TRUNK, sized
 from torch import Tensor, nn
 
-from boxless.data.loader import Batch, ViewDataset, collate, fill_resized
-from boxless.data.photometric import augment
-from boxless.data.specs import Photometric
+from boxless.data.transforms.color import augment
+from boxless.data.transforms.specs import Photometric
+from boxless.data.unlabelled import Batch, ViewDataset, collate, fill_resized
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.byol import BYOLConfig
-from boxless.methods.contract import MethodConfig
 from boxless.methods.dino import DINOConfig
 from boxless.methods.lc import LocalConfig
-from boxless.methods.parts import Queue
+from boxless.methods.method import MethodConfig
+from boxless.methods.modules import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.overrides import keys
 from boxless.recipes.schema import METHODS, Precision, PretrainOptim, PretrainRecipe
-from boxless.runs.learner import make_optimizer
-from boxless.runs.objective import Objective
-from boxless.runs.setup import make_fabric
-from boxless.training.state import load_checkpoint, save_checkpoint
+from boxless.tasks.learner import make_optimizer
+from boxless.tasks.objective import Objective
+from boxless.training.checkpoint import load_checkpoint, save_checkpoint
+from boxless.training.device import make_fabric
 
 WIDTH, HEIGHT, IMAGES = 120, 90, 4
 TRUNKS = {

@@ -11,15 +11,15 @@ from test_contract import TRUNKS, small
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
-from boxless.data.loader import Batch
+from boxless.data.unlabelled import Batch
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodConfig
+from boxless.methods.method import MethodConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
-from boxless.runs.learner import make_optimizer
-from boxless.runs.objective import Objective
+from boxless.tasks.learner import make_optimizer
+from boxless.tasks.objective import Objective
 
 CHOSEN = ("byol", "soco", "joint", "pixpro", "detco", "dino", "swav")
 """Between them they have every part that another method has, but UP-DETR's: it matches boxes on the CPU, by SciPy."""

@@ -12,8 +12,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodConfig
-from boxless.methods.parts import Queue, Shuffle
+from boxless.methods.method import MethodConfig
+from boxless.methods.modules import Queue, Shuffle
 from boxless.training.distributed import agreed, gather, own, synchronize_norms
 
 BATCH, SIDE, WORLD = 16, 32, 2

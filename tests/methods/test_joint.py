@@ -11,9 +11,9 @@ from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.losses import local_contrastive_loss
 from boxless.methods.byol import BYOL, BYOLConfig
-from boxless.methods.contract import MethodOutput
 from boxless.methods.joint import Joint, JointConfig
 from boxless.methods.lc import LocalConfig, places
+from boxless.methods.method import MethodOutput
 from boxless.methods.soco import SoCo, SoCoConfig
 
 CONFIG = JointConfig(

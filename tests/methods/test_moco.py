@@ -7,7 +7,7 @@ from small_methods import built, pooled_alone, run, whole_views
 from torch.nn.functional import normalize
 
 from boxless.methods.moco import MoCoConfig
-from boxless.methods.parts import in_groups
+from boxless.methods.modules import in_groups
 
 CONFIG = MoCoConfig(hidden=16, output=8, queue_length=12)
 

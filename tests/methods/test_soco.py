@@ -9,14 +9,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from boxless.data.loader import ViewDataset, collate, fill_resized
-from boxless.data.photometric import augment
-from boxless.data.specs import Photometric
+from boxless.data.transforms.color import augment
+from boxless.data.transforms.specs import Photometric
+from boxless.data.unlabelled import ViewDataset, collate, fill_resized
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize, identity
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodOutput
+from boxless.methods.method import MethodOutput
 from boxless.methods.soco import SoCo, SoCoConfig, SoCoFamily, cut_out
 from boxless.methods.soco_c4 import SoCoC4Config
 from boxless.methods.soco_star import SoCoStarConfig

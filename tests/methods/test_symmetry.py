@@ -7,10 +7,10 @@ from small_methods import built, run, whole_views
 from boxless.geometry.view import View
 from boxless.methods.barlow_twins import BarlowTwinsConfig
 from boxless.methods.byol import BYOLConfig
-from boxless.methods.contract import MethodConfig
 from boxless.methods.densecl import DenseCLConfig
 from boxless.methods.detco import DetCoConfig
 from boxless.methods.dino import DINOConfig
+from boxless.methods.method import MethodConfig
 from boxless.methods.moco import MoCoConfig
 from boxless.methods.pixpro import PixProConfig
 from boxless.methods.self_emd import SelfEMDConfig

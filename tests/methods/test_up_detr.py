@@ -10,7 +10,7 @@ from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.contract import MethodOutput
+from boxless.methods.method import MethodOutput
 from boxless.methods.up_detr import UPDETR, UPDETRConfig, groups
 
 WIDTH, HEIGHT, SIZE, PATCH = 100, 60, 64, 32

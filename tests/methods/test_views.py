@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.methods.lc import LCBYOLConfig
 from boxless.methods.self_emd import SelfEMDConfig
 from boxless.methods.soco import SoCoConfig

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from boxless.data.annotations.read import read_labels
 from boxless.data.index import index_images
-from boxless.data.labels import read_labels
 from boxless.errors import UserError
 from boxless.proposals.packed import PackedBoxes
 from boxless.proposals.recall import labelled_pairs, recall

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from boxless.data.annotations.read import read_labels
 from boxless.data.images import decode
-from boxless.data.labels import read_labels
 from boxless.errors import UserError
 from boxless.proposals.limits import fits
 from boxless.proposals.recall import recall

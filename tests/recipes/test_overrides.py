@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxless.errors import UserError
-from boxless.recipes import catalogue
+from boxless.recipes import load as catalogue
 from boxless.recipes.overrides import did_you_mean, from_mapping, keys, override, parse, spell, to_yaml
 
 

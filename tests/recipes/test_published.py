@@ -12,13 +12,14 @@ from torch import nn
 from torchvision.models import detection
 
 from boxless.commands.recipes import recipes as recipes_command
-from boxless.detectors.detector import build_detector, build_trunk, fitting
+from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
-from boxless.recipes import catalogue, published
+from boxless.recipes import load as catalogue
+from boxless.recipes import published
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.schedule import Plan, Schedule
+from boxless.tasks.schedule import Plan, Schedule
 from boxless.training.optim import warmup_cosine
 
 COCO, IMAGENET = 118_287, 1_281_167

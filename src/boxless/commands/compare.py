@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boxless.recipes.schema import CompareRecipe
-    from boxless.runs.comparison import Comparison
+    from boxless.tasks.compare import Comparison
 
 DEFAULT_RECIPE = "compare-small"
 DEFAULT_METHODS = ("none", "densecl", "soco")
@@ -58,17 +58,17 @@ def compare(
         UserError: For anything that the caller can mend.
     """
     from boxless.data.index import index_images
-    from boxless.durable import locked, make_folder
     from boxless.errors import UserError
+    from boxless.files import locked, make_folder
     from boxless.recipes.overrides import override
-    from boxless.runs.comparison import refuse_decided, resolve_detectors, resolve_starts, run_comparison
-    from boxless.runs.comparison_table import NOTE
-    from boxless.runs.labels import training_labels, validation_labels
-    from boxless.runs.pretraining import with_trunk_of
-    from boxless.runs.reporting import write_report
-    from boxless.runs.stopping import stoppable
+    from boxless.report.build import write_report
     from boxless.runs.weights import local
-    from boxless.training.mishaps import mishaps
+    from boxless.tasks.compare import refuse_decided, resolve_detectors, resolve_starts, run_comparison
+    from boxless.tasks.compare_table import NOTE
+    from boxless.tasks.labels import training_labels, validation_labels
+    from boxless.tasks.pretrain import with_trunk_of
+    from boxless.tasks.stopping import stoppable
+    from boxless.training.faults import mishaps
 
     refuse_decided(overrides)
     init = local(init)
@@ -102,7 +102,7 @@ def compare(
 
 def recipe_of(arguments: dict[str, Any]) -> "CompareRecipe":
     """The recipe that the arguments name, before any key is changed."""
-    from boxless.recipes.catalogue import load
+    from boxless.recipes.load import load
     from boxless.recipes.schema import CompareRecipe
 
     return load(arguments.get("recipe", DEFAULT_RECIPE), CompareRecipe)

@@ -22,8 +22,8 @@ def convert(file: str, out: str, quiet: bool = False) -> Path:
     """
     from safetensors.torch import save
 
-    from boxless.durable import make_folder, written
     from boxless.errors import UserError
+    from boxless.files import make_folder, written
     from boxless.interop.files import converted
 
     path = Path(out)

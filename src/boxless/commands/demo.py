@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boxless.recipes.schema import CompareRecipe
-    from boxless.runs.comparison import Comparison
+    from boxless.tasks.compare import Comparison
 
 DEFAULT_RECIPE = "demo"
 
@@ -28,7 +28,7 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
     """
     from boxless.commands.compare import compare
     from boxless.commands.evaluate import evaluate
-    from boxless.data.digits import make_scenes
+    from boxless.data.scenes import make_scenes
 
     folder = Path(out)
     scenes = folder / "scenes"

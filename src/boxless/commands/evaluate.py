@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from boxless.data.labels import LabelledData
+    from boxless.data.annotations.read import LabelledData
     from boxless.evaluation.average_precision import Detections, Scores
     from boxless.evaluation.mean_iou import SegmentationScores
     from boxless.recipes.schema import FinetuneRecipe
@@ -40,7 +40,7 @@ class EvaluationResult:
     report: Path
 
     def __str__(self) -> str:
-        from boxless.runs.measuring import score_table
+        from boxless.tasks.evaluate import score_table
 
         lines = [f"{self.images} images, in percent:", score_table(self.scores)]
         if self.unlabelled:
@@ -74,11 +74,11 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     Raises:
         UserError: For anything that the caller can mend.
     """
-    from boxless.durable import write_text
     from boxless.evaluation.average_precision import coco_results
-    from boxless.runs.detecting import check_keypoints, detect_labelled, load_detector, scores, skeleton_of
-    from boxless.runs.folder import begin_results, write_json
-    from boxless.runs.gallery import write_gallery
+    from boxless.files import write_text
+    from boxless.runs.run import begin_results, write_json
+    from boxless.tasks.detect import check_keypoints, detect_labelled, load_detector, scores, skeleton_of
+    from boxless.tasks.gallery import write_gallery
 
     detector, classes, recipe = load_detector(run)
     if recipe.detector.kind == "fcn":
@@ -120,11 +120,11 @@ def _evaluate_classes(
 ) -> EvaluationResult:
     """As `evaluate`, of FCN."""
     from boxless.data.images import decode
-    from boxless.figures.class_maps import class_pairs
-    from boxless.figures.style import save
-    from boxless.runs.folder import begin_results, write_json
-    from boxless.runs.labels import validation_labels
-    from boxless.runs.segmenting import measure_labelled, segment_labelled
+    from boxless.plots.class_maps import class_pairs
+    from boxless.plots.style import save
+    from boxless.runs.run import begin_results, write_json
+    from boxless.tasks.labels import validation_labels
+    from boxless.tasks.segment import measure_labelled, segment_labelled
 
     labels = validation_labels(data, classes, quiet, segments=True)
     folder = _folder(run, data, out)
@@ -150,16 +150,16 @@ def _page(run: str, folder: Path) -> Path:
 
 
 def _write_page(result: EvaluationResult) -> None:
-    from boxless.runs.reporting import write_report
+    from boxless.report.build import write_report
 
     write_report([str(result.report.parent)], result.report)
 
 
 def _labels(data: str, classes: tuple[str, ...], quiet: bool) -> "LabelledData":
     """Labels in the detector's classes; at least one object is of them."""
-    from boxless.data.labels import read_labels
+    from boxless.data.annotations.read import read_labels
     from boxless.errors import UserError
-    from boxless.runs.labels import validation_labels
+    from boxless.tasks.labels import validation_labels
 
     labels = validation_labels(data, classes, quiet)
     if any(not image.crowd.all() for image in labels.images):
@@ -175,9 +175,9 @@ def _folder(run: str, data: str, out: str | None) -> Path:
     """Where the results go, made at once, since measuring may take long; never over what is not of this evaluation."""
     import json
 
-    from boxless.durable import make_folder
     from boxless.errors import UserError
-    from boxless.runs.folder import check_results
+    from boxless.files import make_folder
+    from boxless.runs.run import check_results
 
     inputs = _inputs(run, data)
     path = Path(data)
@@ -209,8 +209,8 @@ def _draw_examples(path: Path, labels: "LabelledData", found: "Sequence[Detectio
     from boxless.data.detection import decode_labelled
     from boxless.evaluation.average_precision import judged
     from boxless.evaluation.matching import balanced_score
-    from boxless.figures.detections import detection_pairs
-    from boxless.figures.style import save
+    from boxless.plots.detections import detection_pairs
+    from boxless.plots.style import save
 
     found = judged(labels, found)
     usable = [row for row, image in enumerate(labels.images) if len(image.boxes) and str(image.path) not in skipped]

@@ -52,8 +52,8 @@ def export(
         UserError: For anything that the caller can mend.
     """
     from boxless.errors import UserError
-    from boxless.runs.export_files import write
-    from boxless.runs.exporting import export_run
+    from boxless.export.export import export_run
+    from boxless.export.files import write
 
     if to not in SUFFIXES:
         raise UserError(f"to: {to}; expected {', '.join(SUFFIXES)}")

@@ -58,7 +58,7 @@ def figures(
         UserError: For anything that the caller can mend.
     """
     from boxless.errors import UserError
-    from boxless.runs.pictures import Sitting, draw_pictures
+    from boxless.figures.kinds import Sitting, draw_pictures
 
     if seed < 0:
         raise UserError(f"seed={seed}: expected 0 or more")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boxless.recipes.schema import FinetuneRecipe
-    from boxless.runs.folder import Run
+    from boxless.runs.run import Run
 
 DEFAULT_RECIPE = "faster-rcnn-fpn"
 
@@ -42,13 +42,13 @@ def finetune(
     Raises:
         UserError: For anything that the caller can mend.
     """
-    from boxless.recipes.catalogue import describe
+    from boxless.recipes.load import describe
     from boxless.recipes.overrides import override
-    from boxless.runs.finetuning import run_finetuning, with_fitting_neck, with_trunk_of
-    from boxless.runs.labels import training_labels, validation_labels
-    from boxless.runs.setup import training_fabric
-    from boxless.runs.stopping import stoppable
     from boxless.runs.weights import local, weights_file
+    from boxless.tasks.finetune import run_finetuning, with_fitting_neck, with_trunk_of
+    from boxless.tasks.labels import training_labels, validation_labels
+    from boxless.tasks.stopping import stoppable
+    from boxless.training.device import training_fabric
     from boxless.training.distributed import rank
 
     weights = local(weights)
@@ -68,7 +68,7 @@ def finetune(
 
 def recipe_of(arguments: dict[str, Any]) -> "FinetuneRecipe":
     """The recipe that the arguments name, before any key is changed."""
-    from boxless.recipes.catalogue import load
+    from boxless.recipes.load import load
     from boxless.recipes.schema import FinetuneRecipe
 
     return load(arguments.get("recipe", DEFAULT_RECIPE), FinetuneRecipe)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
-    from boxless.data.shard_plan import Extras
+    from boxless.data.shards.plan import Extras
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def pack(
         UserError: for data, proposals or a folder that cannot be used.
     """
     from boxless.data.index import index_images
-    from boxless.data.packing import pack_images
-    from boxless.data.shard_files import MANIFEST
-    from boxless.data.shard_plan import plan_shards
-    from boxless.data.shards import ShardIndex
-    from boxless.engines import chosen_engine
+    from boxless.data.shards.files import MANIFEST
+    from boxless.data.shards.index import ShardIndex
+    from boxless.data.shards.pack import pack_images
+    from boxless.data.shards.plan import plan_shards
     from boxless.errors import UserError
-    from boxless.proposals.production import available_cores
+    from boxless.parallel import chosen_engine
+    from boxless.proposals.generate import available_cores
     from boxless.proposals.progress import progress
 
     if shard_mb < 1 or (workers is not None and workers < 1):
@@ -113,7 +113,7 @@ def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -
 
     import numpy as np
 
-    from boxless.data.packed import FACTS, PROPOSALS
+    from boxless.data.shards.sample import FACTS, PROPOSALS
     from boxless.proposals.table import ProposalTable
 
     table = ProposalTable.open(proposals) if proposals else None
@@ -134,8 +134,8 @@ def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -
 
 def _without_labels(data: str | list[str]) -> list[str]:
     """The places that have labels which are not packed."""
+    from boxless.data.annotations.read import formats_in
     from boxless.data.index import is_labelled
-    from boxless.data.labels import formats_in
 
     places = [data] if isinstance(data, str) else data
     if all(is_labelled(place) for place in places):
@@ -147,8 +147,8 @@ def _labels(index: "ImageIndex", data: str | list[str]) -> tuple[dict[int, dict[
     """COCO's facts and annotations of each row that has any, and COCO's categories; of labelled data sets only."""
     from os.path import abspath
 
+    from boxless.data.annotations.read import read_labels
     from boxless.data.index import is_labelled
-    from boxless.data.labels import read_labels
 
     places = [data] if isinstance(data, str) else data
     if not all(is_labelled(place) for place in places):

@@ -70,8 +70,8 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     """
     from boxless.data.images import decode
     from boxless.errors import UserError
-    from boxless.figures.overlay import overlay
-    from boxless.runs.detecting import PredictionFile, detect_images, find_images, load_detector, skeleton_of
+    from boxless.plots.overlay import overlay
+    from boxless.tasks.detect import PredictionFile, detect_images, find_images, load_detector, skeleton_of
 
     if not 0 <= score <= 1:
         raise UserError(f"score: {score}; expected 0 to 1")
@@ -116,10 +116,10 @@ def _predict_classes(
 ) -> PredictResult:
     """As `predict`, of FCN."""
     from boxless.data.images import decode
-    from boxless.figures.class_maps import class_overlay, class_png
-    from boxless.runs.detecting import WRITTEN
-    from boxless.runs.folder import write_json
-    from boxless.runs.segmenting import segment_images
+    from boxless.plots.class_maps import class_overlay, class_png
+    from boxless.runs.run import write_json
+    from boxless.tasks.detect import WRITTEN
+    from boxless.tasks.segment import segment_images
 
     skipped: dict[str, str] = {}
     images = []
@@ -146,8 +146,8 @@ def _predict_classes(
 def _folder(out: str, data: str | list[str]) -> Path:
     """The folder for the results: nothing in it, and none of the images that are looked at, can be overwritten."""
     from boxless.errors import UserError
-    from boxless.runs.detecting import WRITTEN
-    from boxless.runs.folder import check_results
+    from boxless.runs.run import check_results
+    from boxless.tasks.detect import WRITTEN
 
     folder = Path(out)
     check_results(folder, FILE)
@@ -164,7 +164,7 @@ def _folder(out: str, data: str | list[str]) -> Path:
 def _begin(folder: Path, index: "ImageIndex") -> None:
     """Make the folder, without an earlier run's results: its pictures would be taken for those of this one."""
     from boxless.errors import UserError
-    from boxless.runs.folder import begin_results
+    from boxless.runs.run import begin_results
 
     rooms = [(folder / room).resolve() for room in DRAWN if (folder / room).exists()]
     for row in range(len(index) if rooms else 0):

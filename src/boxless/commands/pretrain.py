@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
     from boxless.recipes.schema import PretrainRecipe
-    from boxless.runs.folder import Run
+    from boxless.runs.run import Run
 
 DEFAULT_RECIPE = "densecl-small"
 
@@ -46,19 +46,19 @@ def pretrain(
     Raises:
         UserError: For anything that the caller can mend.
     """
-    from boxless.data.device_decoding import require_gpu_decoder
+    from boxless.data.gpu_jpeg import require_gpu_decoder
     from boxless.data.index import index_images
     from boxless.errors import UserError
-    from boxless.recipes.catalogue import describe
+    from boxless.recipes.load import describe
     from boxless.recipes.overrides import override
-    from boxless.runs.boxes import prepare_boxes
-    from boxless.runs.folder import Run, check_place
-    from boxless.runs.learner import check_start
-    from boxless.runs.pretraining import run_pretraining, with_trunk_of
-    from boxless.runs.setup import training_fabric
-    from boxless.runs.stopping import stoppable
+    from boxless.runs.run import Run, check_place
     from boxless.runs.weights import local, weights_file
-    from boxless.training.turns import alone, in_turn
+    from boxless.tasks.learner import check_start
+    from boxless.tasks.pretrain import run_pretraining, with_trunk_of
+    from boxless.tasks.proposals import prepare_boxes
+    from boxless.tasks.stopping import stoppable
+    from boxless.training.device import training_fabric
+    from boxless.training.rank_zero import alone, in_turn
 
     if replay is not None:
         return _replay(Path(replay))
@@ -91,8 +91,8 @@ def pretrain(
 
 def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quiet: bool) -> "Run":
     from boxless.errors import UserError
-    from boxless.runs.folder import Run
-    from boxless.runs.pictures import preview
+    from boxless.figures.kinds import preview
+    from boxless.runs.run import Run
 
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: is a file; name a folder for the run")
@@ -103,8 +103,8 @@ def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quie
 
 
 def _replay(file: Path) -> "Run":
-    from boxless.runs.folder import Run
-    from boxless.runs.replay import replay
+    from boxless.runs.run import Run
+    from boxless.tasks.replay import replay
 
     print(replay(file))
     return Run(file.parent)
@@ -112,7 +112,7 @@ def _replay(file: Path) -> "Run":
 
 def recipe_of(arguments: dict[str, Any]) -> "PretrainRecipe":
     """The recipe that the arguments name, before any key is changed."""
-    from boxless.recipes.catalogue import load
+    from boxless.recipes.load import load
     from boxless.recipes.schema import PretrainRecipe
 
     return load(arguments.get("recipe", DEFAULT_RECIPE), PretrainRecipe)

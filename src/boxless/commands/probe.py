@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from boxless.runs.probe_result import ProbeResult
+    from boxless.tasks.probe_result import ProbeResult
 
 
 def probe(
@@ -62,11 +62,11 @@ def probe(
         UserError: For anything that the caller can mend, as an argument that has no effect on the kind.
     """
     from boxless.errors import UserError
-    from boxless.runs.features import MAPS
-    from boxless.runs.frozen import load_frozen
-    from boxless.runs.probe_result import NOTES, Probing
-    from boxless.runs.probing import PRESETS, run_probe
-    from boxless.runs.setup import worker_count
+    from boxless.tasks.feature_extractor import load_frozen
+    from boxless.tasks.features import MAPS
+    from boxless.tasks.probe import PRESETS, run_probe
+    from boxless.tasks.probe_result import NOTES, Probing
+    from boxless.training.device import worker_count
 
     known = (("kind", kind, NOTES), ("level", level or "C5", MAPS))
     for name, value, choices in known:

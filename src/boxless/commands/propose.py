@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from boxless.proposals.production import Method, Produced
+    from boxless.proposals.generate import Method, Produced
     from boxless.proposals.recall import Recall
     from boxless.proposals.table import Index
 
@@ -104,8 +104,8 @@ def propose(
         index = index_images(data)
         made = take_from_coco(index, out, boxes_from)
     else:
-        from boxless.engines import chosen_engine
-        from boxless.proposals.production import make_proposals
+        from boxless.parallel import chosen_engine
+        from boxless.proposals.generate import make_proposals
 
         chosen = _method(method, preset, max_side)
         index = index_images(data)
@@ -164,7 +164,7 @@ def _result(made: "Produced", index: "Index", labels: str | None) -> ProposeResu
 
 
 def _recall(made: "Produced", index: "Index", labels: str) -> "Recall":
-    from boxless.data.labels import read_labels
+    from boxless.data.annotations.read import read_labels
     from boxless.proposals.recall import labelled_pairs, recall
 
     return recall(labelled_pairs(made.table.aligned_to(index), index, read_labels(labels, "val")))

@@ -22,8 +22,8 @@ def publish(run: str, to: str, quiet: bool = False) -> str:
     """
     import tempfile
 
+    from boxless.export.publish import prepare
     from boxless.interop.hub import is_address, upload
-    from boxless.runs.publishing import prepare
 
     if is_address(to):
         with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,8 @@ def recipes(name: str | None = None, paper: str | None = None) -> None:
         UserError: for an unknown name.
     """
     from boxless.errors import UserError
-    from boxless.recipes import catalogue, published
+    from boxless.recipes import load as catalogue
+    from boxless.recipes import published
 
     if name is not None and paper is not None:
         raise UserError("name, paper: give one of them")
@@ -35,7 +36,8 @@ def recipes(name: str | None = None, paper: str | None = None) -> None:
 
 
 def _list(names: list[str]) -> str:
-    from boxless.recipes import catalogue, published
+    from boxless.recipes import load as catalogue
+    from boxless.recipes import published
 
     width = max(map(len, names), default=0)
     lines = []

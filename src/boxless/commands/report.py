@@ -46,7 +46,7 @@ def report(
     Raises:
         UserError: For anything that the caller can mend.
     """
-    from boxless.runs.reporting import write_report
+    from boxless.report.build import write_report
 
     runs = [run] if isinstance(run, str) else list(run)
     path = write_report(runs, Path(out) if out else None)
@@ -54,7 +54,7 @@ def report(
     if not quiet:
         print(result)
     if watch:
-        from boxless.runs.watching import serve
+        from boxless.report.serve import serve
 
         serve(runs, port, quiet)
     return result

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from boxless.data.crops import extended
+from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.images import BadImage, check_size, decode
-from boxless.data.labels import LabelledData, LabelledImage
-from boxless.data.loader import Order, one_thread
+from boxless.data.transforms.crops import extended
+from boxless.data.unlabelled import Order, one_thread
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
 

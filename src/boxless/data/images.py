@@ -23,8 +23,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from boxless.data.packed import Packed
-from boxless.data.returning import patient
+from boxless.data.retry import patient
+from boxless.data.shards.sample import Packed
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from boxless.data.annotations.read import is_voc_split, read_labels
 from boxless.data.images import EXTENSIONS
-from boxless.data.labels import is_voc_split, read_labels
-from boxless.data.shard_files import is_packed
-from boxless.durable import written
+from boxless.data.shards.files import is_packed
 from boxless.errors import UserError
+from boxless.files import written
 
 LIST_EXTENSIONS = (".txt", ".csv", ".lst")
 
@@ -107,7 +107,7 @@ def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = 
     """
     places = [where] if isinstance(where, str | Path) else list(dict.fromkeys(where))
     if packed := [place for place in places if is_packed(place)]:
-        from boxless.data.shards import open_shards  # whose index is one of these
+        from boxless.data.shards.index import open_shards  # whose index is one of these
 
         if len(places) > 1:
             raise UserError(f"{packed[0]}: shards are given alone; pack all the images into one set")

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from boxless.data.class_maps import VOID, class_map
+from boxless.data.annotations.class_maps import VOID, class_map
+from boxless.data.annotations.types import LabelledData, LabelledImage
 from boxless.data.detection import DetectionSample, resize
 from boxless.data.images import BadImage, decode
-from boxless.data.labelled import LabelledData, LabelledImage
 
 Pixels = NDArray[np.uint8]
 

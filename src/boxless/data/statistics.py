@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxless.data.images import BadImage, decode
-from boxless.data.loader import Paths
+from boxless.data.unlabelled import Paths
 
 _TOGETHER = 1024
 """Images handed to the threads at a time."""

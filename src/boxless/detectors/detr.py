@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from boxless.detectors.set_loss import Objects, match, set_loss
+from boxless.detectors.criterion import Objects, match, set_loss
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 

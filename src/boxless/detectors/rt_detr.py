@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from boxless.detectors.criterion import Objects
 from boxless.detectors.hybrid_encoder import begin_anew, library
-from boxless.detectors.set_loss import Objects
 from boxless.detectors.trunk import Trunk, norm_layer
 from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 

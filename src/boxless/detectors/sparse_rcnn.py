@@ -17,7 +17,7 @@ from torch.nn.functional import relu
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_convert, clip_boxes_to_image
 
-from boxless.detectors.set_loss import Objects, focal_set_loss, match
+from boxless.detectors.criterion import Objects, focal_set_loss, match
 from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 

@@ -15,12 +15,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPH
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from boxless.detectors.bodies import LEVELS as LEVELS
-from boxless.detectors.bodies import RESNETS, Body, ResNetBody, build_body, build_resnet, check_backbone
+from boxless.detectors.backbones import LEVELS as LEVELS
+from boxless.detectors.backbones import RESNETS, Body, ResNetBody, build_body, build_resnet, check_backbone
+from boxless.detectors.fpn import feature_pyramid
 from boxless.detectors.hybrid_encoder import HybridConfig, HybridEncoder
 from boxless.detectors.norms import Norm as Norm
 from boxless.detectors.norms import norm_layer as norm_layer
-from boxless.detectors.pyramid import feature_pyramid
 from boxless.detectors.transformer import Transformer, TransformerConfig
 from boxless.errors import UserError
 

@@ -20,8 +20,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.hybrid_encoder import DecoderConfig
-from boxless.detectors.segmentation import FCNConfig
 from boxless.detectors.trunk import LastStage, RoIPool, Trunk, norm_layer
 from boxless.errors import UserError
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
-from boxless.data.keypoints import to_coco
-from boxless.data.labels import LabelledData
+from boxless.data.annotations.keypoints import to_coco
+from boxless.data.annotations.read import LabelledData
 from boxless.errors import UserError
 
 LVIS_DETECTIONS = 300  # per image, all classes together

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
-from boxless.data.crops import cut, least_scale, on_grid
 from boxless.data.images import BadImage, opened
-from boxless.data.loader import Paths
-from boxless.data.photometric import augment
-from boxless.data.specs import Photometric
+from boxless.data.transforms.color import augment
+from boxless.data.transforms.crops import cut, least_scale, on_grid
+from boxless.data.transforms.specs import Photometric
+from boxless.data.unlabelled import Paths
 from boxless.geometry.view import View
 
 CHANGE = Photometric(flip=1.0)

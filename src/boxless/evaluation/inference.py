@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from boxless.data.detection import DetectionSample
-from boxless.data.loader import one_thread
+from boxless.data.unlabelled import one_thread
 from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import clip, transform_boxes

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from boxless.data.labels import LabelledData, LabelledImage
+from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.evaluation.average_precision import Detections
 
 CORRECT, WRONG_CLASS, EXTRA, IGNORED = "correct", "wrong class", "extra", "ignored"

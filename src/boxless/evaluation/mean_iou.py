@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from boxless.data.class_maps import VOID
+from boxless.data.annotations.class_maps import VOID
 
 
 @dataclass(frozen=True)

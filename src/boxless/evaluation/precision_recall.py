@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from boxless.data.labels import LabelledData
+from boxless.data.annotations.read import LabelledData
 from boxless.evaluation.average_precision import Detections, precision_tables
 
 IOUS = (0.5, 0.75)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from boxless.data.labelled import LabelledData
+from boxless.data.annotations.types import LabelledData
 from boxless.evaluation.average_precision import Detections, Scores
 
 OVERLAPS = np.arange(50, 100, 5) / 100

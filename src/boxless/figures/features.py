@@ -1,84 +1,101 @@
-"""Maps of features, for the eye: how strongly each place answers, level by level, and which places are alike."""
+"""Pictures of what networks make of an image: how strongly each place answers, and which places are alike."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from boxless.figures.style import HEAT, note, rows_under, show_image, styled
+from boxless.data.index import ImageIndex
+from boxless.detectors.trunk import LEVELS
+from boxless.figures.views import Picture, readable, small
+from boxless.plots.features import attention_panels, level_maps, pca_panels
+from boxless.tasks.feature_extractor import Frozen
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
-
-@styled()
-def level_maps(images: Sequence[Pixels], maps: Sequence[Mapping[str, Floats]]) -> Figure:
-    """A column for each image (H, W, 3): itself, and under it its maps (h, w) of all levels."""
-    names = list(maps[0])
-    figure, grid = rows_under(images, len(names))
-    for column, (image, levels) in enumerate(zip(images, maps, strict=True)):
-        for axes, values in zip(grid[1:, column], levels.values(), strict=True):
-            _over(axes, image, values, cmap=HEAT)
-    for axes, name in zip(grid[1:, 0], names, strict=True):
-        axes.set_title(f"{name}, {images[0].shape[1] / maps[0][name].shape[1]:g} px a cell")
-    note(figure, "length of each cell's feature vector; yellow: the longest of its map")
-    return figure
+ROWS = 4
+"""Images whose maps are drawn."""
+LONGEST = 448
+"""Of an image whose maps are drawn, px; its sides are multiples of 32."""
 
 
-def pca_colours(maps: Sequence[Floats], kept: float = 0.98) -> list[Floats]:
-    """Maps of vectors (h, w, C) as maps of colours (h, w, 3), 0..1: alike vectors have alike colours.
-
-    Red, green and blue are the first three principal components of all cells of all maps together, each stretched over
-    its middle `kept` share. A component's sign is chosen so that its skew is not negative: then the colours depend on
-    distances between vectors alone, not on which way the feature space is turned.
-    """
-    cells = np.concatenate([each.reshape(-1, each.shape[-1]) for each in maps]).astype(np.float64)
-    centred = cells - cells.mean(0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    scores = centred @ vectors[:, ::-1][:, :3]
-    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
-    scores *= np.where((scores**3).sum(0) < 0, -1, 1)
-    low, high = np.quantile(scores, [(1 - kept) / 2, (1 + kept) / 2], axis=0)
-    colours = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1).astype(np.float32)
-    ends = np.cumsum([each.shape[0] * each.shape[1] for each in maps])[:-1]
-    return [part.reshape(*each.shape[:2], 3) for part, each in zip(np.split(colours, ends), maps, strict=True)]
+def _images(index: ImageIndex, seed: int) -> list[Pixels]:
+    """A few images whose sides are multiples of 32, so that their maps cover them exactly."""
+    _, images = readable(index, ROWS, seed)
+    fitted = []
+    for image in images:
+        shrunk, _ = small(image, LONGEST)
+        height, width = (max(64, 32 * round(side / 32)) for side in shrunk.shape[:2])
+        pixels = torch.from_numpy(shrunk).permute(2, 0, 1)[None].float()
+        pixels = interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].round().clamp(0, 255)
+        fitted.append(np.ascontiguousarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy()))
+    return fitted
 
 
-@styled()
-def pca_panels(images: Sequence[Pixels], maps: Mapping[str, Sequence[Floats]]) -> Figure:
-    """A column for each image, a row for each of the weights: their maps (h, w, C) of the images in PCA colours."""
-    figure, grid = rows_under(images, len(maps))
-    for axes_of_row, (name, own) in zip(grid[1:], maps.items(), strict=True):
-        axes_of_row[0].set_title(name)
-        for axes, image, colours in zip(axes_of_row, images, pca_colours(own), strict=True):
-            _over(axes, image, colours)
-    note(figure, "alike colours in a row: alike features")
-    return figure
+@torch.inference_mode()
+def _maps(network: Frozen, image: Pixels) -> dict[str, Tensor]:
+    """C2..C5 and, where the weights have a pyramid, its levels: name -> (C, h, w)."""
+    trunk = network.trunk
+    pixels = trunk.normalize(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
+    body: dict[str, Tensor] = trunk.backbone.body(pixels)
+    maps = {f"C{number}": body[name][0] for number, name in enumerate(LEVELS, 2)}
+    if network.pyramid and trunk.config.neck not in ("none", "c4"):
+        levels: dict[str, Tensor] = trunk.backbone.fpn(dict(list(body.items())[trunk.backbone.first :]))
+        maps |= {f"P{int(name) + 2}": each[0] for name, each in levels.items() if name in LEVELS}
+    return maps
 
 
-@styled()
-def attention_panels(images: Sequence[Pixels], maps: Mapping[str, Sequence[Floats]]) -> Figure:
-    """A column for each image, a row for each of the weights: how strongly each place answers (h, w), over the image.
-
-    Each map is stretched from its lowest to its highest value; weak places show the image.
-    """
-    figure, grid = rows_under(images, len(maps))
-    for axes_of_row, (name, own) in zip(grid[1:], maps.items(), strict=True):
-        axes_of_row[0].set_title(name)
-        for axes, image, values in zip(axes_of_row, images, own, strict=True):
-            show_image(axes, np.repeat(image.mean(2, keepdims=True) * 0.8, 3, 2).astype(np.uint8))
-            strength = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
-            _over(axes, image, strength, cmap=HEAT, alpha=0.15 + 0.65 * strength, interpolation="bilinear")
-    note(figure, "length of each cell's feature vector; yellow: the longest of its map")
-    return figure
+def _length(features: Tensor) -> NDArray[np.float32]:
+    """The length of each cell's vector, (h, w)."""
+    lengths: NDArray[np.float32] = features.norm(dim=0).numpy()
+    return lengths
 
 
-def _over(axes: Axes, image: Pixels, values: Floats, **look: Any) -> None:
-    """Show a map so that it covers the image."""
-    height, width = image.shape[:2]
-    axes.imshow(values, **{"extent": (0, width, height, 0), "interpolation": "nearest", **look})
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_anchor("N")
+def _in_common(networks: Sequence[Frozen], wanted: str, instead: str) -> str:
+    """The map that all weights have: the wanted one where they were trained with a pyramid."""
+    return wanted if all(network.pyramid for network in networks) else instead
+
+
+def draw_maps(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Picture:
+    """The levels of the first network's pyramid, or of its body where the weights have none."""
+    network, images = networks[0], _images(index, seed)
+    found = [_maps(network, image) for image in images]
+    letter = "P" if any(name.startswith("P") for name in found[0]) else "C"
+    levels = [{name: _length(each) for name, each in maps.items() if name.startswith(letter)} for maps in found]
+    what = "feature pyramid" if letter == "P" else "backbone (the weights have no feature pyramid)"
+    return Picture(
+        "maps",
+        level_maps(images, levels),
+        f"{len(images)} images and how strongly each place of them answers at {', '.join(levels[0])} of the {what} of "
+        f"{network.name}.",
+    )
+
+
+def draw_pca(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Picture:
+    """Dense features as colours, weights side by side."""
+    images, level = _images(index, seed), _in_common(networks, "P3", "C4")
+    maps = {
+        f"{network.name}, {level}": [_maps(network, image)[level].permute(1, 2, 0).numpy() for image in images]
+        for network in networks
+    }
+    return Picture(
+        "pca",
+        pca_panels(images, maps),
+        f"{len(images)} images and their features at {level} as colours, the first three principal components of all "
+        f"images together: {', '.join(network.name for network in networks)}. Alike colours are alike features.",
+    )
+
+
+def draw_attention(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Picture:
+    """How strongly each place answers at C5, weights side by side."""
+    images = _images(index, seed)
+    maps = {network.name: [_length(_maps(network, image)["C5"]) for image in images] for network in networks}
+    return Picture(
+        "attention",
+        attention_panels(images, maps),
+        f"{len(images)} images and how strongly each place of them answers at C5, the length of its feature vector: "
+        f"{', '.join(maps)}.",
+    )

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from boxless.errors import UserError
-from boxless.foreign import is_there
 from boxless.interop.names import Tensors
+from boxless.untrusted import is_there
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "model_ema", "teacher", "student")
 """Keys that the weights lie under in a checkpoint; the first one that is there is taken."""

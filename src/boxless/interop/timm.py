@@ -2,7 +2,7 @@
 
 import torch
 
-from boxless.detectors.bodies import RESNETS
+from boxless.detectors.backbones import RESNETS
 from boxless.detectors.trunk import TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.names import Tensors, without

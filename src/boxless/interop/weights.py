@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from boxless.detectors.bodies import TimmBody
+from boxless.detectors.backbones import TimmBody
 from boxless.detectors.trunk import Trunk
-from boxless.durable import written
 from boxless.errors import UserError
+from boxless.files import written
 from boxless.interop.files import read_tensors
 from boxless.interop.layouts import recognise
 from boxless.interop.names import Tensors

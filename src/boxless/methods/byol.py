@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import byol_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import mlp, move_targets, pooled, target_copy
-from boxless.methods.two_crops import UnequalCrops
+from boxless.methods.crops import UnequalCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import mlp, move_targets, pooled, target_copy
 from boxless.training.optim import ema_momentum
 
 

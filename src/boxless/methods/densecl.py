@@ -21,9 +21,9 @@ from torch.nn.functional import normalize
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import dense_info_nce, info_nce_loss
-from boxless.methods.contract import MethodOutput
+from boxless.methods.method import MethodOutput
 from boxless.methods.moco import MomentumContrast
-from boxless.methods.parts import Queue, Shuffle, in_groups, move_targets, plain_mlp, target_copy
+from boxless.methods.modules import Queue, Shuffle, in_groups, move_targets, plain_mlp, target_copy
 from boxless.training.distributed import gather, own
 
 

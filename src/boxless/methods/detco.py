@@ -31,14 +31,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.specs import ViewSpec
+from boxless.data.transforms.specs import ViewSpec
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.errors import UserError
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss
-from boxless.methods.contract import MethodOutput
+from boxless.methods.method import MethodOutput
 from boxless.methods.moco import MomentumContrast
-from boxless.methods.parts import Queue, Shuffle, in_groups, move_targets, plain_mlp, target_copy
+from boxless.methods.modules import Queue, Shuffle, in_groups, move_targets, plain_mlp, target_copy
 from boxless.training.distributed import own
 
 _GRID = 3

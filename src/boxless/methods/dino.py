@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import dino_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Number, crop_maps, held, move_targets, target_copy
-from boxless.methods.two_crops import UnequalCrops
+from boxless.methods.crops import UnequalCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import Number, crop_maps, held, move_targets, target_copy
 from boxless.training.distributed import gather
 from boxless.training.optim import ema_momentum
 

@@ -21,19 +21,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import ViewSpec
+from boxless.data.transforms.specs import ViewSpec
 from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import assign_level, jitter
 from boxless.geometry.view import View
 from boxless.losses import byol_loss, object_contrastive_loss
-from boxless.methods.contract import MethodOutput
+from boxless.methods.crops import UnequalCrops
 from boxless.methods.lc import LocalConfig, LocalTerm
-from boxless.methods.parts import mlp, move_targets, nothing, target_copy, with_all
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import mlp, move_targets, nothing, target_copy, with_all
 from boxless.methods.soco import listed, placed, shared_boxes
-from boxless.methods.two_crops import UnequalCrops
 from boxless.training.optim import ema_momentum
-from boxless.training.turns import total
+from boxless.training.rank_zero import total
 
 Maps = dict[str, Tensor]
 """C2..C5 and P2..P5 (or P3..P5) by these names, (B, C, h, w) each."""

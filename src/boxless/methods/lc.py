@@ -21,15 +21,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import transform_points
 from boxless.geometry.view import View
 from boxless.losses import local_contrastive_loss, local_mse_loss
 from boxless.methods.byol import BYOL, BYOLConfig
-from boxless.methods.contract import MethodOutput
 from boxless.methods.dino import DINO, DINOConfig
-from boxless.methods.parts import conv_mlp, crop_maps, move_targets, target_copy
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import conv_mlp, crop_maps, move_targets, target_copy
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.specs import Photometric
+from boxless.data.transforms.specs import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Queue, Shuffle, in_groups, move_targets, plain_mlp, pooled, target_copy
-from boxless.methods.two_crops import EqualCrops
+from boxless.methods.crops import EqualCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import Queue, Shuffle, in_groups, move_targets, plain_mlp, pooled, target_copy
 from boxless.training.distributed import own
 
 

@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import pixpro_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import conv_mlp, move_targets, target_copy
-from boxless.methods.two_crops import UnequalCrops
+from boxless.methods.crops import UnequalCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import conv_mlp, move_targets, target_copy
 from boxless.training.optim import ema_momentum
 
 

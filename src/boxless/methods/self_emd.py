@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from boxless.data.specs import ViewSpec
+from boxless.data.transforms.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import byol_loss, emd_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import conv_mlp, mlp, move_targets, target_copy
-from boxless.methods.two_crops import UnequalCrops
+from boxless.methods.crops import UnequalCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import conv_mlp, mlp, move_targets, target_copy
 from boxless.training.optim import ema_momentum
 
 

@@ -15,13 +15,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import Photometric
+from boxless.data.transforms.specs import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import nt_xent_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import pooled
-from boxless.methods.two_crops import EqualCrops
+from boxless.methods.crops import EqualCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import pooled
 from boxless.training.distributed import gather
 
 

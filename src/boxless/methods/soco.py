@@ -29,18 +29,18 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from boxless.data.specs import ViewSpec
+from boxless.data.transforms.specs import ViewSpec
 from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import area, assign_level, choose, jitter
 from boxless.geometry.draws import own_rows
 from boxless.geometry.view import View
 from boxless.losses import object_contrastive_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import mlp, move_targets, nothing, target_copy, with_all
-from boxless.methods.two_crops import UnequalCrops
+from boxless.methods.crops import UnequalCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import mlp, move_targets, nothing, target_copy, with_all
 from boxless.training.optim import ema_momentum
-from boxless.training.turns import total
+from boxless.training.rank_zero import total
 
 
 @dataclass(frozen=True)

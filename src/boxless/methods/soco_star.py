@@ -8,7 +8,7 @@ which counts the small view as its fourth.
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from boxless.data.specs import ViewSpec
+from boxless.data.transforms.specs import ViewSpec
 from boxless.methods.soco import SoCoFamily
 
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from boxless.data.specs import Photometric, ViewSpec
+from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import even_codes, swapped_prediction_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import Number, Queue, crop_maps, held, mlp
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import Number, Queue, crop_maps, held, mlp
 from boxless.training.distributed import gather, own
 
 

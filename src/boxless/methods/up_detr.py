@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from boxless.data.specs import Photometric, ViewSpec
-from boxless.detectors.set_loss import Objects, match, set_loss
+from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.detectors.criterion import Objects, match, set_loss
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.errors import UserError
 from boxless.geometry.draws import own_rows
 from boxless.geometry.view import View
 from boxless.losses import byol_loss
-from boxless.methods.contract import MethodOutput
+from boxless.methods.method import MethodOutput
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import vicreg_loss
-from boxless.methods.contract import MethodOutput
-from boxless.methods.parts import deep_mlp, pooled
-from boxless.methods.two_crops import UnequalCrops
+from boxless.methods.crops import UnequalCrops
+from boxless.methods.method import MethodOutput
+from boxless.methods.modules import deep_mlp, pooled
 from boxless.training.distributed import gather
 
 

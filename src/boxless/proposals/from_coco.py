@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from boxless.data.annotations.types import COORDINATE_LIMIT, number_problem
 from boxless.data.images import BadImage, image_size
-from boxless.data.labelled import COORDINATE_LIMIT, number_problem
-from boxless.durable import make_folder
 from boxless.errors import UserError
-from boxless.foreign import parse_json
+from boxless.files import make_folder
+from boxless.proposals.generate import Produced, existing
 from boxless.proposals.limits import Array, whole_image
-from boxless.proposals.production import Produced, existing
 from boxless.proposals.table import Index, ProposalTable, TableBuilder
+from boxless.untrusted import parse_json
 
 
 def take_from_coco(index: Index, out: str | Path, coco_json: str | Path) -> Produced:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from boxless.durable import written
 from boxless.errors import UserError
+from boxless.files import written
 
 Mark = tuple[str, bytes]
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from boxless.durable import locked, make_folder
 from boxless.errors import UserError
+from boxless.files import locked, make_folder
 from boxless.proposals.table import ProposalTable
 
 

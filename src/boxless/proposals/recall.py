@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from boxless.data.labels import LabelledData
+from boxless.data.annotations.read import LabelledData
 from boxless.errors import UserError
 from boxless.proposals.limits import Array
 from boxless.proposals.packed import PackedBoxes

@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from boxless.data.annotations.types import COORDINATE_LIMIT
 from boxless.data.images import BadImage, image_size
-from boxless.data.labelled import COORDINATE_LIMIT
-from boxless.durable import written
 from boxless.errors import UserError
-from boxless.foreign import parse_json
+from boxless.files import written
 from boxless.proposals.limits import Array, whole_image
 from boxless.proposals.mapped import Mark, mapped_rows, mark_of
 from boxless.proposals.packed import PackedBoxes, values_of
+from boxless.untrusted import parse_json
 
 ROWS = 16384  # per row group, so that a group's boxes stay far below the 2^31 values of an Arrow list
 

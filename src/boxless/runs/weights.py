@@ -7,9 +7,9 @@ from boxless.detectors.trunk import TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.hub import fetch, is_address
 from boxless.interop.weights import parts_in
-from boxless.recipes.catalogue import load
+from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.runs.folder import Run
+from boxless.runs.run import Run
 
 
 def local(where: str | None) -> str | None:

@@ -7,7 +7,7 @@ Images keep their size before the random factor of 0.5 to 2; the rate falls afte
 """
 
 from boxless.data.segmentation import CropConfig
-from boxless.detectors.segmentation import FCNConfig
+from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe

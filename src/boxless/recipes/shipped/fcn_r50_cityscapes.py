@@ -8,7 +8,7 @@ The rate falls along a polynomial from 0.01 to 0.0001; windows of 769 px, every 
 from dataclasses import replace
 
 from boxless.data.segmentation import CropConfig
-from boxless.detectors.segmentation import FCNConfig
+from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.shipped.fcn_r50_voc import RECIPE as VOC
 

@@ -1,0 +1,1 @@
+"""Labels of every format, as one type."""

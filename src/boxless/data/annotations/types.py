@@ -1,0 +1,234 @@
+"""Labelled images in memory, the same for every format, and the checks that every format shares."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxless.data.annotations.keypoints import Skeleton, to_coco
+from boxless.untrusted import printable
+
+Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in source px; or a COCO RLE
+
+COORDINATE_LIMIT = 1e7  # px; beyond this float32 is coarser than a pixel
+PIXEL_LIMIT = 200_000_000  # of an image; larger ones are not read, whatever their labels say of them
+OBJECT_LIMIT = 10_000  # of an image; detectors compare all with all their boxes, which no memory has room for
+TOO_MANY = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}"
+_NUMBERS = frozenset((int, float))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A broken entry that was left out or mended; `message` is "kind: details"."""
+
+    file: str
+    entry: str
+    message: str
+
+    def __str__(self) -> str:
+        return printable(f"{self.file}: {self.entry}: {self.message}")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImage:
+    """An image file and its N objects.
+
+    `width`, `height`: px. `boxes`: (N, 4) float32, source px, xyxy, inside the image. `labels`: (N,) int64, index into
+    the classes from 0. `crowd`: (N,) bool, objects that average precision ignores. `masks`: None, or per object COCO
+    polygons, a COCO RLE or None. `keypoints`: None, or (N, K, 3) float32, source px, as `keypoints.from_coco` has them.
+    `class_map`: None, or an image file of the pixels' classes, for semantic segmentation; there are then no objects.
+
+    Of LVIS: `negative`: classes that were looked for and are not there; `not_exhaustive`: classes of which not every
+    object is labelled. Of all other classes without an object here nothing is known.
+    """
+
+    path: Path
+    image_id: int | str
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    masks: tuple[Mask | None, ...] | None = None
+    keypoints: np.ndarray | None = None
+    class_map: Path | None = None
+    negative: tuple[int, ...] = ()
+    not_exhaustive: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledData:
+    """Labelled images of one split. `category_ids[k]` is the COCO category id of class k, `classes[k]` its name.
+
+    `skeleton`: the keypoints of all classes that have any. `difficult`: crowd objects are single ones that are hard to
+    tell (VOC), not groups. `frequencies`: of LVIS, per class r, c or f (rare, common, frequent) or "" where unknown.
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: tuple[LabelledImage, ...]
+    problems: tuple[Problem, ...] = ()
+    skeleton: Skeleton = Skeleton()  # noqa: RUF009 (frozen)
+    difficult: bool = False
+    frequencies: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has a mask."""
+        return any(mask is not None for image in self.images for mask in image.masks or ())
+
+    @property
+    def has_keypoints(self) -> bool:
+        """Whether any object has a keypoint."""
+        return any(image.keypoints is not None and image.keypoints[..., 2].any() for image in self.images)
+
+    def keypoints_of(self, image: LabelledImage) -> np.ndarray:
+        """The keypoints of an image's objects, (N, K, 3); none is labelled where the image has none."""
+        if image.keypoints is not None:
+            return image.keypoints
+        return np.zeros((len(image.boxes), len(self.skeleton.names), 3), np.float32)
+
+    def subset(self, rows: Iterable[int]) -> "LabelledData":
+        """Return the images at `rows`, in their order; classes and problems stay."""
+        return replace(self, images=tuple(self.images[i] for i in rows))
+
+    def with_difficult(self) -> "LabelledData":
+        """Return the data with VOC's difficult objects as ordinary ones."""
+        if not self.difficult:
+            return self
+        images = tuple(replace(image, crowd=np.zeros_like(image.crowd)) for image in self.images)
+        return replace(self, images=images, difficult=False)
+
+    def as_coco(self) -> dict[str, Any]:
+        """Return a COCO dict: image ids are kept if all are integers, else 1..n; area is the mask's or the box's."""
+        keep = all(isinstance(image.image_id, int) for image in self.images)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for row, image in enumerate(self.images):
+            number = image.image_id if keep else row + 1
+            size = {"width": image.width, "height": image.height}
+            images.append({"id": number, "file_name": image.path.as_posix(), **size, **self._looked_for(image)})
+            masks = image.masks or (None,) * len(image.boxes)
+            parts = image.boxes.tolist(), image.labels.tolist(), image.crowd.tolist(), masks, self.keypoints_of(image)
+            for (x1, y1, x2, y2), label, crowd, mask, points in zip(*parts, strict=True):
+                annotation = {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": self.category_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1) if mask is None else mask_area(mask),
+                    "iscrowd": int(crowd),
+                }
+                if self.skeleton.names:
+                    annotation |= to_coco(points)
+                annotations.append(annotation if mask is None else annotation | {"segmentation": mask})
+        categories = [
+            {"id": number, "name": name, **self.skeleton.as_coco()}
+            for number, name in zip(self.category_ids, self.classes, strict=True)
+        ]
+        for category, frequency in zip(categories, self.frequencies, strict=False):
+            category["frequency"] = frequency
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    def _looked_for(self, image: LabelledImage) -> dict[str, list[int]]:
+        if not self.frequencies:
+            return {}
+        parts = {"neg_category_ids": image.negative, "not_exhaustive_category_ids": image.not_exhaustive}
+        return {key: [self.category_ids[label] for label in labels] for key, labels in parts.items()}
+
+
+def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
+    """Clip boxes (N, 4) float64, source px, xyxy, to their images' `sizes` (N, 2) = (W, H).
+
+    Returns the clipped boxes (N, 4) float32, which to keep (N,) bool (those with area, inside the image), and
+    (row, message) of each that is not kept or reached out of its image by more than a pixel; less is rounding.
+    """
+    clipped = np.clip(boxes, 0, np.concatenate([sizes, sizes], axis=1)).astype(np.float32)  # as they are kept
+    has_area = np.all(boxes[:, 2:].astype(np.float32) > boxes[:, :2].astype(np.float32), axis=1)
+    keep = has_area & np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    moved = np.any(np.abs(clipped - boxes) > 1, axis=1)
+    problems = []
+    for n in np.flatnonzero(~keep | moved).tolist():
+        x1, y1, x2, y2 = boxes[n]
+        where = f"{x1:g} {y1:g} {x2:g} {y2:g} (x1 y1 x2 y2) in an image of {sizes[n, 0]:g} x {sizes[n, 1]:g}"
+        if keep[n]:
+            problems.append((n, f"box reaches out of the image, clipped: {where}"))
+        elif has_area[n]:
+            problems.append((n, f"box outside the image: {where}"))
+        else:
+            problems.append((n, f"box without area: {x2 - x1:g} x {y2 - y1:g} px"))
+    return clipped, keep, problems
+
+
+def number_problem(values: Any, count: int) -> str:
+    """Say why `values` is not a list of `count` ordinary numbers; empty where it is."""
+    if type(values) is not list or len(values) != count:
+        found = f"has {len(values)}" if type(values) is list else f"is {type(values).__name__}"
+        return f"wrong number of coordinates: expected {count}, {found}"
+    if _NUMBERS.issuperset(map(type, values)) and min(values) > -COORDINATE_LIMIT and max(values) < COORDINATE_LIMIT:
+        total = sum(values)
+        if total == total:  # not NaN, which min and max may step over; a million polygons pass here
+            return ""
+    for value in values:
+        if type(value) is not float and type(value) is not int:
+            return f"coordinate is not a number: {value!r:.40}"
+        if not -COORDINATE_LIMIT < value < COORDINATE_LIMIT:
+            return f"coordinate is not finite: {value!r:.40}"
+    return ""
+
+
+def mask_area(mask: Mask) -> float:
+    """Return the area of a mask in px^2: the shoelace sum of its polygons or the pixels of its RLE."""
+    if isinstance(mask, dict):
+        return float(sum(rle_runs(mask["counts"])[1::2]))
+    total = 0.0
+    for polygon in mask:
+        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return total
+
+
+def rle_runs(counts: list[int] | str | bytes) -> list[int]:
+    """Return the run lengths (background first) of a COCO RLE; strings as in `rleFrString` of the COCO API.
+
+    Raises ValueError for a string that is cut off or none of run lengths.
+    """
+    if isinstance(counts, list):
+        return counts
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts.encode() if isinstance(counts, str) else counts:
+        bits = byte - 48  # five bits of value each, then "more follows"
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError("no run lengths")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("run lengths end in the middle of a number")
+    return runs
+
+
+def problem_report(problems: Sequence[Problem], limit: int = 20) -> str:
+    """Return how many problems there are of each kind, then the first `limit` in full, one per line."""
+    if not problems:
+        return "no problems"
+    kinds = Counter(problem.message.partition(":")[0] for problem in problems)
+    lines = [f"{len(problems)} problems in the labels:"]
+    lines += [f"{count:8d}  {kind}" for kind, count in kinds.most_common()]
+    lines += [str(problem) for problem in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"... and {len(problems) - limit} more")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Images packed into tar shards."""

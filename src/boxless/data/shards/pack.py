@@ -1,0 +1,263 @@
+"""From images to shards: tar files with the images' own bytes, what is known of each, and an index of what lies where.
+
+Images are dealt to shards in a random order that follows from the data (`shard_plan.py`), so that shards read one after
+another show images of all folders. Each shard is written for itself, by a thread or on another machine
+(`shard_writing.py`), then its note (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that
+are whole. Equal data and settings give equal bytes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from boxless.data.shards.files import MANIFEST, ShardFile
+from boxless.data.shards.index import FORMAT, INDEX, read_manifest
+from boxless.data.shards.plan import Plan, shard_name
+from boxless.data.shards.write import LOCK, Part, ShardTask, write_shard
+from boxless.errors import UserError
+from boxless.files import PARTIAL, locked, make_folder, written
+from boxless.parallel import Engine, LocalThreads, WorkerDied
+
+_PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What is packed: shards, images, bytes; shards that were written now; (key, reason) of images left out."""
+
+    shards: int
+    images: int
+    bytes: int
+    written: int
+    left_out: list[tuple[str, str]]
+
+
+def pack_images(
+    plan: Plan,
+    facts: dict[str, Any],
+    out: Path,
+    workers: int,
+    advance: Callable[[int], None] = lambda images: None,
+    engine: Engine | None = None,
+) -> Packing:
+    """Write the shards of a plan that a folder lacks, or that are not as they were written, then index and manifest.
+
+    `facts`: for the manifest, the settings of the proposals and the categories; `workers`: threads; `advance` is told
+    how many more images are done. `engine`: writes the shards instead of threads, perhaps on other machines, which see
+    the images and `out` under the same paths.
+
+    Raises:
+        UserError: the folder holds shards of other data or settings, or cannot be written to; a worker died, or sees
+            other files.
+    """
+    try:
+        make_folder(out)
+        with locked(out / LOCK, str(out)):
+            written_now = _pack(plan, facts, _Writers(plan, out, workers, advance, engine))
+    except WorkerDied as error:
+        raise UserError(f"{error}; finished shards are kept in {out}: run the same command again") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); shards that are finished are kept") from error
+    manifest = read_manifest(str(out / MANIFEST))
+    return Packing(
+        shards=len(manifest["shards"]),
+        images=manifest["images"],
+        bytes=sum(entry["bytes"] for entry in manifest["shards"]),
+        written=written_now,
+        left_out=[(key, reason) for key, reason in manifest["left_out"]],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Writers:
+    """Who checks and writes the shards of a plan in a folder; see `pack_images`."""
+
+    plan: Plan
+    out: Path
+    workers: int
+    advance: Callable[[int], None]
+    engine: Engine | None
+
+    def intact(self, shards: dict[int, ShardFile]) -> set[int]:
+        """The numbers of those shards that are as they were written."""
+        intact = set()
+        with closing(self._engine.run(_is_intact, shards.items())) as checked:
+            for (number, _), whole in checked:
+                if whole:
+                    intact.add(number)
+                    self.advance(self.plan.ends[number] - (self.plan.ends[number - 1] if number else 0))
+        return intact
+
+    def write(self, numbers: list[int], noted: bool) -> Generator[tuple[int, Part], None, None]:
+        """Write shards, and a note beside each if asked to; yields each with its number when it is finished."""
+        out, holder = self.out, None
+        write: Callable[[ShardTask], Part] = partial(write_shard, advance=self.advance)
+        if self.engine:
+            out, holder, write = out.absolute(), (out / LOCK).read_text(), write_shard
+        tasks = (self.plan.task(number, out, holder, _note(out, number) if noted else None) for number in numbers)
+        self._tidy()  # what a kill has left
+        try:
+            with closing(self._engine.run(write, tasks)) as finished:
+                for task, part in finished:
+                    if self.engine:
+                        _check_seen(task, part)
+                        self.advance(len(task.images))
+                    yield task.number, part
+        finally:
+            self._tidy()  # what workers that died have left
+
+    @property
+    def _engine(self) -> Engine:
+        return self.engine or LocalThreads(self.workers)
+
+    def _tidy(self) -> None:
+        for half in self.out.glob(f"shard-*{PARTIAL}"):
+            half.unlink(missing_ok=True)
+
+
+def _is_intact(shard: tuple[int, ShardFile]) -> bool:
+    return shard[1].intact()
+
+
+def _check_seen(task: ShardTask, part: Part) -> None:
+    """Raise `UserError` where a worker on another machine left out an image that can be read here."""
+    paths = {image.row: image.image for image in task.images}
+    for path, reason in part.missed(paths.__getitem__):
+        raise UserError(
+            f"{path}: {reason} for a worker on another machine; all of a cluster's machines must find the images "
+            "under the same path"
+        )
+
+
+def _pack(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
+    out = writers.out
+    earlier = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
+    if earlier:
+        _refuse_other(plan, earlier["plan"], earlier.get("made", {}), out)
+    if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
+        shutil.rmtree(out / _PARTS, ignore_errors=True)  # of a pack that was killed at its very end
+        return _mend(earlier["shards"], writers)
+    return _write_all(plan, facts, writers)
+
+
+def _mend(shards: list[dict[str, Any]], writers: _Writers) -> int:
+    """Write again what is broken of a finished pack; returns the number of such shards."""
+    folder = writers.out.absolute()
+    files = {
+        number: ShardFile(str(folder / entry["file"]), entry["bytes"], entry["sha256"])
+        for number, entry in enumerate(shards)
+    }
+    broken = sorted(files.keys() - writers.intact(files))
+    with closing(writers.write(broken, noted=False)) as written_anew:
+        for number, part in written_anew:
+            if part.sha256 != shards[number]["sha256"]:
+                raise UserError(
+                    f"{writers.out / shards[number]['file']}: cannot be mended, for the images have changed since; "
+                    "pack into another --out"
+                )
+    return len(broken)
+
+
+def _write_all(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
+    """Write the shards that no earlier try has left; returns their number."""
+    out, parts = writers.out, writers.out / _PARTS
+    parts.mkdir(exist_ok=True)
+    if (parts / "plan.json").is_file():
+        _refuse_other(plan, **json.loads((parts / "plan.json").read_bytes()), out=out)
+    elif not (out / MANIFEST).is_file() and any(out.glob("shard-*.tar")):
+        raise UserError(f"{out}: holds shards without a {MANIFEST}; delete them or give another --out")
+    _write(parts / "plan.json", json.dumps({"hash": plan.hash, "made": plan.made}).encode())
+    done = _noted(plan, out)
+    files = {
+        number: ShardFile(str(out.absolute() / shard_name(number)), part.bytes, part.sha256)
+        for number, part in done.items()
+    }
+    lacking = sorted(set(range(len(plan.ends))) - writers.intact(files))
+    with closing(writers.write(lacking, noted=True)) as written_now:
+        done |= written_now
+    _finish(plan, [done[number] for number in range(len(plan.ends))], facts, out)
+    shutil.rmtree(parts)
+    return len(lacking)
+
+
+def _noted(plan: Plan, out: Path) -> dict[int, Part]:
+    """The shards that an earlier try has noted, but for those that lack an image which can be read here.
+
+    A worker on another machine did not see it, and the command may have ended before `_check_seen`.
+    """
+    noted = {}
+    for number in range(len(plan.ends)):
+        if (note := _note(out, number)).is_file():
+            part = Part(**json.loads(note.read_bytes()))
+            if not any(part.missed(plan.index.path)):
+                noted[number] = part
+    return noted
+
+
+def _note(out: Path, number: int) -> Path:
+    return out / _PARTS / f"{number}.json"
+
+
+def _finish(plan: Plan, parts: list[Part], facts: dict[str, Any], out: Path) -> None:
+    """Write the index and, last, the manifest."""
+    samples = np.array([sample for part in parts for sample in part.samples], np.int64).reshape(-1, 4)
+    if not len(samples):
+        raise UserError(f"{plan.index.path(0)}: {parts[0].left_out[0][1]}; so are all images: check the data")
+    shard = np.repeat(np.arange(len(parts)), [len(part.samples) for part in parts])
+    order = np.argsort(samples[:, 0])
+    rows, offset, size, crc32 = samples[order].T
+    kept = plan.index.subset(rows)
+    table = pa.table(
+        {
+            "key": kept.keys().cast(pa.large_string()),
+            "shard": shard[order].astype(np.int32),
+            "offset": offset,
+            "size": size,
+            "crc32": crc32.astype(np.uint32),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    _write(out / INDEX, content)
+    manifest = {
+        "format": FORMAT,
+        "images": len(samples),
+        "fingerprint": kept.fingerprint,
+        "plan": plan.hash,
+        "made": plan.made,
+        **facts,
+        "left_out": [(plan.index.key(row), reason) for part in parts for row, reason in part.left_out],
+        "index": {"file": INDEX, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "shards": [
+            {"file": shard_name(n), "images": len(part.samples), "bytes": part.bytes, "sha256": part.sha256}
+            for n, part in enumerate(parts)
+        ],
+    }
+    _write(out / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+
+
+def _refuse_other(plan: Plan, hash: str, made: dict[str, Any], out: Path) -> None:
+    """Raise `UserError` where a folder's shards, or parts of them, are of another plan, saying in what."""
+    if hash == plan.hash:
+        return
+    other = [f"{key} was {made[key]}, is {now}" for key, now in plan.made.items() if made.get(key, now) != now]
+    raise UserError(
+        f"{out}: holds shards of other data or settings ({'; '.join(other) or 'labels, proposals or files differ'}); "
+        "delete it or give another --out"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    with written(path) as half:
+        half.write_bytes(content)

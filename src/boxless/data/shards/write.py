@@ -1,0 +1,141 @@
+"""Writing one shard: the same task for a thread of the command and for a worker on another machine.
+
+A task says all that a worker has to know, so that it needs neither the index nor the proposals, and what it writes does
+not depend on who writes it.
+"""
+
+import hashlib
+import json
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tarfile import BLOCKSIZE, RECORDSIZE
+
+from boxless.data.retry import patient
+from boxless.data.shards.sample import sample_bytes
+from boxless.errors import UserError
+from boxless.files import written
+
+LOCK = ".lock"
+"""Beside the shards while a command packs into their folder; says which one."""
+
+END = 2 * BLOCKSIZE
+"""Bytes of zeros that end a tar file, at least."""
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """An image to pack.
+
+    Attributes:
+        row: of the index.
+        image: path of its file.
+        name: of its members in the tar file.
+        extension: of the member that holds the image.
+        beside: bytes of the other members, by extension.
+    """
+
+    row: int
+    image: str
+    name: str
+    extension: str
+    beside: dict[str, bytes]
+
+    def packed(self) -> bytes:
+        """The part of a tar file that holds it; raises `OSError` where the image cannot be read."""
+        return sample_bytes(self.name, {self.extension: _content(self.image), **self.beside})
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to write.
+
+    Attributes:
+        number: of the shard.
+        path: of its file.
+        images: what goes in.
+        holder: what `LOCK` has to say; None: it is not looked at.
+        note: where the shard's `Part` is noted as JSON, once the shard is whole; None: nowhere.
+    """
+
+    number: int
+    path: Path
+    images: list[Unpacked]
+    holder: str | None = None
+    note: Path | None = None
+
+    def check_held(self) -> None:
+        """Raise `UserError` unless the folder is the one of the command that gave this task, and it is still there."""
+        if self.holder is None:
+            return
+        try:
+            reason = "" if (self.path.parent / LOCK).read_text() == self.holder else "another folder"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        if reason:
+            raise UserError(
+                f"{self.path.parent}: {reason} for a worker on {socket.gethostname()}; all of a cluster's machines "
+                "must find the folder of --out under the same path"
+            )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard as it was written: bytes, SHA-256, (row, offset, size, CRC-32) of each sample, (row, why) left out."""
+
+    bytes: int
+    sha256: str
+    samples: list[tuple[int, int, int, int]]
+    left_out: list[tuple[int, str]]
+
+    def missed(self, path: Callable[[int], str]) -> Iterator[tuple[str, str]]:
+        """(path, why) of the images left out that can be read here; `path`: of a row's image."""
+        for row, reason in self.left_out:
+            try:
+                _content(path(row))
+            except OSError:
+                continue
+            yield path(row), reason
+
+
+def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images: None) -> Part:
+    """Write a shard, then its note; images that cannot be read are left out.
+
+    `advance` is told how many more images are done.
+
+    Raises:
+        UserError: the disk is full, say, or the folder is not that of the command.
+        OSError: the folder cannot be written to.
+    """
+    sha, at, samples, left_out = hashlib.sha256(), 0, [], []
+    task.check_held()
+    # not alone: a worker that a cluster took for dead may still be at the same shard
+    with written(task.path, alone=False) as partial, partial.open("wb") as file:
+        for image in task.images:
+            try:
+                block = image.packed()
+            except OSError as error:
+                left_out.append((image.row, error.strerror or type(error).__name__))
+                block = b""
+            else:
+                samples.append((image.row, at, len(block), zlib.crc32(block)))
+            sha.update(block)
+            at += file.write(block)
+            advance(1)
+        tail = bytes(END + -(at + END) % RECORDSIZE)
+        sha.update(tail)
+        file.write(tail)
+        task.check_held()  # the command may have ended since, and another one may have the folder
+    part = Part(at + len(tail), sha.hexdigest(), samples, left_out)
+    if task.note:  # here, for the command may hear no more of this shard: another one has failed, say
+        with written(task.note, alone=False) as partial:
+            partial.write_text(json.dumps(asdict(part)))
+            task.check_held()
+    return part
+
+
+@patient
+def _content(path: str | Path) -> bytes:
+    return Path(path).read_bytes()

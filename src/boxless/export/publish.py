@@ -1,0 +1,81 @@
+"""A run as others can use it: its weights, what they need to know, and nothing that names the user's files."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boxless.errors import UserError
+from boxless.export.model_card import card
+from boxless.files import make_folder, write_text
+from boxless.plots.curves import training_curves
+from boxless.plots.style import save
+from boxless.runs.run import Run, write_json
+from boxless.tasks.detect import open_run
+from boxless.untrusted import parse_yaml
+
+PATHS = ("file", "label_list")
+"""Keys of recipes whose values are files of the user's."""
+
+
+def prepare(where: str, folder: Path) -> Path:
+    """Write a run into a folder that can be published, and that every command takes for a run.
+
+    It has the weights, the recipe without paths, a detector's classes, the figures, and README.md, the model card.
+    Names of images stay behind.
+
+    Args:
+        where: the run's folder.
+        folder: new or empty.
+
+    Raises:
+        UserError: where the run is not finished, or the folder holds something else.
+    """
+    run, recipe = open_run(where)
+    if not run.finished:
+        raise UserError(f"run {where}: did not finish (no summary.json); give its command again to continue it")
+    known = folder / "README.md"
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(known))):
+        raise UserError(f"to: {folder}; holds other files, name an empty or a new folder")
+    make_folder(folder)
+    shutil.copyfile(run.weights, folder / run.weights.name)
+    write_text(
+        folder / "recipe.yaml",
+        yaml.safe_dump(_without_paths(parse_yaml(run.recipe_file.read_text(encoding="utf-8"))), sort_keys=False),
+    )
+    labels = run.path / "labels.json"
+    if labels.is_file():
+        content = json.loads(labels.read_text())
+        kept = {key: content[key] for key in ("classes", "skeleton", "sha256") if key in content}
+        write_json(folder / "labels.json", kept)
+    figures = _drawn(run, folder)
+    write_text(known, card(run, recipe, figures))
+    return folder
+
+
+def _is_ours(readme: Path) -> bool:
+    return readme.is_file() and "library_name: boxless" in readme.read_text()
+
+
+def _without_paths(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: None if key in PATHS else _without_paths(value) for key, value in content.items()}
+
+
+def _drawn(run: Run, folder: Path) -> list[str]:
+    """The training's curves; pictures of images, which may not be for others, stay behind."""
+    steps: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
+    with (run.path / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["name"].startswith("loss"):
+                steps.setdefault(row["name"], []).append(float(row["step"]))
+                values.setdefault(row["name"], []).append(float(row["value"]))
+    if not values:
+        return []
+    save(training_curves({name: (steps[name], values[name]) for name in values}), folder / "figures" / "training")
+    return ["figures/training.png"]

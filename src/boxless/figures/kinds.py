@@ -1,0 +1,209 @@
+"""Which pictures a run can give, what each needs, and where they go."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from boxless.data.annotations.read import read_labels
+from boxless.data.index import ImageIndex, index_images
+from boxless.errors import UserError
+from boxless.figures import features, pairs, scores, views
+from boxless.figures.views import Picture
+from boxless.plots.style import save
+from boxless.recipes.load import load
+from boxless.recipes.overrides import did_you_mean
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.runs.run import Run
+from boxless.tasks.compare_table import is_comparison
+from boxless.tasks.feature_extractor import Frozen, load_frozen
+from boxless.training.progress import say
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What pictures are drawn from.
+
+    Attributes:
+        runs: folders; the first one's are the pictures, the others stand beside it.
+        data: images or labels, None where none were given.
+        seed: chooses images and draws views.
+        quiet: print nothing.
+    """
+
+    runs: tuple[str, ...]
+    data: str | list[str] | None
+    seed: int
+    quiet: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run that is pictured."""
+        return Path(self.runs[0])
+
+    @cached_property
+    def recipe(self) -> PretrainRecipe | FinetuneRecipe | None:
+        """The run's recipe; None of a comparison."""
+        if is_comparison(self.folder):
+            return None
+        if not (self.folder / "recipe.yaml").is_file():
+            kind = "is not a run (no recipe.yaml in it)" if self.folder.is_dir() else "no such folder"
+            raise UserError(f"run {self.folder}: {kind}; name a folder of boxless pretrain, finetune or compare")
+        recipe = load(Run(self.folder).recipe_file, object)
+        return recipe if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
+
+    @property
+    def what(self) -> str:
+        """What was run: pretraining, fine-tuning or comparison."""
+        names = {PretrainRecipe: "pretraining", FinetuneRecipe: "fine-tuning"}
+        return names.get(type(self.recipe), "comparison")
+
+    @cached_property
+    def index(self) -> ImageIndex:
+        """The images of the data."""
+        assert self.data is not None
+        return index_images(self.data)
+
+    @cached_property
+    def no_labels(self) -> str:
+        """Why the data are no labels; empty where they are."""
+        if not isinstance(self.data, str):
+            return f"--data {' '.join(self.data or ())}: are images; name COCO JSON, VOC or YOLO labels"
+        try:
+            read_labels(self.data, "val")
+        except UserError as error:
+            return str(error)
+        return ""
+
+    @property
+    def labels(self) -> str | None:
+        """The data, if they are labels."""
+        return self.data if isinstance(self.data, str) and not self.no_labels else None
+
+    @cached_property
+    def loaded(self) -> list[Frozen]:
+        """Random weights, and the runs' networks."""
+        return load_frozen(self.runs, None, self.seed)
+
+    @property
+    def networks(self) -> list[Frozen]:
+        """The runs' networks; beside a single one, random weights."""
+        return self.loaded[-len(self.runs) :] if len(self.runs) > 1 else [self.loaded[-1], self.loaded[0]]
+
+    @property
+    def pretraining(self) -> PretrainRecipe:
+        """The recipe of a pretraining, which `Kind.of` has made sure of."""
+        assert isinstance(self.recipe, PretrainRecipe)
+        return self.recipe
+
+    @property
+    def looked(self) -> scores.Looked:
+        """What the detector finds in the labels."""
+        assert isinstance(self.data, str)
+        return scores.look(self.runs[0], self.data, self.quiet)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of picture: of which runs, what else it needs, and how it is drawn."""
+
+    of: tuple[str, ...]
+    needs: str
+    draw: Callable[[Sitting], Iterator[Picture]]
+
+    def lacking(self, name: str, sitting: Sitting) -> str | None:
+        """Why it cannot be drawn, in one line, or None."""
+        if sitting.what not in self.of:
+            return f"kind {name}: is of a {' or '.join(self.of)}, and {sitting.folder} is a {sitting.what}"
+        if self.needs and sitting.data is None:
+            return f"kind {name}: needs --data: {self.needs}"
+        if self.needs == LABELS and sitting.no_labels:
+            return f"kind {name}: needs labels: {sitting.no_labels}"
+        if name == "emd" and sitting.pretraining.method.name != "self-emd":
+            return f"kind emd: is of method self-emd, and {sitting.folder} is of {sitting.pretraining.method.name}"
+        if name == "gain" and sitting.what == "fine-tuning" and len(sitting.runs) != 2:
+            return "kind gain: needs two runs, --run RUN REFERENCE"
+        return None
+
+
+IMAGES, LABELS = "images, of which a few are drawn", "labels (COCO JSON, a Pascal VOC folder, a YOLO data.yaml)"
+PRETRAINED, BOTH, DETECTOR = ("pretraining",), ("pretraining", "fine-tuning"), ("fine-tuning",)
+
+
+def _one(draw: Callable[[Sitting], Picture]) -> Callable[[Sitting], Iterator[Picture]]:
+    return lambda sitting: iter([draw(sitting)])
+
+
+def _gain(s: Sitting) -> Iterator[Picture]:
+    if s.what == "comparison":
+        yield from scores.draw_gains(s.folder)
+    else:
+        yield scores.draw_gain(s.folder, Path(s.runs[1]))
+
+
+KINDS = {
+    "curves": Kind(BOTH, "", _one(lambda s: scores.draw_curves(s.folder))),
+    "views": Kind(PRETRAINED, IMAGES, _one(lambda s: views.draw_views(s.index, s.pretraining, s.folder, s.seed))),
+    "proposals": Kind(
+        PRETRAINED, IMAGES, lambda s: views.draw_proposals(s.index, s.pretraining, s.folder, s.labels, s.seed)
+    ),
+    "maps": Kind(BOTH, IMAGES, _one(lambda s: features.draw_maps(s.networks, s.index, s.seed))),
+    "pca": Kind(BOTH, IMAGES, _one(lambda s: features.draw_pca(s.networks, s.index, s.seed))),
+    "attention": Kind(BOTH, IMAGES, _one(lambda s: features.draw_attention(s.networks, s.index, s.seed))),
+    "correspondence": Kind(
+        PRETRAINED, IMAGES, lambda s: pairs.draw_correspondence(s.networks, s.loaded[0], s.pretraining, s.index, s.seed)
+    ),
+    "correlation": Kind(
+        PRETRAINED,
+        IMAGES,
+        _one(lambda s: pairs.draw_correlation(s.folder, s.pretraining, s.networks[0], s.index, s.seed)),
+    ),
+    "emd": Kind(
+        PRETRAINED, IMAGES, _one(lambda s: pairs.draw_emd(s.folder, s.pretraining, s.networks[0], s.index, s.seed))
+    ),
+    "detections": Kind(DETECTOR, LABELS, lambda s: scores.draw_detections(s.looked)),
+    "precision-recall": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_precision_recall(s.looked))),
+    "confusion": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_confusion(s.looked))),
+    "gain": Kind(("fine-tuning", "comparison"), "", _gain),
+    "label-efficiency": Kind(("comparison",), "", lambda s: scores.draw_label_efficiency(s.folder)),
+}
+
+
+def chosen_kinds(names: Sequence[str], sitting: Sitting) -> tuple[list[str], list[str]]:
+    """The kinds to draw, and of those that were not asked for by name why each is left out.
+
+    Raises:
+        UserError: for a kind that is unknown, or asked for and cannot be drawn; or where none can.
+    """
+    for name in names:
+        if name not in KINDS:
+            near = did_you_mean(name, list(KINDS)) or ":"
+            raise UserError(f"kinds: unknown kind {name!r}{near} the kinds are {', '.join(KINDS)}")
+    lacking = {name: KINDS[name].lacking(name, sitting) for name in names or KINDS}
+    refused = [reason for reason in lacking.values() if reason]
+    if refused and (names or len(refused) == len(lacking)):
+        raise UserError(refused[0])
+    return [name for name, reason in lacking.items() if reason is None], refused
+
+
+def draw_pictures(names: Sequence[str], sitting: Sitting) -> tuple[dict[str, str], list[str]]:
+    """Draw and write the kinds, each as soon as it is drawn: file -> caption, and what was left out and why."""
+    drawn, left_out = chosen_kinds(names, sitting)
+    written: dict[str, str] = {}
+    for name in drawn:
+        try:
+            for picture in KINDS[name].draw(sitting):
+                png, _ = save(picture.figure, sitting.folder / "figures" / picture.name, picture.caption)
+                written[str(png)] = picture.caption
+                say(f"figures: {png}", sitting.quiet)
+        except UserError as error:
+            if names:
+                raise
+            left_out.append(f"kind {name}: {error}")
+    return written, left_out
+
+
+def preview(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
+    """Draw the views that a pretraining would see, before it begins; the PNG file."""
+    picture = views.draw_views(index, recipe, out, recipe.seed)
+    return save(picture.figure, out / "figures" / picture.name, picture.caption)[0]

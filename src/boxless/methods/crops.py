@@ -1,0 +1,52 @@
+"""The two crops of an image that most methods compare: hyper-parameters that their configs inherit."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from boxless.data.transforms.specs import Photometric, ViewSpec
+
+
+@dataclass(frozen=True)
+class UnequalCrops:
+    """Two crops, augmented unequally: BYOL's (arXiv:2006.07733, appendix B), which later papers took over."""
+
+    name: str
+    size: int = 224
+    """Of the full-size views, px."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop shows."""
+    first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
+    """Of the first view: BYOL's T."""
+    second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
+    """Of the second view: BYOL's T'."""
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two random crops, augmented unequally."""
+        return ViewSpec(self.size, self.first, self.scale), ViewSpec(self.size, self.second, self.scale)
+
+    def at_size(self, size: int) -> Self:
+        """The same method on views of another size: blur keeps its proportion to them."""
+        first, second = (look.at_scale(size / self.size) for look in (self.first, self.second))
+        return replace(self, size=size, first=first, second=second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualCrops:
+    """Two crops, augmented alike, as each paper says."""
+
+    name: str
+    size: int = 224
+    """Of the full-size views, px."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a crop shows."""
+    photometric: Photometric
+    """Of all views."""
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """Two random crops, augmented alike."""
+        view = ViewSpec(self.size, self.photometric, self.scale)
+        return view, view
+
+    def at_size(self, size: int) -> Self:
+        """The same method on views of another size: blur keeps its proportion to them."""
+        return replace(self, size=size, photometric=self.photometric.at_scale(size / self.size))

@@ -1,0 +1,76 @@
+"""What every method is: a module that turns views and boxes into a loss."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from boxless.data.transforms.specs import ViewSpec
+from boxless.detectors.trunk import Trunk
+from boxless.geometry.view import View
+
+
+class MethodOutput(NamedTuple):
+    """What one forward pass of a method gives.
+
+    Attributes:
+        loss: the scalar to minimise.
+        terms: its named parts, for the log.
+        online: (N, D), embeddings that chase `target`, without gradient; the health report measures them.
+        target: (N, D), what they chase.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    online: Tensor | None = None
+    target: Tensor | None = None
+
+
+class MethodConfig(Protocol):
+    """A method's hyper-parameters; each field says where its value comes from."""
+
+    @property
+    def name(self) -> str:
+        """The method's name in recipes."""
+
+    def views(self) -> tuple[ViewSpec, ...]:
+        """The views that the method takes of each image, in the paper's order."""
+
+    def at_size(self, size: int) -> "MethodConfig":
+        """The same method on full-size views of another size, px."""
+
+    def build(self, trunk: Trunk) -> "Method":
+        """The method around a trunk."""
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether proposals must be at hand."""
+
+
+class Method(Protocol):
+    """A method: trains parts of a trunk from views and boxes without labels. Implementations are `nn.Module`s."""
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The parts that learn, by the names of `Trunk.parts`."""
+
+    def __call__(
+        self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> MethodOutput:
+        """The loss of a batch.
+
+        Args:
+            views: in the order of `MethodConfig.views`, images normalised.
+            boxes: (B, N, 4), proposals in source px, padded; on the CPU, as all places are (see `View`).
+            valid: (B, N), which of them are not padding; on the CPU.
+            generator: on the CPU, seeded by the step, for everything random in the method.
+        """
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Move targets, once per optimizer step; `step` counts from 0."""
+
+
+def as_module(method: Method) -> nn.Module:
+    """The method as the module that it is."""
+    assert isinstance(method, nn.Module)
+    return method

@@ -1,0 +1,189 @@
+"""The page itself: what is said of runs, as one HTML text."""
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from boxless.report.advice import Advice, command_of, duration, verdict
+from boxless.report.curves import Named, charts
+from boxless.report.galleries import merged
+from boxless.report.pictures import embedded
+from boxless.report.story import Story
+
+SCRIPTS = ("page.js", "charts.js", "gallery.js")
+MANY_CLASSES = 40
+"""From here on a table of classes is folded away."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores side by side.
+
+    Attributes:
+        title: what is compared.
+        head: of the columns.
+        rows: their entries, as text.
+        ranges: for each row the gain and its half width, in percent points; None where there is none.
+        levels: for each row how its last entry is meant.
+        note: what the numbers are.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    ranges: tuple[tuple[float, float] | None, ...]
+    levels: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page tells.
+
+    Attributes:
+        title: of the page.
+        subtitle: what it is about, in a line.
+        stories: runs that have a part of their own; a run's number is its place among them.
+        curves: groups of what is drawn, each with a title, numbers, names and metrics.
+        galleries: runs whose detections are shown.
+        folders: name and folder of what has pictures.
+        tables: comparisons.
+        advice: what to do next.
+        gaps: what is missing of the whole.
+        live: whether the page asks its server for news.
+    """
+
+    title: str
+    subtitle: str
+    stories: Sequence[Story]
+    curves: Sequence[tuple[str, Named]]
+    galleries: Sequence[Story]
+    folders: Sequence[tuple[str, Path]]
+    tables: Sequence[Table] = ()
+    advice: Sequence[Advice] = ()
+    gaps: Sequence[str] = ()
+    live: str = field(default="", kw_only=True)
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    pictures, unreadable = embedded(page.folders)
+    scripts = [_resource(name) for name in SCRIPTS]
+    environment = Environment(
+        loader=PackageLoader("boxless", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        page=page,
+        style=Markup(_resource("page.css")),
+        scripts=[Markup(text) for text in scripts],
+        hashes=" ".join(f"'sha256-{_digest(text)}'" for text in scripts),
+        runs=[_run(story) for story in page.stories],
+        differences=_differences(page.stories),
+        pictures=pictures,
+        gaps=[*page.gaps, *unreadable],
+        charts=charts(page.curves),
+        gallery=merged(page.galleries),
+        spread=max((abs(gain) + half for table in page.tables for gain, half in filter(None, table.ranges)), default=1),
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        version=version("boxless"),
+    )
+
+
+def _run(story: Story) -> dict[str, Any]:
+    return {
+        "story": story,
+        "verdict": verdict(story),
+        "numbers": _numbers(story),
+        "facts": _facts(story),
+        "classes": _classes(story),
+        "folded": len(story.per_class) > MANY_CLASSES,
+    }
+
+
+def _numbers(story: Story) -> list[tuple[str, str]]:
+    """The few that matter, label and value."""
+    summary, (done, total) = story.summary, story.steps
+    numbers = [
+        (f"{name}, percent", "not measured" if value is None else f"{100 * value:.1f}")
+        for name, value in list(story.scores.items())[:3]
+    ]
+    for folder, evaluation in story.evaluations.items():
+        name, value = next(iter(next(iter(evaluation.get("scores", {}).values()), {}).items()), ("AP", None))
+        where = folder.removeprefix("evaluation-")
+        numbers.append((f"{name} on {where}, percent", "not measured" if value is None else f"{100 * value:.1f}"))
+    if "labelled_images" in summary:
+        numbers.append(("labelled images", f"{summary['labelled_images']:,}"))
+    numbers.append(("steps", f"{done:,}" if total in (None, done) else f"{done:,} of {total:,}"))
+    if "images_seen" in summary:
+        numbers.append(("images seen", f"{summary['images_seen']:,}"))
+    if "seconds" in summary:
+        numbers.append(("time" if story.pretrains else "time, evaluation included", duration(summary["seconds"])))
+    speed = summary.get("images_per_second") or story.progress.get("images_per_second")
+    if speed:
+        numbers.append(("images per second", f"{speed:.1f}"))
+    if not story.finished and story.progress.get("seconds_left"):
+        numbers.append(("left, at this speed", duration(story.progress["seconds_left"])))
+    return numbers
+
+
+def _facts(story: Story) -> list[tuple[str, str]]:
+    """What was run, on what."""
+    environment = story.environment
+    inputs = environment.get("inputs", {})
+    facts = [("recipe", str(story.recipe.get("recipe", "not named"))), ("folder", str(story.path.resolve()))]
+    facts += [(str(name), str(value)) for name, value in inputs.items() if value is not None]
+    facts += [("weights", str(story.summary[key])) for key in ("init", "weights") if key in story.summary]
+    if story.summary.get("trains"):
+        facts.append(("trained parts", ", ".join(story.summary["trains"])))
+    if "sha256" in story.labels:
+        facts.append(("labelled images, SHA-256 of their ids", str(story.labels["sha256"])))
+    facts += [(name, str(environment[name])) for name in ("machine", "started") if name in environment]
+    versions = [
+        f"{name} {environment[name]}" for name in ("boxless", "torch", "torchvision", "python") if name in environment
+    ]
+    facts += [("versions", ", ".join(versions))] if versions else []
+    facts += [("command", command_of(story))] if command_of(story) else []
+    return facts
+
+
+def _classes(story: Story) -> list[tuple[str, float | None]]:
+    """Classes with their scores in percent, the best first, those without a score last."""
+    ranked = sorted(story.per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
+    return [(name, None if value is None else 100 * value) for name, value in ranked]
+
+
+def _differences(stories: Sequence[Story]) -> list[tuple[str, list[str]]]:
+    """Keys of the recipes that are not the same everywhere, with each run's value."""
+    if len(stories) < 2:
+        return []
+    keys = dict.fromkeys(key for story in stories for key in story.recipe)
+    rows = [(key, [_shown(story.recipe.get(key, _ABSENT)) for story in stories]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+_ABSENT = object()
+
+
+def _shown(value: object) -> str:
+    return "–" if value is _ABSENT else json.dumps(value) if not isinstance(value, str) else value
+
+
+def _resource(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -1,0 +1,249 @@
+"""A run's folder: one documented layout, written atomically, locked while it is being written.
+
+```
+recipe.yaml          what was asked, every key; can be given back as --recipe
+environment.json     versions, machine, command
+metrics.csv          step, name, value (and TensorBoard's events.* beside it)
+checkpoints/         the newest two states, checksums in their names
+weights.safetensors  what was trained, in torchvision's names
+progress.json        the newest report of progress
+summary.json         what came out
+gallery.json         of a fine-tuning, images with labels and detections for a page
+figures/             pictures, with captions.json
+report.html          the page that boxless report writes
+```
+"""
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from boxless.errors import UserError
+from boxless.files import PARTIAL, make_folder, write_text
+from boxless.files import lock as lock_file
+from boxless.launch import Processes
+from boxless.recipes.load import load
+from boxless.recipes.overrides import to_yaml
+from boxless.untrusted import parse_json, parse_yaml
+
+FORMAT = 1
+"""Version of the layout and of what its files mean. This boxless reads it and all before it; it goes up where an older
+boxless would read a run wrongly, and a run of each version is kept as a test."""
+
+FREE = ("workers", "stop_on_collapse", "loggers")
+"""Keys of a recipe that may change when a run goes on: no number depends on them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run.
+
+    Attributes:
+        path: its folder.
+
+    Raises:
+        UserError: where a newer boxless wrote it in a format that this one does not know.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        environment = self.environment
+        written = environment.get("format", FORMAT)
+        if isinstance(written, int) and written > FORMAT:
+            needed = environment.get("boxless", "newer")
+            raise UserError(
+                f"{self.path}: a run of format {written}, written by boxless {needed}; this is boxless "
+                f"{version('boxless')}, which reads formats up to {FORMAT}: pip install 'boxless>={needed}'"
+            )
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "summary.json").is_file()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What came out of a finished run."""
+        try:
+            return _mapping(self.path / "summary.json", parse_json)
+        except OSError as error:
+            raise UserError(f"{self.path}: not a finished run (no summary.json)") from error
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, command and inputs; nothing where that was lost."""
+        try:
+            return _mapping(self.path / "environment.json", parse_json)
+        except (OSError, UserError):
+            return {}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Data and weights that the run uses; nothing where that was lost."""
+        inputs = self.environment.get("inputs")
+        return inputs if isinstance(inputs, dict) else {}
+
+    @property
+    def recipe_file(self) -> Path:
+        """What was asked."""
+        return self.path / "recipe.yaml"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON whole or not at all; what is not a number becomes null, since JSON knows no NaN."""
+    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool = False) -> IO[str]:
+    """Make the folder of a run, or enter it again to continue.
+
+    Args:
+        out: the folder.
+        recipe: the resolved recipe as YAML.
+        inputs: data and weights that the run uses.
+        allow_changes: go on with other settings or data than the run began with, and say what differs.
+
+    Returns:
+        The lock, to be closed when the run ends or fails: a traceback that somebody keeps would hold it.
+
+    Raises:
+        UserError: where the folder holds another run, or another process works on it.
+    """
+    check_place(out)
+    make_folder(out)
+    lock = lock_file(out / "lock", f"--out {out}")
+    try:
+        _describe_run(out, recipe, inputs, allow_changes)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def check_place(out: Path) -> None:
+    """Raise UserError where `out` is neither free for a run nor one."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; name a folder for the run")
+    if out.is_dir() and not (out / "recipe.yaml").exists() and any(not _begun(path.name) for path in out.iterdir()):
+        raise UserError(f"--out {out}: holds other files and is no run of boxless; name an empty or a new folder")
+
+
+def check_results(folder: Path, file: str) -> None:
+    """Raise UserError where `folder` is neither free for results nor holds `file`, which is theirs, whole or begun."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {folder}: is a file; name a folder")
+    ours = any((folder / name).exists() for name in (file, file + PARTIAL))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise UserError(f"out {folder}: holds other files; name a new or an empty folder")
+
+
+def begin_results(folder: Path, file: str) -> None:
+    """Make the folder of results, which `check_results` then knows even where a kill comes before `file` is whole."""
+    make_folder(folder)
+    (folder / f"{file}{PARTIAL}").touch()
+
+
+def _begun(name: str) -> bool:
+    """Whether a file may lie in the folder of a run before its recipe does: one may be killed while it begins."""
+    return name in ("lock", "figures") or name.endswith(PARTIAL)
+
+
+def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool) -> None:
+    known = out / "recipe.yaml"
+    started = (out / "checkpoints").is_dir() or (out / "summary.json").exists()
+    if known.exists() and started:
+        changed = _changes(Run(out), recipe, inputs)
+        if changed and not allow_changes:
+            raise UserError(
+                f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
+                "it, name another folder, or (pretrain, finetune) add --allow-changes"
+            )
+        for change in changed:
+            print(f"{out}: going on although {change}", file=sys.stderr, flush=True)
+    processes = Processes.of(os.environ).world
+    if started and (before := Run(out).environment.get("processes", processes)) != processes:
+        print(
+            f"{out}: going on with {processes} processes, not {before}: sums are rounded in another order, so that the "
+            "weights will not be bit for bit those of an undisturbed run",
+            file=sys.stderr,
+            flush=True,
+        )
+    write_text(known, recipe)
+    environment = {
+        "format": FORMAT,
+        "inputs": inputs,
+        "boxless": version("boxless"),
+        "torch": version("torch"),
+        "torchvision": version("torchvision"),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "processes": processes,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_json(out / "environment.json", environment)
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """What a file of a run holds; raises OSError where there is none, `UserError` where it is damaged."""
+    try:
+        content = parse(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy it from the original run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: cannot be read (names no keys); copy it from the original run")
+    return content
+
+
+def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
+    """What differs from what a run was started with, but for `FREE` keys."""
+    old_inputs = run.inputs
+    changed = [
+        f"{key} was {old_inputs[key]}, is {value}"
+        for key, value in inputs.items()
+        if value != old_inputs.get(key, value)  # an older version may have written down less
+    ]
+    old, new = _flat(_mapping(run.recipe_file, parse_yaml)), _flat(parse_yaml(recipe))
+    old = {**_defaults(old.get("recipe"), new), **old}  # an older version had fewer keys
+    changed += [
+        f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
+    ]
+    return changed
+
+
+def _defaults(name: object, keys: Collection[str]) -> dict[str, object]:
+    """What a shipped recipe has under some keys; nothing where there is none of that name."""
+    try:
+        values = _flat(parse_yaml(to_yaml(load(str(name), object))))
+    except UserError:
+        return {}
+    return {key: values[key] for key in values if key in keys}
+
+
+def _flat(content: object, prefix: str = "") -> dict[str, object]:
+    """Values of nested mappings by their dotted keys."""
+    if not isinstance(content, dict):
+        return {prefix.removesuffix("."): content}
+    return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

@@ -1,0 +1,215 @@
+"""The scores of a comparison as rows: mean, spread over the seeds, and gain over the reference, in words too."""
+
+import csv
+import io
+import math
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+from boxless.errors import UserError
+from boxless.files import write_text
+from boxless.plots.label_efficiency import label_efficiency
+from boxless.plots.style import save
+
+REFERENCE = "none"
+"""The word for random weights: the start from scratch, which gains are measured over."""
+SCRATCH = "from scratch"
+"""Its name in tables and figures."""
+
+
+_PLACE = re.compile(r"finetune/([^/]+/)?[^/]+/labels-\d(\.\d+)?(e-\d+)?/seed-\d+")
+
+
+def finetuning_recipes(folder: Path) -> list[Path]:
+    """The recipe.yaml of a comparison's fine-tunings, finetune/DETECTOR/START/labels-0.1/seed-0.
+
+    Older folders have no detector.
+    """
+    files = folder.glob("finetune/**/labels-*/seed-*/recipe.yaml")
+    return sorted(file for file in files if _PLACE.fullmatch(file.parent.relative_to(folder).as_posix()))
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether boxless compare wrote a folder, perhaps not to its end: others too call theirs pretrain and finetune."""
+    if (folder / "comparison.csv").is_file() or finetuning_recipes(folder):
+        return True
+    return any(folder.glob("pretrain/*/recipe.yaml")) and not any(folder.glob("finetune/**/recipe.yaml"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fine-tuning: a detector, a start, a share of the labels, a seed, and what came out."""
+
+    detector: str
+    method: str
+    fraction: float
+    images: int
+    seed: int
+    scores: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of one detector, one start and one share of the labels, over the seeds.
+
+    Attributes:
+        detector: that was fine-tuned.
+        method: the start.
+        fraction: of the labels, 0..1.
+        images: labelled images.
+        n: seeds.
+        mean: score name -> mean.
+        spread: score name -> standard deviation over the seeds (nan for one seed).
+        gain: in AP over the reference with the same detector and seeds' labels; None for the reference itself.
+        interval: half width of the gain's 95 % interval (paired t; nan for one seed).
+    """
+
+    detector: str
+    method: str
+    fraction: float
+    images: int
+    n: int
+    mean: dict[str, float]
+    spread: dict[str, float]
+    gain: float | None
+    interval: float
+
+    @property
+    def verdict(self) -> str:
+        """What the gain is, in words."""
+        if self.gain is None:
+            return "reference" if self.method == REFERENCE else ""
+        if math.isnan(self.interval):
+            return "one seed: cannot tell"
+        if abs(self.gain) <= self.interval:
+            return "within noise"
+        return "better" if self.gain > 0 else "worse"
+
+
+def summarize(cells: Sequence[Cell]) -> list[Row]:
+    """Cells as rows, by detector, share and start."""
+    rows = []
+    for detector in dict.fromkeys(cell.detector for cell in cells):
+        for fraction in sorted({cell.fraction for cell in cells}):
+            group = [cell for cell in cells if cell.detector == detector and cell.fraction == fraction]
+            reference = {cell.seed: cell.scores["AP"] for cell in group if cell.method == REFERENCE}
+            for method in dict.fromkeys(cell.method for cell in group):
+                rows.append(_row([cell for cell in group if cell.method == method], reference))
+    return rows
+
+
+def _row(group: Sequence[Cell], reference: dict[int, float]) -> Row:
+    """Cells that differ in their seed alone; `reference`: seed -> AP from scratch with the same labels."""
+    first, n = group[0], len(group)
+    gains = [cell.scores["AP"] - reference[cell.seed] for cell in group if cell.seed in reference]
+    compared = bool(gains) and first.method != REFERENCE
+    interval = math.nan
+    if compared and len(gains) > 1:
+        interval = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
+    scores = {name: [cell.scores[name] for cell in group] for name in first.scores}
+    return Row(
+        first.detector,
+        first.method,
+        first.fraction,
+        first.images,
+        n,
+        {name: statistics.fmean(values) for name, values in scores.items()},
+        {name: float(np.std(values, ddof=1)) if n > 1 else math.nan for name, values in scores.items()},
+        statistics.fmean(gains) if compared else None,
+        interval,
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, in percent."""
+    several = len({row.detector for row in rows}) > 1
+    names = [*(["detector"] if several else []), "start", "labelled images", "AP", "AP50", "AP75"]
+    names += ["gain in AP (95 %)", "seeds", ""]
+    lines = [f"| {' | '.join(names)} |".replace("|  |", "| |"), "|" + "---|" * len(names)]
+    for row in rows:
+        entries = [
+            *([row.detector] if several else []),
+            SCRATCH if row.method == REFERENCE else row.method,
+            f"{row.images} ({row.fraction:.0%})",
+            *(f"{100 * row.mean[name]:.1f} ± {100 * row.spread[name]:.1f}" for name in ("AP", "AP50", "AP75")),
+            "" if row.gain is None else f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}",
+            str(row.n),
+            row.verdict,
+        ]
+        lines.append(f"| {' | '.join(entries)} |")
+    return "\n".join(lines).replace("± nan", "")
+
+
+NOTE = (
+    "± is the standard deviation over seeds; a seed sets the choice of labelled images, the new layers and the order "
+    "of images. The gain is paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, "
+    "so the spread does not hold the chance of pretraining itself."
+)
+
+
+def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
+    """comparison.csv, comparison.md and a figure for each detector, into a folder."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    score_names = list(dict.fromkeys(name for cell in cells for name in cell.scores))
+    writer.writerow(["detector", "method", "fraction", "images", "seed", *score_names, "seconds"])
+    for c in cells:
+        scores = [c.scores.get(name, math.nan) for name in score_names]
+        writer.writerow([c.detector, c.method, c.fraction, c.images, c.seed, *scores, c.seconds])
+    write_text(out / "comparison.csv", text.getvalue())
+    write_text(out / "comparison.md", f"{table(rows)}\n\n{NOTE}\n")
+    for name, figure, caption in efficiency_figures(cells):
+        save(figure, out / "figures" / name, caption)
+
+
+def read_table(file: Path) -> list[Cell]:
+    """The cells of a comparison.csv that `write_table` wrote; older ones do not name their only detector.
+
+    Raises:
+        UserError: where it is none; OSError where it cannot be read.
+    """
+    own = ("detector", "method", "fraction", "images", "seed", "seconds")
+    try:
+        return [
+            Cell(
+                row.get("detector") or "detector",
+                row["method"],
+                float(row["fraction"]),
+                int(row["images"]),
+                int(row["seed"]),
+                {key: float(value) for key, value in row.items() if key not in own},
+                float(row["seconds"]),
+            )
+            for row in csv.DictReader(file.read_text().splitlines())
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: is not a table of boxless compare ({error}); give its command again") from error
+
+
+def efficiency_figures(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure, str]]:
+    """AP over the share of labels, a figure for each detector: its name, itself and what it shows."""
+    detectors = list(dict.fromkeys(cell.detector for cell in cells))
+    for detector in detectors:
+        entries = [
+            {
+                "method": SCRATCH if c.method == REFERENCE else c.method,
+                "fraction": c.fraction,
+                "seed": c.seed,
+                "images": c.images,
+                **c.scores,
+            }
+            for c in cells
+            if c.detector == detector
+        ]
+        name = "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}"
+        starts = ", ".join(dict.fromkeys(str(entry["method"]) for entry in entries))
+        caption = f"AP of {detector} against the number of labelled images, for {starts}; each dot is one fine-tuning."
+        yield name, label_efficiency(entries), caption

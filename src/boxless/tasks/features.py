@@ -1,0 +1,202 @@
+"""Frozen features of images: from networks and data to tensors, computed once and kept on disk."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
+from torch.utils.data import DataLoader, Dataset
+
+from boxless.data.classification import ClassifiedData, ExampleDataset
+from boxless.data.shards.sample import Packed
+from boxless.data.unlabelled import Paths, one_thread
+from boxless.detectors.trunk import LEVELS, Trunk
+from boxless.evaluation.correspondence import PairDataset, best_matches
+from boxless.files import make_folder, written
+from boxless.tasks.feature_extractor import Frozen
+from boxless.training.device import make_fabric
+
+FORMAT = 2
+"""Of the files; another number and they are computed anew."""
+MAPS = {"C5": "3", **{f"P{number}": name for number, name in enumerate(LEVELS, start=2)}}
+"""Maps that a place can be looked for on, and torchvision's name of each."""
+_TOGETHER = 64
+"""Views that go through the network at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of the examples that could be read.
+
+    Attributes:
+        vectors: (N, D) float32, C5 averaged over its cells, or over four parts of it one after the other.
+        rows: (N,), of the data.
+        skipped: file -> reason of the images that could not be read.
+    """
+
+    vectors: Tensor
+    rows: NDArray[np.int64]
+    skipped: dict[str, str]
+
+
+class Extractor:
+    """Computes features of one size and keeps them in a folder.
+
+    Args:
+        folder: of the files.
+        size: of the views, px.
+        workers: processes that decode.
+        quiet: print nothing.
+    """
+
+    def __init__(self, folder: Path, size: int, workers: int, quiet: bool) -> None:
+        self.folder, self.size, self.workers, self.quiet = folder, size, workers, quiet
+        self.device = make_fabric("32-true").device
+
+    def vectors(self, network: Frozen, data: ClassifiedData, parts: int = 1) -> Features:
+        """C5 of each example, averaged over all cells, or over `parts` x `parts` overlapping parts of the map.
+
+        Each part is as large as fits: of 7 x 7 cells two times two parts have 6 x 6, as in the papers' SVM features.
+        """
+        windows = data.windows if isinstance(data.windows, str) else _digest(data.windows.tobytes())
+        sizes = {} if data.sizes is None else {"sizes": _digest(data.sizes.tobytes())}
+        key = {"what": f"mean of C5, {parts} x {parts}", "windows": windows, "data": _fingerprint(data.paths), **sizes}
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
+            found = self._pass(network, ExampleDataset(data, self.size), parts)
+            return {"vectors": found.vectors, "rows": torch.from_numpy(found.rows)}, found.skipped
+
+        tensors, skipped = self._kept(network, network.trunk.backbone.body, key, len(set(data.paths)), compute)
+        return Features(tensors["vectors"], tensors["rows"].numpy(), skipped)
+
+    def of_crops(self, network: Frozen, data: ClassifiedData, draw: int) -> Features:
+        """C5 averaged over the cells of a random crop of each example; not kept on disk."""
+        return self._pass(network, ExampleDataset(data, self.size, crops=draw), 1)
+
+    def _pass(self, network: Frozen, examples: ExampleDataset, parts: int) -> Features:
+        trunk = self._placed(network)
+        means, rows = [], []
+        skipped: dict[str, str] = {}
+        for batch in self._batches(examples):
+            skipped.update(example.skipped for example in batch if example.skipped)
+            rows += [example.rows for example in batch]
+            for views in torch.split(torch.cat([example.views for example in batch]), _TOGETHER):
+                image = trunk.normalize(views.to(self.device).float() / 255)
+                c5 = trunk.backbone.body(image)[MAPS["C5"]]
+                means.append(pooled(c5, parts).cpu())
+        width = parts * parts * trunk.body_width
+        return Features(torch.cat([torch.zeros(0, width), *means]), np.concatenate(rows), skipped)
+
+    def matches(self, network: Frozen, paths: Paths, level: str, seed: int) -> tuple[Tensor, int, dict[str, str]]:
+        """Best matches (N, cells) of the images that can be read, the cells per row, and the images that can't."""
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
+            trunk = self._placed(network)
+            network_of = trunk.backbone.body if level == "C5" else trunk.backbone
+            found, columns = [], 0
+            skipped: dict[str, str] = {}
+            for batch in self._batches(PairDataset(paths, self.size, seed)):
+                skipped.update(pair.skipped for pair in batch if pair.skipped)
+                kept = [pair for pair in batch if not pair.skipped]
+                if not kept:
+                    continue
+                views = torch.stack([pair.image for pair in kept] + [pair.changed for pair in kept]).to(self.device)
+                maps, changed = network_of(trunk.normalize(views))[MAPS[level]].chunk(2)
+                # One at a time: on P2 of 224 px, the similarities of one image are 10 million.
+                found += [best_matches(maps[i : i + 1], changed[i : i + 1]).cpu() for i in range(len(kept))]
+                columns = maps.shape[3]
+            matches = torch.cat([*found, torch.zeros(0, found[0].shape[1] if found else 1, dtype=torch.int64)])
+            return {"matches": matches, "columns": torch.tensor(columns)}, skipped
+
+        files = [paths.path(row) for row in range(len(paths))]
+        key = {"what": f"matches on {level}", "seed": seed, "data": _fingerprint(files)}
+        used = network.trunk.backbone.body if level == "C5" else network.trunk.backbone
+        tensors, skipped = self._kept(network, used, key, len(paths), compute)
+        return tensors["matches"], int(tensors["columns"]), skipped
+
+    def _placed(self, network: Frozen) -> Trunk:
+        return network.trunk.to(self.device).to(memory_format=torch.channels_last)
+
+    def _batches(self, dataset: Dataset[Any]) -> Iterator[list[Any]]:
+        loader: DataLoader[Any] = DataLoader(
+            dataset, batch_size=16, num_workers=self.workers, collate_fn=list, worker_init_fn=one_thread
+        )
+        with torch.inference_mode():
+            yield from loader
+
+    def _kept(
+        self,
+        network: Frozen,
+        used: nn.Module,
+        key: Mapping[str, object],
+        count: int,
+        compute: Callable[[], tuple[dict[str, Tensor], dict[str, str]]],
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What was computed before for the same weights (of the part that is used), data and settings, or else now."""
+        config = {name: getattr(network.trunk.config, name) for name in ("backbone", "norm", "mean", "std")}
+        whole = {"format": FORMAT, "size": self.size, "weights": _weights_digest(used), **config, **key}
+        path = self.folder / f"{_digest(json.dumps(whole, sort_keys=True).encode())}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                return tensors, json.loads(file.metadata()["skipped"])
+        except (OSError, SafetensorError):  # not there, or broken
+            pass
+        self._say(f"{network.name}: computing features of {count} images")
+        tensors, skipped = compute()
+        make_folder(self.folder)
+        with written(path, alone=False) as partial:
+            save_file(tensors, partial, metadata={"skipped": json.dumps(skipped), "key": json.dumps(whole)})
+        return tensors, skipped
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+def pooled(maps: Tensor, parts: int) -> Tensor:
+    """Maps (B, C, h, w) as vectors (B, C * parts * parts): means of parts as large as fit, one cell apart."""
+    height, width = (max(1, side - parts + 1) for side in maps.shape[2:])
+    means = avg_pool2d(maps, (height, width), stride=1)
+    return interpolate(means, (parts, parts)).flatten(1)  # as it is, but for maps with fewer cells than parts
+
+
+def _weights_digest(part: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in part.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(paths: Sequence[str]) -> str:
+    """Of files by their names, sizes and times of change, or of images in shards by their checksums, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{_facts(path)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _facts(path: str) -> str:
+    if isinstance(path, Packed):
+        return f"{path} {path.sample.size} {path.sample.crc32}"
+    try:
+        stat = os.stat(path)
+        return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        return f"{os.path.abspath(path)} missing"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,83 @@
+"""What befalls a run from outside: data that cannot be had, data workers and processes that die, full disks."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from typing import TypeVar
+
+from torch import distributed
+
+from boxless.errors import UserError
+from boxless.files import in_words, silent_threads
+from boxless.training.distributed import world_size
+
+T = TypeVar("T")
+
+_WORKER = re.compile(
+    r"DataLoader worker \(pid\S* [\d, ]+\) (?:is killed by signal: \w+|exited unexpectedly[^.]*)"
+    r"|Pin memory thread exited unexpectedly"  # with a GPU it is the one that waits for the workers
+)
+_LOST = (ConnectionError, EOFError, FileNotFoundError)
+"""How Python says that the process at the other end, or the socket that it listened on, is gone."""
+_PROCESS = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe|timed out", re.IGNORECASE)
+
+
+@contextmanager
+def mishaps(out: Path) -> Iterator[None]:
+    """Let what befalls the run in the folder `out` end it with one line.
+
+    Raises:
+        UserError: that line.
+    """
+    try:
+        with in_words(out), silent_threads(_lost_connection):
+            yield
+    except (RuntimeError, *_LOST) as error:
+        if (worker := _dead_worker(error)) is not None:
+            raise UserError(f"{out}: {worker}; what was kept stays, give the same command again to go on") from error
+        process = isinstance(error, RuntimeError) and _PROCESS.search(str(error))
+        if world_size() > 1 and (isinstance(error, distributed.DistError) or process):
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{out}: another of the {world_size()} processes died or cannot be reached ({reason}); the newest "
+                "checkpoint stays, start all of them again to go on"
+            ) from error
+        raise
+
+
+def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
+    """The batches; where the next one cannot be had, what was learned is kept first, for it is whole.
+
+    `keep`: writes a checkpoint and says what that is of.
+
+    Raises:
+        UserError: for data that cannot be had, and where a data worker died.
+    """
+    try:
+        yield from batches
+    except (UserError, RuntimeError, *_LOST) as error:
+        lost = str(error) if isinstance(error, UserError) else _dead_worker(error)
+        if lost is None or world_size() > 1:  # of several processes the others are in the next step already
+            raise
+        raise UserError(f"{lost}; {keep()}, give the same command again to go on") from error
+
+
+def _dead_worker(error: BaseException | None) -> str | None:
+    """What a dead data worker raises, at any moment: in the midst of a checkpoint too, which torch.save hides."""
+    while error is not None:
+        match = _WORKER.search(str(error))
+        if match or _lost_connection(error):
+            reason = match[0] if match else " ".join(str(error).split()) or "its connection ended"
+            return f"a data worker died ({reason}), perhaps for lack of memory: fewer --workers need less"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _lost_connection(error: BaseException) -> bool:
+    """Whether a worker's connection ended under Python's hands: it can be gone before PyTorch sees the process dead."""
+    if not isinstance(error, _LOST):
+        return False
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(name.startswith("multiprocessing.") for name in modules)

@@ -1,0 +1,99 @@
+"""The whole way on embedded scenes: images in, a table out; a second call finds everything done."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from boxless.commands.compare import compare
+from boxless.commands.demo import demo
+from boxless.data import scenes as digits
+from boxless.data.scenes import make_scenes
+from boxless.errors import UserError
+from boxless.runs.run import Run
+
+TINY = {
+    "pretrain.trunk.fpn_channels": 16,
+    "pretrain.trunk.box_head_width": 32,
+    "pretrain.epochs": 1,
+    "pretrain.batch_size": 8,
+    "pretrain.workers": 0,
+    "pretrain.proposals.method": "grid",
+    "view_size": 32,
+    "finetune.iterations": 3,
+    "finetune.batch_size": 2,
+    "finetune.min_size": (48,),
+    "finetune.max_size": 48,
+    "finetune.workers": 0,
+}
+C4 = """\
+recipe: faster-rcnn-r50-c4-voc
+detector: {roi_samples: 4, rpn_proposals: 4, detections: 4}
+iterations: 2
+batch_size: 2
+min_size: [48]
+max_size: 48
+workers: 0
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
+    make_scenes(tmp_path / "scenes", unlabelled=16, train=10, val=4, size=48)
+    annotations = tmp_path / "scenes" / "annotations"
+    out = tmp_path / "out"
+
+    def run(jobs, label_fraction="0.2,0.5", **settings):
+        return compare(
+            data=str(tmp_path / "scenes" / "images" / "unlabelled"),
+            labels=str(annotations / "train.json"),
+            val=str(annotations / "val.json"),
+            out=str(out),
+            label_fraction=label_fraction,
+            seeds=1,
+            jobs=jobs,
+            quiet=True,
+            **TINY,
+            **settings,
+        )
+
+    first = run(jobs=2)
+    assert {(cell.method, cell.images) for cell in first.cells} == {
+        (method, images) for method in ("none", "densecl", "soco") for images in (2, 5)
+    }
+    assert all(0 <= cell.scores["AP"] <= 1 for cell in first.cells)
+    printed = capsys.readouterr().out
+    assert "| from scratch | 2 (20%) |" in printed
+    with (out / "comparison.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+    for name in ("comparison.md", "figures/label-efficiency.png", "figures/label-efficiency.svg"):
+        assert (out / name).stat().st_size > 100
+    trained = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+    assert len(trained) == 2 + 6
+    assert not [*(out / "finetune").rglob("checkpoints")]  # each six times the weights
+    (out / "finetune" / "faster_rcnn" / "soco" / "labels-0.5" / "seed-0" / "summary.json").unlink()
+    assert str(run(jobs=1)) == str(first)
+    changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]
+    assert [path.parent.parent.parent.name for path in changed] == ["soco"]
+    (c4 := tmp_path / "c4.yaml").write_text(C4)
+    several = run(jobs=1, label_fraction="0.5", methods="none,soco", detectors=f"retinanet,{c4}")
+    assert [(cell.detector, cell.method) for cell in several.cells] == [
+        (detector, method) for detector in ("retinanet", "c4") for method in ("none", "soco")
+    ]
+    for detector in ("retinanet", "c4"):
+        assert (out / "figures" / f"label-efficiency-{detector}.png").exists()
+        assert "backbone ok" in Run(out / "finetune" / detector / "soco" / "labels-0.5" / "seed-0").summary["weights"]
+    assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
+    with pytest.raises(UserError, match=r"densecl: holds a run with other settings \(init was None, is .*soco.weights"):
+        run(jobs=1, init=str(out / "pretrain" / "soco"))
+
+
+def test_the_demo_draws_what_its_own_detector_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "make_scenes", lambda out, **_: make_scenes(out, 16, 10, 4, size=48))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # in this process
+    demo(str(tmp_path), seeds=1, **TINY, **{"finetune.detector.kind": "retinanet"})
+    assert f"{tmp_path}/detections/examples.png" in capsys.readouterr().out
+    measured = json.loads((tmp_path / "detections" / "evaluation.json").read_text())
+    trained = tmp_path / "comparison" / "finetune" / "retinanet" / "joint" / "labels-0.2" / "seed-0"
+    assert Path(measured["run"]) == trained.resolve()
