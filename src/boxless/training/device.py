@@ -123,7 +123,7 @@ def precision_plugin(precision: str) -> PrecisionPlugin:
     return Autocast(resolved, "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(precision: str) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+def resolve_precision(precision: str) -> str:
     """`auto` as what this machine computes fast: bf16 on GPUs and processors that have it, else fp16 or float32.
 
     Processors, which take forty times as long in fp16, compute in bf16 instead.
