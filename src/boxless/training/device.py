@@ -115,7 +115,7 @@ def _check_gpus(processes: Processes) -> None:
 
 def precision_plugin(precision: str) -> PrecisionPlugin:
     """What Fabric computes in the asked precision with."""
-    resolved = resolve_precision(precision)
+    resolved: Any = resolve_precision(precision)
     if resolved == "32-true":
         return PrecisionPlugin()
     if precision not in ("auto", resolved):
