@@ -38,15 +38,15 @@ startup: $(INSTALLED)
 
 # 30,000 broken and hostile inputs, ten minutes of a core.
 fuzz: $(INSTALLED)
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python tests/stress/fuzz.py
 
 # Kills, full disks, vanished drives, power cuts: the table of docs/reliability.md. Twenty minutes of a core.
 chaos: $(INSTALLED)
-	$(BIN)/python benchmarks/chaos.py
+	$(BIN)/python tests/stress/chaos.py
 
 # Known advisories about the pinned packages; asks osv.dev, and fails where it cannot be reached.
 audit:
-	$(PYTHON) benchmarks/audit.py
+	$(PYTHON) tests/stress/audit.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("boxless needs Python 3.11 or newer, but $(PYTHON) is %d.%d: name another, as in make PYTHON=python3.12 test" % sys.version_info[:2])'

@@ -21,7 +21,7 @@ from boxless.training.faults import mishaps
 
 @pytest.fixture
 def power_cut(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "stress"))
     return importlib.import_module("power_cut")
 
 

@@ -20,7 +20,7 @@ from boxless.data.annotations.types import OBJECT_LIMIT, rle_runs
 from boxless.errors import UserError
 from boxless.proposals.from_coco import from_coco
 
-sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "stress"))
 import fuzz_labels as fuzz
 import numpy as np
 

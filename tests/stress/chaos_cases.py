@@ -1,4 +1,4 @@
-"""The commands that benchmarks/chaos.py disturbs: on little data, what they write, and processes to disturb them in."""
+"""The commands that chaos.py disturbs: on little data, what they write, and processes to disturb them in."""
 
 import csv
 import json
@@ -78,7 +78,7 @@ def cases(room: Path) -> dict[str, Case]:
     """All of them; data that is made lies in `room`, photographs are those of BOXLESS_DATA."""
     scenes = room / "scenes"
     in_fork(lambda: make_scenes(scenes, unlabelled=8, train=4, val=2, size=80))
-    shared = Path(os.environ.get("BOXLESS_DATA", Path(__file__).parents[2] / "shared" / "data")) / "coco256" / "images"
+    shared = Path(os.environ.get("BOXLESS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco256" / "images"
     photos = shared if shared.is_dir() else scenes / "images"
 
     def labelled(data: Path) -> Words:

@@ -44,7 +44,7 @@ from boxless.recipes.load import describe, load
 from boxless.recipes.overrides import keys
 from boxless.report.build import make_page, read_subjects
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "runs"))
+sys.path.append(str(Path(__file__).parents[1] / "report"))
 from told_runs import detected, finetuned, pictured, pretrained
 
 RECIPES = ("soco-small", "byol-small", "faster-rcnn-fpn", "compare-small")

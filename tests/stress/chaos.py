@@ -1,7 +1,7 @@
 """What survives kills, full disks, vanished drives, dead workers and power cuts: the tables of docs/reliability.md.
 
     make chaos                                   # all, about twenty minutes of a core
-    python benchmarks/chaos.py --only kill,lock --scale 0.4 --seed 7
+    python tests/stress/chaos.py --only kill,lock --scale 0.4 --seed 7
 
 Each fault is tried on real commands with small data, at random moments. The command is then given again until it comes
 to its end, and what it leaves is compared with what an undisturbed one left: weights and files byte for byte. Processes
@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from chaos_cases import Case, Started, cases, ran, rooms, start, wait_for
-from environment import RESULTS, facts, write
 from power_cut import leave, recorded
 
 import boxless
@@ -38,9 +37,13 @@ from boxless.data import retry as returning
 from boxless.files import write_text
 from boxless.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from environment import facts, write
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results" / "chaos.json"
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- written by benchmarks/chaos.py -->", "<!-- end of benchmarks/chaos.py -->"
+BEGIN, END = "<!-- written by tests/stress/chaos.py -->", "<!-- end of tests/stress/chaos.py -->"
 TRAINING = ("pretrain", "finetune")
 
 
@@ -390,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cases", default=",".join(CASES), help=f"some of {', '.join(CASES)}")
     parser.add_argument("--scale", type=float, default=1.0, help="how many times as often as usual")
     parser.add_argument("--seed", type=int, default=None, help="of the moments; by default drawn")
-    parser.add_argument("--results", type=Path, default=RESULTS / "chaos.json")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args(argv)
     seed = given.seed if given.seed is not None else random.randrange(10**6)

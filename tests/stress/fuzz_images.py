@@ -14,7 +14,7 @@ from PIL import Image
 
 from boxless.data.images import BadImage, decode, decode_reduced, image_size
 
-DATA = Path(os.environ.get("BOXLESS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("BOXLESS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SIDES = (1, 2, 7, 16, 17, 64, 96)
 MODES = ("RGB", "L", "P", "1", "CMYK", "RGBA", "LA", "I;16", "F", "I")
 

@@ -27,15 +27,17 @@ from typing import Any
 import fuzz_files
 import fuzz_images
 import fuzz_labels
-from environment import facts
 from fuzz_mutations import Case
 
 from boxless.data.images import BadImage
 from boxless.errors import UserError
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from environment import facts
+
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 KINDS: dict[str, tuple[int, Case]] = {**fuzz_images.KINDS, **fuzz_labels.KINDS, **fuzz_files.KINDS}
-PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 SECONDS = 30
 MEMORY = 4 << 30
 
@@ -161,7 +163,7 @@ def _follow(reader: int, child: int, first: int, tally: Tally) -> int:
 
 def write_table(results: dict[str, Any]) -> None:
     """Put a table of the results between its marks in the page."""
-    marks = "<!-- written by benchmarks/fuzz.py -->\n", "<!-- end of benchmarks/fuzz.py -->"
+    marks = "<!-- written by tests/stress/fuzz.py -->\n", "<!-- end of tests/stress/fuzz.py -->"
     before, _, rest = PAGE.read_text().partition(marks[0])
     rows = ["| kind | inputs | read | refused | faults |", "| --- | ---: | ---: | ---: | ---: |"]
     columns = ("inputs", "read", "refused", "faults")

@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-PINS = Path(__file__).parents[1] / "constraints.txt"
+PINS = Path(__file__).parents[2] / "constraints.txt"
 ADDRESS = "https://api.osv.dev/v1/querybatch"
 
 
