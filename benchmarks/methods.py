@@ -30,8 +30,9 @@ from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk
 from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.weights import load_trunk
+from boxless.methods.all import METHODS
 from boxless.recipes.load import load, names
-from boxless.recipes.schema import METHODS, FinetuneRecipe, PretrainOptim, PretrainRecipe
+from boxless.recipes.schema import FinetuneRecipe, PretrainOptim, PretrainRecipe
 from boxless.tasks.finetune import with_trunk_of
 from boxless.training.device import resolve_precision
 from boxless.training.logger import read_metrics

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from boxless.detectors.trunk import Trunk
+from boxless.methods.all import METHODS
 from boxless.recipes.load import load, names
-from boxless.recipes.schema import METHODS, PretrainRecipe
+from boxless.recipes.schema import PretrainRecipe
 
 Rows = dict[str, dict[str, Any]]
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import published
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -15,8 +16,7 @@ from matplotlib.ticker import FuncFormatter
 from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk
 from boxless.plots.style import PALETTE, blank, styled
-from boxless.recipes import load as catalogue
-from boxless.recipes import published
+from boxless.recipes.load import docstrings, load, names
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.tasks.finetune import Schedule
 from boxless.tasks.schedule import Plan
@@ -31,10 +31,10 @@ COLUMNS, POINTS = 5, 1000
 
 HEAD = f"""# Recipes
 
-Made by `python docs/make_recipes.py` from the shipped recipes; `boxless recipes` prints the same.
+Made by `python docs/make_recipes.py` from the shipped recipes, which `boxless recipes` lists, and from published.yaml.
 
 A recipe is every number of a run. `boxless pretrain --recipe NAME` and `boxless finetune --recipe NAME` take them by
-name, any key can be set behind it (`--optim.lr 0.01`), and `boxless recipes --name NAME` prints one in full.
+name, any key can be set behind it (`--optim.lr 0.01`), and `boxless recipes NAME` prints one in full.
 The papers' scores are quoted, not ours: what we measured is in [results.md](results.md).
 
 Parameters (million) are of all that trains or follows: for pretraining with projectors, predictors and targets, for
@@ -108,12 +108,13 @@ def page(recipes: dict[str, PretrainRecipe | FinetuneRecipe]) -> str:
 
 def _table(recipes: dict[str, PretrainRecipe | FinetuneRecipe], kind: type) -> list[str]:
     lines = ["| recipe | what | parameters | batch | length | peak rate | optimiser | papers |", "|" + "---|" * 8]
+    texts = docstrings()
     for name, recipe in recipes.items():
         if isinstance(recipe, kind):
             steps, rate = schedule(recipe)
             peak = max(rate(round(share * steps / POINTS)) for share in range(POINTS))
-            what = catalogue.docstring(name).partition("\n")[0]
-            places = "; ".join(place.partition(":")[0].replace(", table", "") for place in published.places_of(name))
+            what = texts[name].partition("\n")[0]
+            places = "; ".join(published.places_of(name))
             iterations = getattr(recipe, "iterations", None)
             length = f"{iterations:,} steps" if iterations else f"{recipe.epochs:g} epochs"
             lines.append(
@@ -140,7 +141,7 @@ def _rows(table: published.Table) -> list[str]:
 
 def all_recipes() -> dict[str, PretrainRecipe | FinetuneRecipe]:
     """The recipes of pretraining and fine-tuning by name."""
-    loaded = {name: catalogue.load(name, object) for name in catalogue.names()}
+    loaded = {name: load(name, object) for name in names()}
     kinds = (PretrainRecipe, FinetuneRecipe)
     ordered = [(name, recipe) for kind in kinds for name, recipe in loaded.items() if isinstance(recipe, kind)]
     return {name: recipe for name, recipe in ordered if isinstance(recipe, kinds)}

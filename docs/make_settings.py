@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from boxless.data.transforms.specs import Photometric
+from boxless.methods.all import METHODS
 from boxless.recipes.overrides import Key, keys
-from boxless.recipes.schema import METHODS
 
 LOOK = [field.name for field in fields(Photometric)]
 

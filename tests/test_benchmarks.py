@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import boxless
-from boxless.recipes.schema import METHODS
+from boxless.methods.all import METHODS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import boxless
 from boxless.detectors.trunk import LEVELS, RoIPool, Trunk, TrunkConfig
 from boxless.errors import UserError
+from boxless.methods.soco import SoCoConfig
 from boxless.recipes.load import describe, load
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.detect import load_detector
@@ -63,7 +64,7 @@ def test_other_backbones_give_the_same_too_and_their_detectors_are_refused(tmp_p
     torch.manual_seed(0)
     trunk = Trunk(config).eval()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text(describe(PretrainRecipe(trunk=config), "soco-r50-fpn"))
+    (tmp_path / "run" / "recipe.yaml").write_text(describe(PretrainRecipe(SoCoConfig(), trunk=config), "soco-r50-fpn"))
     save_file(trunk.state_dict(), tmp_path / "run" / "weights.safetensors")
     file = boxless.export(str(tmp_path / "run"), str(tmp_path / "body.safetensors"), quiet=True)
     with torch.no_grad():
@@ -82,7 +83,7 @@ def test_a_backbone_gives_the_same_features_in_torchvision(tmp_path, monkeypatch
         if value.is_floating_point() and value.ndim == 1:
             value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.yaml").write_text(describe(PretrainRecipe(trunk=config), "soco-r50-fpn"))
+    (tmp_path / "run" / "recipe.yaml").write_text(describe(PretrainRecipe(SoCoConfig(), trunk=config), "soco-r50-fpn"))
     save_file(trunk.state_dict(), tmp_path / "run" / "weights.safetensors")
     file = boxless.export(str(tmp_path / "run"), str(tmp_path / "body.safetensors"), quiet=True)
     model = run_readme(file, monkeypatch)

@@ -46,10 +46,11 @@ def test_last_line_is_keys_of_a_recipe(images: Path, capsys: pytest.CaptureFixtu
     assert lines[0].startswith("3 images: mean 0.") and lines[1].startswith("1 images could not be read")
     flags = lines[-1].split()
     assert flags[::2] == ["--trunk.mean", "--trunk.std"]
+    from boxless.methods.soco import SoCoConfig
     from boxless.recipes.overrides import override
     from boxless.recipes.schema import PretrainRecipe
 
-    trunk = override(PretrainRecipe(), {"trunk.mean": flags[1], "trunk.std": flags[3]}).trunk
+    trunk = override(PretrainRecipe(SoCoConfig()), {"trunk.mean": flags[1], "trunk.std": flags[3]}).trunk
     found = statistics(str(images), quiet=True)
     assert trunk.mean == pytest.approx(found.mean, abs=5e-4) and trunk.std == pytest.approx(found.std, abs=5e-4)
 

@@ -15,6 +15,7 @@ from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.detco import DetCoConfig
+from boxless.methods.soco import SoCoConfig
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneOptim, PretrainRecipe
 from boxless.tasks.finetune import make_optimizer
@@ -213,7 +214,7 @@ def test_norms_that_cannot_be_replaced_are_refused() -> None:
 )
 def test_backbones_that_there_are_not_are_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"^trunk\.backbone: {message}[^\n]*$"):
-        build_body(override(PretrainRecipe(), {"trunk.backbone": name}).trunk.backbone, "batch")
+        build_body(override(PretrainRecipe(SoCoConfig()), {"trunk.backbone": name}).trunk.backbone, "batch")
 
 
 def test_without_timm_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

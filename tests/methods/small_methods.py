@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.geometry.affine import identity
 from boxless.geometry.view import View
+from boxless.methods.all import METHODS
 from boxless.methods.method import MethodConfig, MethodOutput
-from boxless.recipes.schema import METHODS
 
 TRUNK = TrunkConfig("resnet18", fpn_channels=16, box_head_width=32)
 

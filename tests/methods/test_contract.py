@@ -18,6 +18,7 @@ from boxless.data.unlabelled import Batch, ViewDataset, collate, fill_resized
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.interop.weights import load_trunk, save_trunk
+from boxless.methods.all import METHODS
 from boxless.methods.byol import BYOLConfig
 from boxless.methods.dino import DINOConfig
 from boxless.methods.lc import LocalConfig
@@ -25,7 +26,7 @@ from boxless.methods.method import MethodConfig
 from boxless.methods.modules import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.overrides import keys
-from boxless.recipes.schema import METHODS, Precision, PretrainOptim, PretrainRecipe
+from boxless.recipes.schema import Precision, PretrainOptim, PretrainRecipe
 from boxless.tasks.learner import make_optimizer
 from boxless.tasks.objective import Objective
 from boxless.training.checkpoint import load_checkpoint, save_checkpoint

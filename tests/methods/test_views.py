@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.methods.all import METHODS
 from boxless.methods.lc import LCBYOLConfig
 from boxless.methods.self_emd import SelfEMDConfig
 from boxless.methods.soco import SoCoConfig
-from boxless.recipes.schema import METHODS
 
 # Flip, jitter, its four strengths, grey, blur and its range, solarisation.
 T = Photometric(0.5, 0.8, 0.4, 0.4, 0.2, 0.1, 0.2, 1.0, (0.1, 2.0), 0.0)  # BYOL, table 6

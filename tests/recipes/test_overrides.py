@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boxless.commands.recipes import recipes as recipes_command
 from boxless.errors import UserError
 from boxless.recipes import load as catalogue
 from boxless.recipes.overrides import did_you_mean, from_mapping, keys, override, parse, spell, to_yaml
@@ -217,22 +218,20 @@ def test_nearest_names(word: str, near: str | None) -> None:
 
 
 @pytest.fixture
-def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder with the one more shipped recipe `toy-one`."""
-    (tmp_path / "toy_one.py").write_text(
-        '"""A toy.\n\nMore."""\nfrom test_overrides import Recipe\nRECIPE = Recipe(epochs=7)\n'
-    )
-    monkeypatch.setattr(catalogue.shipped, "__path__", [*catalogue.shipped.__path__, str(tmp_path)])
-    return tmp_path
+def toy(monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """One more shipped recipe, `toy-one`."""
+    recipe = Recipe(epochs=7)
+    others = catalogue.shipped()
+    monkeypatch.setattr(catalogue, "shipped", lambda: {**others, "toy-one": recipe})
+    return recipe
 
 
-def test_recipe_by_name_and_by_file(shipped: Path) -> None:
-    assert "toy-one" in catalogue.names() and catalogue.docstring("toy-one") == "A toy.\n\nMore."
-    recipe = catalogue.load("toy-one", object)
-    file = shipped / "recipe.yaml"
+def test_recipe_by_name_and_by_file(toy: Recipe, tmp_path: Path) -> None:
+    assert "toy-one" in catalogue.names() and catalogue.load("toy-one", object) == toy
+    file = tmp_path / "recipe.yaml"
     file.write_text("recipe: toy-one\noptim:\n  base_lr: 1e-3\n")
     changed = catalogue.load(file, object)
-    assert changed == override(recipe, {"optim.base_lr": 1e-3})
+    assert changed == override(toy, {"optim.base_lr": 1e-3})
     file.write_text(catalogue.describe(changed, file))
     assert catalogue.load(str(file), object) == changed and "recipe: toy-one\n" in file.read_text()
 
@@ -247,8 +246,8 @@ def test_recipe_by_name_and_by_file(shipped: Path) -> None:
         (None, "can't read this recipe file"),
     ],
 )
-def test_recipe_file_mistakes(shipped: Path, text: str | None, message: str) -> None:
-    file = shipped / "recipe.yaml"
+def test_recipe_file_mistakes(toy: Recipe, tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "recipe.yaml"
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -256,7 +255,7 @@ def test_recipe_file_mistakes(shipped: Path, text: str | None, message: str) -> 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_recipe_of_another_kind(shipped: Path) -> None:
+def test_recipe_of_another_kind(toy: Recipe) -> None:
     with pytest.raises(UserError, match="recipe 'toy-one' is a Recipe, expected a Optim"):
         catalogue.load("toy-one", Optim)
 
@@ -265,4 +264,20 @@ def test_recipe_of_another_kind(shipped: Path) -> None:
 def test_shipped_recipes(name: str) -> None:
     recipe = catalogue.load(name, object)
     assert from_mapping(recipe, yaml.safe_load(to_yaml(recipe))) == recipe
-    assert catalogue.docstring(name).partition("\n")[0].endswith(".")
+
+
+def test_every_shipped_recipe_has_a_description_of_one_line() -> None:
+    described = catalogue.docstrings()
+    assert list(described) == catalogue.names()
+    assert all(text.partition("\n")[0].endswith(".") for text in described.values())
+
+
+def test_the_command_lists_all_and_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes_command()
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == catalogue.names()
+    recipes_command("byol-r50")
+    shown = capsys.readouterr().out
+    assert shown.startswith("BYOL on ResNet-50") and "\nrecipe: byol-r50\nmethod:\n" in shown
+    recipes_command(paper="soco")
+    assert "docs/recipes.md" in capsys.readouterr().out

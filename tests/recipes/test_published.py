@@ -1,6 +1,7 @@
 """The shipped recipes against the papers' and codes' numbers, and the papers' tables against what is shipped."""
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,18 @@ import torch
 from torch import nn
 from torchvision.models import detection
 
-from boxless.commands.recipes import recipes as recipes_command
 from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk
-from boxless.errors import UserError
-from boxless.recipes import load as catalogue
-from boxless.recipes import published
+from boxless.recipes.load import load, names
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.tasks.schedule import Plan, Schedule
 from boxless.training.optim import warmup_cosine
+
+DOCS = Path(__file__).parents[2] / "docs"
+sys.path.insert(0, str(DOCS))
+import make_recipes  # type: ignore[import-not-found]  # noqa: E402
+import published  # type: ignore[import-not-found]  # noqa: E402
 
 COCO, IMAGENET = 118_287, 1_281_167
 USUAL = (640, 672, 704, 736, 768, 800)
@@ -43,14 +46,14 @@ def test_every_row_is_made_by_recipes_and_flags_that_exist() -> None:
     for table, row in rows():
         assert len(row.scores) == len(table.scores), (table.paper, table.number, row.name)
         if row.recipe is not None:
-            changed = override(catalogue.load(row.recipe, PretrainRecipe), settings(row.start.partition(" ")[2]))
+            changed = override(load(row.recipe, PretrainRecipe), settings(row.start.partition(" ")[2]))
             assert isinstance(changed, PretrainRecipe)
         if table.recipe is not None:
-            changed = override(catalogue.load(table.recipe, FinetuneRecipe), settings(table.transfer.partition(" ")[2]))
+            changed = override(load(table.recipe, FinetuneRecipe), settings(table.transfer.partition(" ")[2]))
             assert isinstance(changed, FinetuneRecipe)
         made |= {row.recipe, table.recipe}
         assert f"boxless {table.transfer}" in table.command(row)
-    assert len(list(rows())) > 250 and made <= {*catalogue.names(), None}
+    assert len(list(rows())) > 250 and made <= {*names(), None}
 
 
 def test_quoted_scores_are_the_papers() -> None:
@@ -128,7 +131,7 @@ TRANSFERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", TRANSFERS)
 def test_transfer_protocols_have_the_published_settings(name: str) -> None:
     wanted = TRANSFERS[name]
-    recipe = catalogue.load(name, FinetuneRecipe)
+    recipe = load(name, FinetuneRecipe)
     plan, optim, detector = Schedule.of(recipe, COCO), recipe.optim, recipe.detector
     assert plan.steps == wanted["steps"] and plan.batch == wanted.get("batch", 16)
     warmup, start, peak = wanted.get("warmup", 1000), wanted.get("start", 0.001), wanted["peak"]
@@ -170,7 +173,7 @@ def test_transfer_protocols_have_the_published_settings(name: str) -> None:
 
 def test_twice_and_four_times_as_long_keep_the_drops() -> None:
     """COCO 2x: 180k (120k, 160k), 4x: 360k (240k, 320k)."""
-    recipe = catalogue.load("mask-rcnn-r50-fpn-soco", FinetuneRecipe)
+    recipe = load("mask-rcnn-r50-fpn-soco", FinetuneRecipe)
     for steps, drops in {180_000: (120_000, 160_000), 360_000: (240_000, 320_000)}.items():
         assert Schedule.of(override(recipe, {"iterations": steps}), COCO).milestones == drops
 
@@ -182,7 +185,7 @@ def test_twice_and_four_times_as_long_keep_the_drops() -> None:
 def test_openmmlabs_segmentation_protocols(
     name: str, steps: int, batch: int, peak: float, decay: float, crop: int
 ) -> None:
-    recipe = catalogue.load(name, FinetuneRecipe)
+    recipe = load(name, FinetuneRecipe)
     plan = Schedule.of(recipe, COCO)
     assert (plan.steps, plan.batch, recipe.optim.weight_decay, recipe.crop.size) == (steps, batch, decay, crop)
     for share in (0, 0.25, 0.5, 0.9):
@@ -196,7 +199,7 @@ def test_openmmlabs_segmentation_protocols(
     [("fcn-16s-r50-voc", 30000, 0.003, 513), ("fcn-16s-r50-cityscapes", 90000, 0.01, 769)],
 )
 def test_mocos_segmentation_protocols(name: str, steps: int, peak: float, crop: int) -> None:
-    recipe = catalogue.load(name, FinetuneRecipe)
+    recipe = load(name, FinetuneRecipe)
     plan = Schedule.of(recipe, COCO)
     rates = [plan.learning_rate(round(share * steps)) for share in (0, 0.69, 0.7, 0.9)]
     assert rates == pytest.approx([peak, peak, peak / 10, peak / 100])
@@ -226,7 +229,7 @@ PRETRAININGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PRETRAININGS)
 def test_pretrainings_have_the_published_settings(name: str) -> None:
     wanted = PRETRAININGS[name]
-    recipe = override(catalogue.load(name, PretrainRecipe), {"batch_size": wanted["batch"]})
+    recipe = override(load(name, PretrainRecipe), {"batch_size": wanted["batch"]})
     plan = Plan.of(recipe, IMAGENET)
     per_epoch = IMAGENET // wanted["batch"]
     assert plan.steps == wanted["epochs"] * per_epoch and plan.warmup_steps == wanted["warmup"] * per_epoch
@@ -242,7 +245,7 @@ def test_pretrainings_have_the_published_settings(name: str) -> None:
 
 
 def detector(name: str, classes: int) -> nn.Module:
-    recipe = catalogue.load(name, FinetuneRecipe)
+    recipe = load(name, FinetuneRecipe)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trunk = build_trunk(fitting(recipe.trunk, recipe.detector), recipe.detector)
@@ -284,7 +287,7 @@ def test_parameters_are_as_published(name: str, classes: int, millions: float) -
 
 
 def test_soco_s_and_byols_parts_have_their_papers_sizes() -> None:
-    recipe = catalogue.load("soco-r50-fpn", PretrainRecipe)
+    recipe = load("soco-r50-fpn", PretrainRecipe)
     with torch.device("meta"):
         trunk = Trunk(recipe.trunk)
     assert count(trunk.parts["backbone"]) == 23_508_032  # ResNet-50 without its classifier
@@ -294,23 +297,6 @@ def test_soco_s_and_byols_parts_have_their_papers_sizes() -> None:
     assert count(trunk.parts["FPN"]) == laterals + outputs + 8 * 2 * 256
 
 
-def test_command_lists_recipes_with_papers_tables_and_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    recipes_command()
-    listed = capsys.readouterr().out
-    assert all(f"{name} " in listed for name in catalogue.names())
-    assert "soco, table 1, 2, 3: BYOL, 300 epochs" in listed
-    recipes_command(paper="self-emd")
-    shown = capsys.readouterr().out
-    assert "boxless pretrain --recipe self-emd-r50 --data images/ --out runs/self-emd-r50" in shown
-    assert "Self-EMD: 39.8 AP, 60 AP50, 43.4 AP75" in shown
-    with pytest.raises(UserError, match="unknown 'socco': did you mean 'soco'"):
-        recipes_command(paper="socco")
-
-
-def test_page_of_recipes_is_the_one_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    monkeypatch.syspath_prepend(str(docs))
-    import make_recipes  # type: ignore[import-not-found]
-
-    written = (docs / "recipes.md").read_text(encoding="utf-8")
+def test_page_of_recipes_is_the_one_that_is_made() -> None:
+    written = (DOCS / "recipes.md").read_text(encoding="utf-8")
     assert make_recipes.page(make_recipes.all_recipes()) == written, "run python docs/make_recipes.py"

@@ -19,6 +19,7 @@ from small_runs import FINETUNE, PRETRAIN, finetuning, in_process, pretraining, 
 from boxless import cli
 from boxless.errors import Unfinished, UserError
 from boxless.launch import Processes
+from boxless.methods.soco import SoCoConfig
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks import finetune as finetuning_file
@@ -252,7 +253,7 @@ def test_data_workers_are_a_process_s_share_of_the_cores(monkeypatch: pytest.Mon
 
 
 def test_batch_and_rate_are_those_of_all_processes() -> None:
-    recipe = PretrainRecipe(batch_size=16)
+    recipe = PretrainRecipe(SoCoConfig(), batch_size=16)
     assert Plan.of(recipe, 1000, 2) == Plan.of(recipe, 1000)
     assert Plan.of(recipe, 15, 4).batch == 12
     assert rates_in_words(16, 1.0, 256, 2) == "2 processes x 8 images = batch 16; peak rate 0.0625 = 1.0 x 16 / 256"

@@ -19,6 +19,7 @@ from boxless.data.unlabelled import Batch
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk
+from boxless.methods.soco import SoCoConfig
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
@@ -115,7 +116,7 @@ def test_start_from_other_weights(finished: Run, scenes: Path, tmp_path: Path) -
 
 
 def test_trunk_of_the_run_is_taken_over_but_for_the_neck(finished: Run) -> None:
-    recipe = PretrainRecipe(trunk=TrunkConfig("resnet34", "sync", "c4"))
+    recipe = PretrainRecipe(SoCoConfig(), trunk=TrunkConfig("resnet34", "sync", "c4"))
     for init in (finished.path, finished.weights):
         trunk = with_trunk_of(recipe, str(init)).trunk
         assert (trunk.backbone, trunk.fpn_channels, trunk.norm, trunk.neck) == ("resnet18", 16, "sync", "c4")
@@ -217,12 +218,12 @@ def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
 
 def test_plan_counts_in_epochs_and_scales_with_the_batch() -> None:
     optim = PretrainOptim(base_lr=0.3, reference_batch=256, warmup_epochs=10)
-    plan = Plan.of(PretrainRecipe(optim=optim, epochs=100, batch_size=64), 1000)
+    plan = Plan.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=100, batch_size=64), 1000)
     assert (plan.batch, plan.steps, plan.warmup_steps) == (64, 1500, 150)
     assert plan.peak == pytest.approx(0.075)
-    short = Plan.of(PretrainRecipe(optim=optim, epochs=2, batch_size=64), 640)
+    short = Plan.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=2, batch_size=64), 640)
     assert (short.steps, short.warmup_steps) == (20, 2)  # a tenth of the run at most
-    assert Plan.of(PretrainRecipe(epochs=0.01), 10).steps == 1
-    assert Plan.of(PretrainRecipe(batch_size=256), 10).batch == 10
+    assert Plan.of(PretrainRecipe(SoCoConfig(), epochs=0.01), 10).steps == 1
+    assert Plan.of(PretrainRecipe(SoCoConfig(), batch_size=256), 10).batch == 10
     with pytest.raises(UserError, match="batch norms need 2"):
-        Plan.of(PretrainRecipe(), 1)
+        Plan.of(PretrainRecipe(SoCoConfig()), 1)

@@ -7,7 +7,6 @@ R-CNN's (Sun et al., 2021, and its code) has a focal loss per class and measures
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, distributed
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -84,6 +83,8 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects, focal: bool = False) 
         objects: of the B images.
         focal: whether it is for `focal_set_loss`.
     """
+    from scipy.optimize import linear_sum_assignment  # a third of a second, for those alone who match
+
     layers, batch, queries = logits.shape[:3]
     count = objects.labels.shape[1]
     query = torch.zeros(layers, batch, count, dtype=torch.long)

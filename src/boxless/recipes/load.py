@@ -1,34 +1,71 @@
 """The shipped recipes by name, and recipe files: a shipped name plus the keys that differ."""
 
 import ast
-import importlib
-import pkgutil
-from importlib.util import find_spec
+import inspect
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 from boxless.errors import UserError
-from boxless.recipes import shipped
 from boxless.recipes.overrides import did_you_mean, from_mapping, to_yaml
 from boxless.untrusted import parse_yaml
 
 R = TypeVar("R")
 
 
+def shipped() -> dict[str, object]:
+    """Return all shipped recipes by name; the first call imports PyTorch and every method, which takes seconds."""
+    from boxless.recipes import (
+        barlow_twins,
+        byol,
+        compare,
+        densecl,
+        detco,
+        detr,
+        dino,
+        faster_rcnn,
+        fcn,
+        fcos,
+        joint,
+        keypoint_rcnn,
+        lc,
+        mask_rcnn,
+        moco,
+        pixpro,
+        retinanet,
+        rt_detr,
+        self_emd,
+        simclr,
+        soco,
+        sparse_rcnn,
+        swav,
+        up_detr,
+        vicreg,
+    )
+
+    pretraining = [barlow_twins, byol, densecl, detco, dino, joint, lc, moco, pixpro, self_emd, simclr, soco, swav]
+    detection = [detr, faster_rcnn, fcn, fcos, keypoint_rcnn, mask_rcnn, retinanet, rt_detr, sparse_rcnn]
+    files = [*pretraining, up_detr, vicreg, *detection, compare]
+    return {name: recipe for file in files for name, recipe in file.RECIPES.items()}
+
+
 def names() -> list[str]:
-    """Return the names of the shipped recipes, such as `soco-r50-fpn`, sorted; imports none of them."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(shipped.__path__))
+    """Return the names of the shipped recipes, such as `soco-r50-fpn`, sorted."""
+    return sorted(shipped())
 
 
-def docstring(name: str) -> str:
-    """Return the docstring of a shipped recipe, read from its file without importing it.
+def docstrings() -> dict[str, str]:
+    """Return the docstring of each shipped recipe by name, sorted; read from the files, because imports take seconds.
 
-    Raises:
-        UserError: for an unknown name.
+    The docstring of `soco-small` follows the constant `SOCO_SMALL`.
     """
-    spec = find_spec(_module(name))
-    assert spec is not None and spec.origin is not None
-    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    found = {}
+    for file in Path(__file__).parent.glob("*.py"):
+        for statement, following in pairwise(ast.parse(file.read_text(encoding="utf-8")).body):
+            match statement, following:
+                case ast.Assign(targets=[ast.Name(constant)]), ast.Expr(ast.Constant(str(text))):
+                    found[constant.lower().replace("_", "-")] = inspect.cleandoc(text)
+    return dict(sorted(found.items()))
 
 
 def load(name_or_file: str | Path, expected: type[R]) -> R:
@@ -37,17 +74,12 @@ def load(name_or_file: str | Path, expected: type[R]) -> R:
     Raises:
         UserError: for an unknown name or key, an unreadable file, or a recipe of another kind than `expected`.
     """
-    name, changes = _read(Path(name_or_file)) if _is_file(name_or_file) else (str(name_or_file), {})
+    if not _is_file(name_or_file):
+        return _named(str(name_or_file), expected)
+    name, changes = _read(Path(name_or_file))
     try:
-        recipe = importlib.import_module(_module(name)).RECIPE
-        if not isinstance(recipe, expected):
-            raise UserError(
-                f"recipe {name!r} is a {type(recipe).__name__}, expected a {expected.__name__}: see boxless recipes"
-            )
-        return from_mapping(recipe, changes)
+        return from_mapping(_named(name, expected), changes)
     except UserError as error:
-        if not _is_file(name_or_file):
-            raise
         raise UserError(f"{name_or_file}: {error}") from error
 
 
@@ -65,6 +97,19 @@ def _is_file(name_or_file: str | Path) -> bool:
     return Path(name_or_file).suffix in (".yaml", ".yml")
 
 
+def _named(name: str, expected: type[R]) -> R:
+    recipes = shipped()
+    if name not in recipes:
+        nearest = did_you_mean(name, sorted(recipes)) or ":"
+        raise UserError(f"unknown recipe {name!r}{nearest} shipped are {', '.join(names())}; a file ends in .yaml")
+    recipe = recipes[name]
+    if not isinstance(recipe, expected):
+        raise UserError(
+            f"recipe {name!r} is a {type(recipe).__name__}, expected a {expected.__name__}: see boxless recipes"
+        )
+    return recipe
+
+
 def _read(file: Path) -> tuple[str, dict[str, object]]:
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
@@ -77,12 +122,3 @@ def _read(file: Path) -> tuple[str, dict[str, object]]:
             f"{file}: expected a line `recipe: NAME` with the shipped recipe to start from (see boxless recipes)"
         )
     return content.pop("recipe"), content
-
-
-def _module(name: str) -> str:
-    if name not in names():
-        nearest = did_you_mean(name, names()) or ":"
-        raise UserError(
-            f"unknown recipe {name!r}{nearest} shipped are {', '.join(names()) or 'none'}; a file ends in .yaml"
-        )
-    return f"{shipped.__name__}.{name.replace('-', '_')}"

@@ -7,65 +7,7 @@ from typing import Any, Literal
 from boxless.data.segmentation import CropConfig
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import DetectorConfig
-from boxless.methods.barlow_twins import BarlowTwinsConfig
-from boxless.methods.byol import BYOLConfig
-from boxless.methods.densecl import DenseCLConfig
-from boxless.methods.detco import DetCoConfig
-from boxless.methods.dino import DINOConfig
-from boxless.methods.joint import JointConfig
-from boxless.methods.lc import LCBYOLConfig, LCDINOConfig
-from boxless.methods.moco import MoCoConfig
-from boxless.methods.pixpro import PixProConfig
-from boxless.methods.self_emd import SelfEMDConfig
-from boxless.methods.simclr import SimCLRConfig
-from boxless.methods.soco import SoCoConfig
-from boxless.methods.soco_c4 import SoCoC4Config
-from boxless.methods.soco_star import SoCoStarConfig
-from boxless.methods.swav import SwAVConfig
-from boxless.methods.up_detr import UPDETRConfig
-from boxless.methods.vicreg import VICRegConfig
-
-AnyMethodConfig = (
-    BYOLConfig
-    | SoCoConfig
-    | SoCoStarConfig
-    | SoCoC4Config
-    | DetCoConfig
-    | DINOConfig
-    | SwAVConfig
-    | LCBYOLConfig
-    | LCDINOConfig
-    | BarlowTwinsConfig
-    | MoCoConfig
-    | SimCLRConfig
-    | VICRegConfig
-    | DenseCLConfig
-    | PixProConfig
-    | SelfEMDConfig
-    | UPDETRConfig
-    | JointConfig
-)
-METHODS: dict[str, type[AnyMethodConfig]] = {
-    "detco": DetCoConfig,
-    "byol": BYOLConfig,
-    "soco": SoCoConfig,
-    "soco-star": SoCoStarConfig,
-    "soco-c4": SoCoC4Config,
-    "dino": DINOConfig,
-    "swav": SwAVConfig,
-    "lc-byol": LCBYOLConfig,
-    "lc-dino": LCDINOConfig,
-    "barlow": BarlowTwinsConfig,
-    "moco": MoCoConfig,
-    "simclr": SimCLRConfig,
-    "vicreg": VICRegConfig,
-    "densecl": DenseCLConfig,
-    "pixpro": PixProConfig,
-    "self-emd": SelfEMDConfig,
-    "up-detr": UPDETRConfig,
-    "joint": JointConfig,
-}
-"""Methods by the names that `compare` takes."""
+from boxless.methods.method import MethodConfig
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Loggers = tuple[Literal["wandb", "mlflow"], ...]
@@ -129,7 +71,7 @@ class ProposalOptions:
 class PretrainRecipe:
     """A pretraining run."""
 
-    method: AnyMethodConfig = SoCoConfig()  # noqa: RUF009 (frozen)
+    method: MethodConfig
     """What is learned from the images."""
     trunk: TrunkConfig = TrunkConfig()  # noqa: RUF009
     """The part of a detector that is trained."""
@@ -284,7 +226,7 @@ class FinetuneRecipe:
 class CompareRecipe:
     """The settings of all cells of a comparison; methods, label fractions and seeds are arguments of the command."""
 
-    pretrain: PretrainRecipe = PretrainRecipe()
+    pretrain: PretrainRecipe
     """Of every method; its `method` group is for that method alone, others are as in their own recipes (byol-small).
     Other methods also bring their recipe's optimiser, but for the keys that were changed here."""
     finetune: FinetuneRecipe = FinetuneRecipe()

@@ -20,9 +20,10 @@ from boxless.data.unlabelled import Boxes
 from boxless.detectors.build import fitting
 from boxless.detectors.two_stage import Kind
 from boxless.errors import UserError
+from boxless.methods.all import METHODS
 from boxless.recipes.load import describe, load, names
 from boxless.recipes.overrides import did_you_mean, override
-from boxless.recipes.schema import METHODS, CompareRecipe, FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import local, weights_file
 from boxless.tasks.compare_table import REFERENCE, Cell, Row, summarize, table, write_table
