@@ -12,6 +12,7 @@ from boxless.commands.recipes import recipes as recipes_command
 from boxless.errors import UserError
 from boxless.recipes import load as catalogue
 from boxless.recipes.overrides import did_you_mean, from_mapping, keys, override, parse, spell, to_yaml
+from boxless.recipes.schema import PretrainRecipe
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,13 @@ def test_recipe_file_mistakes(toy: Recipe, tmp_path: Path, text: str | None, mes
     with pytest.raises(UserError) as caught:
         catalogue.load(file, object)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_method_is_replaced_by_a_method_alone() -> None:
+    small, paper = catalogue.load("byol-small", PretrainRecipe), catalogue.load("moco-r50", PretrainRecipe)
+    assert override(small, {"method": paper.method, "epochs": 3}).method == paper.method
+    with pytest.raises(UserError, match="'method' is a group of keys"):
+        override(small, {"method": paper.optim})
 
 
 def test_recipe_of_another_kind(toy: Recipe) -> None:

@@ -1,6 +1,6 @@
 """What every method is: a module that turns views and boxes into a loss."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class MethodOutput(NamedTuple):
     target: Tensor | None = None
 
 
+@runtime_checkable
 class MethodConfig(Protocol):
     """A method's hyper-parameters; each field says where its value comes from."""
 
