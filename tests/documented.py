@@ -28,7 +28,7 @@ OTHER_PROGRAMS = {
 }
 NOT_RUN = {
     "boxless demo": "takes ten minutes; `make demo` is its test",
-    "--ray-address": "needs a cluster; test_ray.py has one",
+    "--ray-address": "needs a cluster; test_parallel.py has one",
     "hf://": "needs the network; test_publish.py has a hub of its own",
     "coco/train2017": "needs COCO",
     "--data coco ": "needs COCO: scores of tests/commands/test_protocols.py",
