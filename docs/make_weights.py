@@ -37,7 +37,7 @@ from boxless.tasks.detect import load_detector
 HERE = Path(__file__).parent
 HEAD = """# Weights in and out
 
-Made by `python docs/make_weights.py`.
+Written by `python docs/make_weights.py`.
 
 ## Out: `boxless export`
 
@@ -49,33 +49,34 @@ boxless export --run runs/detr --to transformers --out detr/
 boxless export --run runs/few --to onnx --out detector.onnx
 ```
 
-Beside each file lies a text, NAME.README.txt, with the lines of Python that load it there, the normalisation, and the
-labels. The weights are yours. `--to safetensors` writes them as they are.
+Beside each file boxless writes NAME.README.txt, with the Python lines that load the file there, the normalisation, and
+the labels. The weights are yours. `--to safetensors` writes them unchanged.
 
 EXPORTS
 
-Each cell is the largest difference of what the run finds here and there: of a backbone C5, of a detector boxes (px),
-scores, masks and keypoints, in transformers logits and boxes of all queries. – is refused, with a line that says what
-to take instead. ONNX is compared in onnxruntime on two images of different sizes, and differences are relative where a
-value is above 1; RT-DETR's file takes images that have as many cells of P3..P5 as it has queries (300: about 120 px a
-side). torchvision pools boxes a little differently; the text has the line that makes it the same.
+Each cell is the largest difference between the outputs here and there: C5 for a backbone; boxes (px), scores, masks and
+keypoints for a detector; logits and boxes of all queries in transformers. – means refused, with a line that says what
+to use instead. ONNX is compared in onnxruntime on two images of different sizes, and differences are relative if a
+value is above 1. RT-DETR's file needs images with at least as many cells in P3..P5 as it has queries (300: about 120 px
+a side). torchvision pools boxes a little differently; the text file has the line that makes it the same.
 
-Detectron2 and MMDetection can not be installed from the registry. Their columns are what is lost on the way into their
-file and back: 0 is bit-equal. That every name and shape is the one they expect is tested against lists made from their
-code (`tests/interop/manifests.py`), and so is what names do not show: background is their last class and has no boxes
-and no masks; Detectron2 goes through a place's anchors by size first and torchvision by ratio; MMDetection has norms
-behind P6 and P7. What they have no name for (FCOS, Sparse R-CNN, DETR, RT-DETR; in MMDetection Keypoint R-CNN) goes as
-the backbone alone, and the command says so. Detectors on C4 go from ResNet-50 up: Detectron2 makes their heads of
-bottleneck blocks, whatever the body is of.
+Detectron2 and MMDetection cannot be installed from the registry. Their columns show what is lost on the way into their
+file and back: 0 is bit-equal. Every name and shape is tested against lists made from their code
+(`tests/interop/manifests.py`), and so are conventions that names do not show: background is their last class and has no
+boxes and no masks; Detectron2 orders the anchors of a cell by size first and torchvision by ratio; MMDetection has
+norms after P6 and P7. Detectors for which they have no names (FCOS, Sparse R-CNN, DETR, RT-DETR; in MMDetection
+Keypoint R-CNN) are exported as the backbone alone, and the command says so. Detectors on C4 can be exported from
+ResNet-50 up: Detectron2 builds their heads from bottleneck blocks, whatever the backbone.
 
-Both would also load these weights with wrong settings, and be worse by several points of AP without a word: take the
-settings in the text. The stride is in the 3x3 convolution (`STRIDE_IN_1X1 = False`, `style='pytorch'`) and colours are
-RGB, 0..255 less 123.675, 116.28, 103.53, divided by 58.395, 57.12, 57.375.
+Both would also load these weights with wrong settings and silently lose several points of AP: use the settings in the
+text file. The stride is in the 3x3 convolution (`STRIDE_IN_1X1 = False`, `style='pytorch'`). Colours are RGB, 0..255,
+minus 123.675, 116.28, 103.53, divided by 58.395, 57.12, 57.375.
 
 ## In: `--init` and `--weights`
 
 `boxless pretrain --init`, `boxless compare --init` and `boxless finetune --weights` take a run, a file, or
-`hf://user/name` (with `pip install 'boxless[hub]'`). Names are recognised by the keys, and the first line says whose:
+`hf://user/name` (with `pip install 'boxless[hub]'`). The layout is recognised by the tensors' names, and the first line
+says which it is:
 
 ```
 recognised: MoCo v2 (module.encoder_q.*)
@@ -84,20 +85,19 @@ weights: 122 of 166 tensors, 79.4% of parameters; backbone ok, FPN new, RoI head
 
 IMPORTS
 
-The difference is that of C5 on one image. Stride and colours do not show in names either: what Detectron2 made from
-MSRA's weights is refused where the file gives it away (Caffe2's names, a mean that begins with blue), and otherwise the
-line reminds you.
+The difference is that of C5 on one image. Names do not show stride and colours: weights that Detectron2 made from
+MSRA's are refused if the file reveals it (Caffe2's names, a mean that begins with blue); otherwise the line reminds
+you.
 
-Files are read without running code from them. A checkpoint that holds other objects beside its tensors (arguments,
-logs), or a pickle of arrays as Detectron2 has them, is refused in one line; once, `boxless convert` keeps its tensors
-alone:
+boxless reads files without running code from them. A checkpoint with other objects beside its tensors (arguments,
+logs), or a pickle of arrays like Detectron2's, is refused in one line. `boxless convert` keeps only its tensors:
 
 ```
 boxless convert --file pixpro.pth --out pixpro.safetensors
 ```
 
-Objects of other programs become empty ones, whose code is not even imported; of a pickle, arrays are read and nothing
-else; a file that asks for anything more is not read.
+Objects of other programs become empty placeholders, whose code is not even imported. Only arrays are read from a
+pickle; a file that asks for anything more is refused.
 
 ## To others: `boxless publish`
 
@@ -106,9 +106,9 @@ boxless publish --run runs/few --to published/
 boxless publish --run runs/few --to hf://user/name
 ```
 
-writes weights, recipe, classes, the training's curves and a model card: data, scores with their spread over a
-comparison's seeds, training, intended use and limits. Names and pictures of your images and paths of your machine stay
-behind. A new repository is private until you change that on its page. Every command takes the folder for a run.
+These commands write weights, recipe, classes, the training curves and a model card: data, scores with their spread over
+a comparison's seeds, training, intended use and limits. Names and pictures of your images and paths of your machine are
+not published. A new repository is private until you change that on its page. Every command accepts the folder as a run.
 """
 CLASSES = ("ant", "bee", "cat")
 KEYPOINTS = ("head", "tail")
