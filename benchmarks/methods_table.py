@@ -35,15 +35,15 @@ GOALS = (
     ("soco", "byol", None),
     ("joint", "byol", None),
 )
-"""Steps over other steps, and what that was to be at most."""
+"""Steps over other steps, and the largest ratio that was the goal."""
 
 SILENT = re.compile(r"leaves? open|not said|paper does not|no paper has", re.IGNORECASE)
-"""What a paragraph says that is about choices which the paper leaves open."""
+"""Words of a paragraph about choices that the paper leaves open."""
 
 
 def page(recipes: dict[str, PretrainRecipe], cost: dict[str, Any], health: dict[str, Any]) -> str:
     blocks = ["# Methods", *_introduction(cost, health), *_table(recipes, cost["rows"], health)]
-    blocks += ["## Step times beside one another", *_goal_table(cost["rows"])]
+    blocks += ["## Step times compared", *_goal_table(cost["rows"])]
     blocks += ["## Where papers are silent", _wrapped(_SILENT_INTRODUCTION)]
     for group, methods in GROUPS.items():
         blocks += [f"### {group}", *_open_points(recipes, methods)]
@@ -53,9 +53,10 @@ def page(recipes: dict[str, PretrainRecipe], cost: dict[str, Any], health: dict[
 def _introduction(cost: dict[str, Any], health: dict[str, Any]) -> list[str]:
     c, h = cost["settings"], health["settings"]
     texts = [
-        "What each method trains, where it comes from, what a step of it costs and whether its small recipe learns on "
-        "real images. Written by `python benchmarks/methods.py table` from `benchmarks/results/methods_*.json`; none "
-        "of it says which method makes the better detector: that is what `boxless compare` is for."
+        "This page lists what each method trains, its paper, the cost of a step, and whether its small recipe learns "
+        "on real images. It is written by `python benchmarks/methods.py table` from "
+        "`benchmarks/results/methods_*.json`. It does not say which method makes the better detector: use "
+        "`boxless compare` for that."
     ]
     if c:
         turns = [len(row.get("turns", ())) for row in cost["rows"].values()]
@@ -66,20 +67,20 @@ def _introduction(cost: dict[str, Any], health: dict[str, Any]) -> list[str]:
             f"**Step time and memory**: `python benchmarks/methods.py cost --arch {c['arch']} --size {c['size']} "
             f"--batch {c['batch']} --repeats {max(turns)} --threads {c['threads']}` on {processor} ({clock}, "
             f"{c['precision']}, PyTorch {c['torch']}). Every method has the trunk of its paper's recipe, full views of "
-            f"{c['size']} px and SGD; loading and proposals are not in it. {_span(turns, 'd')} turns per method, each "
-            "a fresh process and its third step, methods in turn; ratios are paired by turn, with their range. Memory "
-            "is the most that was held on top of what the process held before the model was built. Not controlled: "
-            f"other programs on the machine (load {_span(loads, '.1f')} during the turns)."
+            f"{c['size']} px and SGD; loading and proposals are not included. Turns per method: {_span(turns, 'd')}, "
+            "each the third step of a new process, with methods taking turns; ratios are paired by turn and given with "
+            "their range. Memory is the peak above what the process held before the model was built. Other programs on "
+            f"the machine were not controlled (load {_span(loads, '.1f')} during the turns)."
         )
     if h:
         texts.append(
             f"**Health**: `python benchmarks/methods.py health --steps {h['steps']} --size {h['size']} --batch "
             f"{h['batch']}` with --data {h['data']} ({h['images']} images), on {h['gpu'] or h['processor']}: the "
-            "`-small` recipe of each method, one run each (seed 0). Spread is 1 where embeddings "
-            "cover the sphere evenly and 0 where all are the same; effective rank is at most the number of embeddings "
-            "in a batch, of images or of boxes. Both are of single batches, the first and the last; the loss is the "
-            "mean of the first and of the last ten steps. So few steps show a collapse and nothing more (a "
-            "queue that fills lets a loss rise); what another seed would change is not known."
+            "`-small` recipe of each method, one run each (seed 0). Spread is 1 if embeddings "
+            "cover the sphere evenly and 0 if all are the same; effective rank is at most the number of embeddings "
+            "in a batch, of images or of boxes. Both are measured on single batches, the first and the last; the loss "
+            "is the mean of the first and of the last ten steps. So few steps can only show a collapse (the loss rises "
+            "while a queue fills), and other seeds were not run."
         )
         texts.append(_loaded(health["rows"]))
     return [_wrapped(text) for text in texts]
@@ -93,17 +94,17 @@ def _loaded(rows: Rows) -> str:
         for part, share in row["loaded"].items()
         if share < 1
     ]
-    told = "but of " + ", ".join(lacking) if lacking else "whole"
+    told = "completely except for " + ", ".join(lacking) if lacking else "completely"
     return (
-        f"Each of the {len(finished)} runs' trained parts was then loaded into the detector that it is for (Faster "
-        f"R-CNN; DETR for up-detr): {told}."
+        f"The trained parts of each of the {len(finished)} runs were then loaded {told} into the detector that they "
+        "are for (Faster R-CNN; DETR for up-detr)."
     )
 
 
 def _table(recipes: dict[str, PretrainRecipe], cost: Rows, health: dict[str, Any]) -> list[str]:
     shipped = {name: load(name, object) for name in names()}
     head = [
-        *("method", "trains", "paper", "recipes", "step time over BYOL's", "peak memory, MiB"),
+        *("method", "trains", "paper", "recipes", "step time relative to BYOL", "peak memory, MiB"),
         "health: spread, effective rank, loss",
     ]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -177,9 +178,9 @@ def _goal_table(rows: Rows) -> list[str]:
 
 
 _SILENT_INTRODUCTION = (
-    "What a paper leaves open and what was chosen, as the modules say it. Where paper and code differ, the paper is "
-    "followed and the code's way is an option where it matters; those places are listed at the head of each module in "
-    "`src/boxless/methods/`."
+    "This section quotes from the modules what a paper leaves open and what was chosen. If paper and code differ, "
+    "boxless follows the paper and offers the code's way as an option where it matters; the head of each module in "
+    "`src/boxless/methods/` lists these differences."
 )
 
 

@@ -21,13 +21,13 @@ LIMIT = 2**20
 
 HEAD = """# Gallery
 
-Made by `python docs/make_gallery.py`. Each picture is what its command draws, made smaller; the command also writes it
-as SVG, and what it shows in words to `captions.json`. `boxless figures --run RUN --data DATA` draws everything that run
-and data allow.
+Written by `python docs/make_gallery.py`. Each picture is drawn by its command and then made smaller. The command also
+writes it as SVG, and a description in words to `captions.json`. `boxless figures --run RUN --data DATA` draws
+everything that the run and the data allow.
 
-The runs are small ones, minutes on two CPU cores, with ResNet-18: 150 steps of 8 images of 64 px (Barlow Twins 96 of
-16) from 256 of COCO's images; on steel surfaces (NEU-DET), 150 steps of 8 at 96 px from a tenth of the labels. The
-pictures show what is drawn, not what the methods are worth: [results.md](results.md) has what was measured.
+The runs are small, minutes on two CPU cores, with ResNet-18: 150 steps of 8 images of 64 px (Barlow Twins 96 of 16)
+from 256 of COCO's images; on steel surfaces (NEU-DET), 150 steps of 8 at 96 px from a tenth of the labels. The pictures
+show what can be drawn, not how good the methods are: [results.md](results.md) has the measurements.
 """
 
 
@@ -56,49 +56,49 @@ ENTRIES = (
         "soco",
         "proposals",
         f"boxless figures --run runs/soco {COCO} --kinds proposals",
-        "What selective search found, up to twelve boxes of each image (SoCo, fig. 2).",
+        "Boxes from selective search, up to twelve per image (SoCo, fig. 2).",
     ),
     Entry(
-        "Their numbers and sizes",
+        "Numbers and sizes of proposals",
         "soco",
         "proposals-statistics",
         f"boxless figures --run runs/soco {COCO} --kinds proposals",
-        "How many boxes an image has and how large they are, within SoCo's limits (SoCo, fig. 3).",
+        "The number of boxes per image and their sizes, within SoCo's limits (SoCo, fig. 3).",
     ),
     Entry(
-        "What they cover",
+        "Recall of proposals",
         "soco",
         "proposals-recall",
         "boxless figures --run runs/soco --data coco256/annotations/instances_val.json --kinds proposals",
-        "With labels as data: SoCo's limits leave large objects, of which three quarters are covered at IoU 0.5.",
+        "The data are labels here. SoCo's limits leave large objects, of which three quarters are covered at IoU 0.5.",
     ),
     Entry(
         "Curves",
         "soco",
         "curves",
         "boxless figures --run runs/soco --kinds curves",
-        "Loss and terms, gradients, rates, the target's momentum, and the four measures of health.",
+        "Loss and terms, gradients, learning rates, the target's momentum, and the four health measures.",
     ),
     Entry(
         "Feature maps",
         "soco",
         "maps",
         f"boxless figures --run runs/soco {COCO} --kinds maps",
-        "How strongly each place answers on each level of the pyramid (course report, fig. 2a).",
+        "The strength of the features at each place on each level of the pyramid (course report, fig. 2a).",
     ),
     Entry(
         "Features as colours",
         "soco",
         "pca",
         f"boxless figures --run runs/soco {COCO} --kinds pca",
-        "Three principal components of P3 as red, green and blue, beside random weights.",
+        "Three principal components of P3 as red, green and blue, compared with random weights.",
     ),
     Entry(
         "Attention, two methods",
         "densecl",
         "attention",
         f"boxless figures --run runs/densecl runs/moco {COCO} --kinds attention",
-        "Where C5 answers most strongly (DetCo, fig. 4).",
+        "The places where C5 responds most strongly (DetCo, fig. 4).",
     ),
     Entry(
         "Correspondence of two views",
@@ -112,63 +112,63 @@ ENTRIES = (
         "densecl",
         "correspondence-flip",
         f"boxless figures --run runs/densecl runs/moco {COCO} --kinds correspondence",
-        "Which cells of an image are found in its mirrored copy in other colours (LC-loss, fig. 5).",
+        "The cells of an image that are found in its mirrored, recoloured copy (LC-loss, fig. 5).",
     ),
     Entry(
         "Accuracy of correspondence",
         "densecl",
         "correspondence-accuracy",
         "boxless figures --run runs/densecl runs/moco --data coco256/images --kinds correspondence",
-        "Over 32 images, with a 95 % interval and what guessing finds (LC-loss, fig. 4).",
+        "The mean over 32 images, with a 95 % interval and the level of guessing (LC-loss, fig. 4).",
     ),
     Entry(
         "Cross-correlation",
         "barlow",
         "correlation",
         f"boxless figures --run runs/barlow {COCO} --kinds correlation",
-        "Of two views' embeddings, which Barlow Twins wants to be the identity (course report, fig. 2b).",
+        "The correlation of two views' embeddings, which Barlow Twins makes the identity (course report, fig. 2b).",
     ),
     Entry(
         "Transport plan",
         "self-emd",
         "emd",
         f"boxless figures --run runs/self-emd {COCO} --kinds emd",
-        "Where the mass of three cells goes in another crop, as heat maps and as flows (Self-EMD, fig. 5).",
+        "The mass of three cells, transported to another crop, as heat maps and as flows (Self-EMD, fig. 5).",
     ),
     Entry(
         "Detections, sorted",
         "neu-soco",
         "detections",
         f"boxless figures --run runs/neu-soco {NEU} --kinds detections",
-        "Labels left, detections right, by what became of them (course report, fig. 1).",
+        "Labels left, detections right, sorted by outcome (course report, fig. 1).",
     ),
     Entry(
         "Outcomes by class and IoU",
         "neu-soco",
         "detections-counts",
         f"boxless figures --run runs/neu-soco {NEU} --kinds detections",
-        "How many objects of each class were found, mistaken or missed, and how well detections fit.",
+        "The number of objects of each class that were found, confused or missed, and how well detections fit.",
     ),
     Entry(
         "Precision and recall",
         "neu-soco",
         "precision-recall",
         f"boxless figures --run runs/neu-soco {NEU} --kinds precision-recall",
-        "By class, with COCO's interpolation; the areas are AP50 and AP75.",
+        "Curves for each class, with COCO's interpolation; the areas are AP50 and AP75.",
     ),
     Entry(
         "Confusion",
         "neu-soco",
         "confusion",
         f"boxless figures --run runs/neu-soco {NEU} --kinds confusion",
-        "What is taken for what, what is missed, and what is found where nothing is labelled.",
+        "Objects by detected class, missed objects, and detections where nothing is labelled.",
     ),
     Entry(
         "Gain by class",
         "neu-soco",
         "gain",
         "boxless figures --run runs/neu-soco runs/neu-none --kinds gain",
-        "Over the same detector from scratch, one run each; of a comparison, a dot for each seed.",
+        "The gain over the same detector from scratch, one run each; a comparison shows a dot for each seed.",
     ),
     Entry(
         "Label efficiency",
