@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from boxless.tasks.learner import make_optimizer
+from boxless.tasks.objective import Objective
 from torch import Tensor
 
 from boxless.data.dataloader import arriving_batches
@@ -22,8 +24,6 @@ from boxless.methods.method import MethodConfig, as_module
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.compiling import compile_parts
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 from boxless.training.device import make_fabric, worker_count
 
 Step = Callable[[], Tensor]

@@ -38,8 +38,7 @@ from boxless.methods.method import MethodOutput
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
 from boxless.runs.run import Run
-from boxless.training.alarms import Alarm
-from boxless.training.health import Health, HealthRecord
+from boxless.training.health import Alarm, Health, HealthRecord
 from boxless.training.logger import read_metrics
 
 TRUNK = TrunkConfig("timm:test_resnet", neck="none")

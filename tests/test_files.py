@@ -16,7 +16,7 @@ import torch
 from boxless.errors import UserError
 from boxless.files import lock, make_folder, write_text
 from boxless.training.checkpoint import load_checkpoint, save_checkpoint
-from boxless.training.faults import mishaps
+from boxless.training.faults import one_line_faults
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_worker_that_dies_while_a_checkpoint_is_written_is_named(tmp_path: Pat
         pytest.raises(
             UserError, match=r"run: a data worker died \(DataLoader worker \(pid 7\) is killed by signal: Killed"
         ),
-        mishaps(tmp_path / "run"),
+        one_line_faults(tmp_path / "run"),
     ):
         try:
             save_checkpoint(tmp_path, 1, {"w": Broken()})
@@ -139,18 +139,18 @@ def test_a_worker_whose_connection_ends_before_its_process_is_named(
             listener.accept().close()
             with (
                 pytest.raises(UserError, match=r"run: a data worker died \(.*; what was kept stays"),
-                mishaps(tmp_path / "run"),
+                one_line_faults(tmp_path / "run"),
             ):
                 batches.recv()
-            with mishaps(tmp_path / "run"):  # with a GPU a thread asks for the batches
+            with one_line_faults(tmp_path / "run"):  # with a GPU a thread asks for the batches
                 for target in (batches.recv, [].pop):
                     (thread := threading.Thread(target=target)).start()
                     thread.join()
             assert said == [IndexError]
         for other in (EOFError("of something else"), BrokenPipeError("of standard output")):
-            with pytest.raises(type(other)), mishaps(tmp_path / "run"):
+            with pytest.raises(type(other)), one_line_faults(tmp_path / "run"):
                 raise other
-        with pytest.raises(RuntimeError, match="increase"), mishaps(tmp_path / "run"):  # as PyTorch words it
+        with pytest.raises(RuntimeError, match="increase"), one_line_faults(tmp_path / "run"):  # as PyTorch words it
             try:
                 Client(str(tmp_path / "nobody"))
             except FileNotFoundError:

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from boxless.tasks.learner import make_optimizer
 from small_methods import built, pooled_alone, run, whole_views
 from torch import nn
 
 from boxless.methods.barlow_twins import BarlowTwinsConfig
 from boxless.recipes.schema import PretrainOptim
-from boxless.tasks.learner import make_optimizer
 
 CONFIG = BarlowTwinsConfig(hidden=16, output=6, redundancy_weight=0.3)
 

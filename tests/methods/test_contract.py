@@ -27,8 +27,6 @@ from boxless.methods.modules import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.overrides import keys
 from boxless.recipes.schema import Precision, PretrainOptim, PretrainRecipe
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 from boxless.training.checkpoint import load_checkpoint, save_checkpoint
 from boxless.training.device import make_fabric
 

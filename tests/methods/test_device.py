@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from boxless.tasks.learner import make_optimizer
+from boxless.tasks.objective import Objective
 from pretended_device import HostWaits, moved, pretended_device
 from small_methods import TRUNK
 from test_contract import TRUNKS, small
@@ -18,8 +20,6 @@ from boxless.geometry.view import View
 from boxless.methods.method import MethodConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 
 CHOSEN = ("byol", "soco", "joint", "pixpro", "detco", "dino", "swav")
 """Between them they have every part that another method has, but UP-DETR's: it matches boxes on the CPU, by SciPy."""

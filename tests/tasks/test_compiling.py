@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from boxless.tasks.learner import make_optimizer
+from boxless.tasks.objective import Objective
 from lightning.fabric import Fabric
 from torch import nn
 
@@ -16,8 +18,6 @@ from boxless.methods.soco import SoCoConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.tasks.compiling import compile_parts, is_compiled
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 
 SOCO = SoCoConfig(size=64, small_size=32, hidden=16, output=8)
 RECIPE = PretrainRecipe(SOCO, TrunkConfig("resnet18", fpn_channels=16, box_head_width=32), PretrainOptim("sgd", 0.05))

@@ -25,10 +25,10 @@ from boxless.runs.run import Run
 from boxless.tasks import finetune as finetuning_file
 from boxless.tasks import pretrain as pretraining_file
 from boxless.tasks.schedule import Plan, check_divides, rates_in_words
-from boxless.tasks.stopping import stoppable
 from boxless.training.device import training_fabric, worker_count
 from boxless.training.logger import read_metrics
-from boxless.training.rank_zero import alone, check_same, in_turn
+from boxless.training.rank_zero import check_same, on_rank_zero, rank_zero_first
+from boxless.training.signals import stoppable
 
 ALIKE = {"trunk.norm": "sync", "min_size": (80,), "batch_size": 4, "iterations": 6, "checkpoint_every": 2}
 """Fine-tuning that does not depend on the processes: images of one size, norms over all of them."""
@@ -75,12 +75,12 @@ def train_all(scenes: Path, out: Path) -> None:
     """All runs one after the other, and the weights that this process ends with."""
     training_fabric("32-true")
     told = []
-    for what in (lambda: check_same("data", os.environ["RANK"]), lambda: alone(_fail)):
+    for what in (lambda: check_same("data", os.environ["RANK"]), lambda: on_rank_zero(_fail)):
         try:
             what()
         except UserError as error:
             told.append(str(error))
-    order = in_turn(lambda: os.environ["RANK"])
+    order = rank_zero_first(lambda: os.environ["RANK"])
     ended: dict[str, Any] = {"told": told, "order": order}
     for file in (pretraining_file, finetuning_file):
         file.train = _keeping(file.train, ended)  # type: ignore[attr-defined]

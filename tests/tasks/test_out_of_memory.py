@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from boxless.tasks.objective import Objective
 from safetensors.torch import load_file
 from small_runs import finetuning, pretraining
 from torch import Tensor
@@ -17,7 +18,6 @@ from boxless.data.unlabelled import Batch
 from boxless.errors import UserError, is_out_of_memory
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.tasks import finetune as finetuning_file
-from boxless.tasks.objective import Objective
 
 SHORT = {"batch_size": 4, "iterations": 4, "checkpoint_every": 3, "evaluate_every": 100}
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from boxless.tasks.objective import Objective
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,7 +26,6 @@ from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks import pretrain as module
-from boxless.tasks.objective import Objective
 from boxless.tasks.pretrain import with_trunk_of
 from boxless.tasks.schedule import Plan
 from boxless.training.health import Health

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from boxless.tasks.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import pretraining
@@ -16,7 +17,6 @@ from boxless.losses import byol_loss
 from boxless.methods import byol
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.tasks.learner import Learner
 
 SGD = {"optim.name": "sgd", "optim.base_lr": 1e30, "optim.warmup_epochs": 0, "health_every": 100}
 

@@ -2,12 +2,11 @@ import random
 
 import torch
 
-from boxless.training.alarms import Alarm, Alarms
-from boxless.training.health import HealthRecord, measure
+from boxless.training.health import Alarm, AlarmDetector, HealthRecord, measure
 
 
 def told(norms: list[float], losses: list[float] | None = None, scales: list[float] | None = None) -> list[Alarm]:
-    alarms = Alarms()
+    alarms = AlarmDetector()
     found = []
     for step, norm in enumerate(norms):
         values = {"loss": losses[step] if losses else 1.0, "gradient_norm": norm}

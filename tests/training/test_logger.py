@@ -10,7 +10,7 @@ from lightning.fabric.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from boxless.errors import UserError
-from boxless.training.alarms import Alarm
+from boxless.training.health import Alarm
 from boxless.training.logger import Journal, read_metrics
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxless.training.nan_guard import Guard, NonFiniteStep
+from boxless.training.nan_guard import NanGuard, NonFiniteStep
 
 
 def steps(
-    guard: Guard, module: nn.Linear, broken: int | None, steps: int = 5
+    guard: NanGuard, module: nn.Linear, broken: int | None, steps: int = 5
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Steps that add 1 to the weight, as the loop has them; the loss of one of them is not finite."""
     for step in range(steps):
@@ -22,7 +22,7 @@ def steps(
 @pytest.mark.parametrize("late", [False, True])
 def test_all_steps_are_looked_at_once_and_in_order(late: bool) -> None:
     module = nn.Linear(1, 1)
-    assert [(step, values["loss"]) for step, values in steps(Guard(module, late), module, None)] == [
+    assert [(step, values["loss"]) for step, values in steps(NanGuard(module, late), module, None)] == [
         (step, float(step)) for step in range(5)
     ]
 
@@ -33,7 +33,7 @@ def test_batch_and_state_of_a_broken_step_are_those_before_its_update(late: bool
     module = nn.Linear(1, 1)
     nn.init.zeros_(module.weight)
     with pytest.raises(NonFiniteStep, match=rf"^step {broken}: loss = inf$") as caught:
-        list(steps(Guard(module, late), module, broken))
+        list(steps(NanGuard(module, late), module, broken))
     error = caught.value
     assert (error.step, error.batch, error.own) == (broken, f"batch {broken}", True)
     assert error.state["weight"].item() == broken
@@ -41,7 +41,7 @@ def test_batch_and_state_of_a_broken_step_are_those_before_its_update(late: bool
 
 
 def test_an_overflow_is_the_loss_scales_to_mend_but_not_a_broken_loss() -> None:
-    guard, nan = Guard(nn.Linear(1, 1), late=False, overflows=True), torch.tensor(float("nan"))
+    guard, nan = NanGuard(nn.Linear(1, 1), late=False, overflows=True), torch.tensor(float("nan"))
 
     def look(loss: Tensor) -> list[object]:
         return list(guard.check(0, None, {"loss": loss, "gradient_norm": nan}, loss))

@@ -67,8 +67,8 @@ def compare(
     from boxless.tasks.compare_table import NOTE
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.tasks.pretrain import with_trunk_of
-    from boxless.tasks.stopping import stoppable
-    from boxless.training.faults import mishaps
+    from boxless.training.faults import one_line_faults
+    from boxless.training.signals import stoppable
 
     refuse_decided(overrides)
     init = local(init)
@@ -91,7 +91,7 @@ def compare(
     images = index_images(data) if any(start.recipe for start in starts) else None
     folder = Path(out)
     make_folder(folder)
-    with stoppable(), locked(folder / ".lock", f"--out {out}"), mishaps(folder):
+    with stoppable(), locked(folder / ".lock", f"--out {out}"), one_line_faults(folder):
         comparison = run_comparison(
             images, train_data, val_data, starts, choices, fractions, seeds, folder, jobs, quiet
         )

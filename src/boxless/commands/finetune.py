@@ -47,9 +47,9 @@ def finetune(
     from boxless.runs.weights import local, weights_file
     from boxless.tasks.finetune import run_finetuning, with_fitting_neck, with_trunk_of
     from boxless.tasks.labels import training_labels, validation_labels
-    from boxless.tasks.stopping import stoppable
     from boxless.training.device import training_fabric
     from boxless.training.distributed import rank
+    from boxless.training.signals import stoppable
 
     weights = local(weights)
     settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
@@ -61,9 +61,8 @@ def finetune(
         silent = quiet or rank() > 0
         train_data = training_labels(data, silent, segments)
         val_data = validation_labels(val, train_data.classes, silent, segments)
-        return run_finetuning(
-            train_data, val_data, settings, describe(settings, recipe), Path(out), file, quiet, allow_changes
-        )
+        text = describe(settings, recipe)
+        return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes)
 
 
 def recipe_of(arguments: dict[str, Any]) -> "FinetuneRecipe":

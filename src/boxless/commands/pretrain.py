@@ -53,12 +53,11 @@ def pretrain(
     from boxless.recipes.overrides import override
     from boxless.runs.run import Run, check_place
     from boxless.runs.weights import local, weights_file
-    from boxless.tasks.learner import check_start
-    from boxless.tasks.pretrain import run_pretraining, with_trunk_of
+    from boxless.tasks.pretrain import check_start, run_pretraining, with_trunk_of
     from boxless.tasks.proposals import prepare_boxes
-    from boxless.tasks.stopping import stoppable
     from boxless.training.device import training_fabric
-    from boxless.training.rank_zero import alone, in_turn
+    from boxless.training.rank_zero import on_rank_zero, rank_zero_first
+    from boxless.training.signals import stoppable
 
     if replay is not None:
         return _replay(Path(replay))
@@ -79,14 +78,15 @@ def pretrain(
 
     with stoppable():
         fabric = training_fabric(settings.precision)  # where several processes train, they meet here
-        index = in_turn(lambda: index_images(data))
-        alone(check)
+        index = rank_zero_first(lambda: index_images(data))
+        on_rank_zero(check)
         if preview:
-            return alone(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
+            return on_rank_zero(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
         if settings.decoder == "gpu" and not Run(folder).finished:
             require_gpu_decoder(fabric.device)  # before hours of proposals
-        boxes = in_turn(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
-        return run_pretraining(index, boxes, settings, describe(settings, recipe), folder, start, quiet, allow_changes)
+        boxes = rank_zero_first(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
+        text = describe(settings, recipe)
+        return run_pretraining(settings, text, folder, index, boxes, start, quiet, allow_changes)
 
 
 def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quiet: bool) -> "Run":

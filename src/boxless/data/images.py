@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -257,3 +257,10 @@ def _reason(path: str | Path, error: Exception) -> str:
     if "truncated" in str(error).lower():
         return "truncated"
     return f"cannot be decoded ({' '.join(str(error).split())[:80] or type(error).__name__})"
+
+
+def skipped_report(skipped: Mapping[str, str], what: str = "images") -> str:
+    """Images that could not be read, counted, the first 20 listed with reasons."""
+    lines = [f"  {path}: {reason}" for path, reason in sorted(skipped.items())[:20]]
+    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+    return f"{len(skipped)} {what} could not be read and were left out:\n" + "\n".join(lines) + more

@@ -71,6 +71,23 @@ class Method(Protocol):
         """Move targets, once per optimizer step; `step` counts from 0."""
 
 
+@runtime_checkable
+class MovingTarget(Protocol):
+    """A method whose target follows the online network."""
+
+    def momentum(self, step: int, total_steps: int) -> float:
+        """Momentum of the target at a step, 0..1."""
+
+
+@runtime_checkable
+class GroupedNorms(Protocol):
+    """A configuration whose batch norms keep to parts of the batch, as MoCo's do."""
+
+    @property
+    def norm_groups(self) -> int:
+        """Parts of the batch, over all processes, with batch statistics of their own."""
+
+
 def as_module(method: Method) -> nn.Module:
     """The method as the module that it is."""
     assert isinstance(method, nn.Module)

@@ -20,7 +20,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,9 @@ from boxless.files import lock as lock_file
 from boxless.launch import Processes
 from boxless.recipes.load import load
 from boxless.recipes.overrides import to_yaml
+from boxless.training.faults import one_line_faults
+from boxless.training.progress import say
+from boxless.training.rank_zero import broadcast, on_rank_zero
 from boxless.untrusted import parse_json, parse_yaml
 
 FORMAT = 1
@@ -114,6 +118,20 @@ def _without_nan(content: object) -> object:
     if isinstance(content, list | tuple):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
+
+
+@contextmanager
+def training_in(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool, quiet: bool) -> Iterator[bool]:
+    """Hold the folder of a run, new or continued, on all processes; whether there is anything left to train.
+
+    Raises:
+        UserError: as `start_run` does, and with one line if something outside of the training fails.
+    """
+    with one_line_faults(out), on_rank_zero(lambda: start_run(out, recipe, inputs, allow_changes)) or nullcontext():
+        finished = broadcast(Run(out).finished)
+        if finished:
+            say(f"{out}: this run is finished already", quiet)
+        yield not finished
 
 
 def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool = False) -> IO[str]:

@@ -296,7 +296,7 @@ def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> No
 
 def _run_pretraining(start: Start, images: ImageIndex, boxes: Boxes | None, folder: Path, quiet: bool) -> None:
     assert start.recipe is not None
-    run_pretraining(images, boxes, start.recipe, describe(start.recipe, start.base), folder, start.init, quiet)
+    run_pretraining(start.recipe, describe(start.recipe, start.base), folder, images, boxes, start.init, quiet)
 
 
 def _weights(start: Start, out: Path) -> str | None:
@@ -313,7 +313,7 @@ def _cell(
     labels = f"labels-{settings.label_fraction:g}"
     folder = out / "finetune" / detector.name / start.name / labels / f"seed-{settings.seed}"
     file = weights_file(weights) if weights else None
-    run = run_finetuning(train, val, settings, describe(settings, detector.base), folder, file, quiet=True)
+    run = run_finetuning(settings, describe(settings, detector.base), folder, train, val, file, quiet=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use to a finished cell, and six times its weights
     images = len(choose_labels(train, settings))
     scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}

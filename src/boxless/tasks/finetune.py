@@ -1,8 +1,6 @@
-"""A fine-tuning run, from labels to a detector and its AP."""
+"""Fine-tuning as a Task: from labelled images to a detector and its AP."""
 
-import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,48 +8,286 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import LabelledData
 from boxless.data.annotations.select import fingerprint, labels_digest, targets_digest
 from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
+from boxless.data.images import skipped_report
 from boxless.data.sampler import repeat_factors
+from boxless.data.segmentation import CropConfig, SegmentationDataset
 from boxless.data.unlabelled import Order
 from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
-from boxless.errors import Unfinished, UserError
+from boxless.errors import UserError
 from boxless.evaluation.average_precision import Scores, check_federated
 from boxless.evaluation.mean_iou import SegmentationScores
 from boxless.files import sha256_of, written
 from boxless.interop.weights import WeightsReport, load_trunk
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
-from boxless.runs.run import Run, start_run, write_json
+from boxless.runs.run import Run, training_in, write_json
 from boxless.runs.weights import adopt, trunk_of
 from boxless.tasks.detect import check_keypoints
 from boxless.tasks.evaluate import evaluate_detector, known, score_table
 from boxless.tasks.labels import choose_labels
-from boxless.tasks.learner import skipped_report
 from boxless.tasks.schedule import Schedule, check_divides, rates_in_words
-from boxless.tasks.segment import check_sizes, training_set
-from boxless.training.checkpoint import fitting as fitting_state
-from boxless.training.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
 from boxless.training.device import training_fabric, worker_count
 from boxless.training.distributed import rank, synchronize_norms, world_size
-from boxless.training.faults import mishaps
-from boxless.training.fit import Progress, kept_scale, restore_scale, train
-from boxless.training.logger import Journal
-from boxless.training.loggers import make_loggers
-from boxless.training.memory import OutOfMemory
+from boxless.training.fit import fit
+from boxless.training.health import Alarm
+from boxless.training.logger import MetricLogger
+from boxless.training.memory import MicroBatches, OutOfMemory
 from boxless.training.nan_guard import NonFiniteStep
-from boxless.training.optim import parameter_groups
+from boxless.training.optim import make_optimizer, parameter_groups
 from boxless.training.precise_bn import estimate_norms
 from boxless.training.progress import say
-from boxless.training.rank_zero import alone, check_same, shared, united
-from boxless.training.signals import Interruption
+from boxless.training.rank_zero import check_same, merged, on_rank_zero
 
 HOPELESS = 20
-"""Images that end a run where they are the first and none of them can be used."""
+"""Images that end a run if they are the first and none of them can be used."""
+
+
+class DetectTask:
+    """A detector on labelled images: torchvision's losses, AP on validation images.
+
+    Args:
+        recipe: settings; the seed draws what no weights fill.
+        fabric: device, precision and processes.
+        out: folder of the run.
+        data: labels to choose from.
+        val: labels to measure with.
+        weights: file to start from.
+        quiet: print nothing.
+
+    Attributes:
+        chosen: the labels to learn from.
+        trunk: in the detector, which is `module`.
+
+    Raises:
+        UserError: recipe and labels do not go together.
+    """
+
+    title = "finetune"
+    module: nn.Module
+    optimizer: Optimizer
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        fabric: Fabric,
+        out: Path,
+        data: LabelledData,
+        val: LabelledData,
+        weights: Path | None = None,
+        quiet: bool = True,
+    ) -> None:
+        self.recipe, self.fabric, self.out, self.quiet = recipe, fabric, out, quiet
+        self.val, self.weights = val, weights
+        check_divides(recipe.batch_size, world_size(), 1 if recipe.accumulate == "auto" else recipe.accumulate)
+        self.share = recipe.batch_size // world_size()
+        self.micro_batches = MicroBatches(self.share, recipe.accumulate)
+        self.check_sizes()
+        self.all, self.chosen = data, choose_labels(data, recipe)
+        self._check_labels()
+        repeated = recipe.repeat_threshold > 0
+        self.repeats = repeat_factors(self.chosen, recipe.repeat_threshold) if repeated else None
+        seen = len(self.chosen) if self.repeats is None else round(float(self.repeats.sum()))
+        self.schedule = Schedule.of(recipe, seen)
+        self.steps, self.batch = self.schedule.steps, self.schedule.batch
+        self.evaluate_every: int | None = recipe.evaluate_every or max(1, self.steps // 5)
+        self.workers = worker_count(recipe.workers, 8)
+        self.alarms: list[Alarm] = []
+        self.skipped: dict[str, str] = {}
+        self.report: WeightsReport | None = None
+        self._usable = self._unusable = 0
+
+    def check_sizes(self) -> None:
+        """Refuse settings that only segmentation has.
+
+        Raises:
+            UserError: naming the key.
+        """
+        recipe, kind = self.recipe, self.recipe.detector.kind
+        if recipe.crop != CropConfig():
+            raise UserError(f"crop: only detector.kind=fcn crops by it, this is {kind}; leave it as it is")
+        if not recipe.min_size:
+            raise UserError("min_size: empty; only detector.kind=fcn takes images as large as they are on disk")
+
+    def _check_labels(self) -> None:
+        kind, data = self.recipe.detector.kind, self.chosen
+        if kind == "mask_rcnn" and not data.has_masks:
+            raise UserError(f"{data.origin}: detector.kind=mask_rcnn needs masks and these labels have boxes only")
+        if kind == "keypoint_rcnn" and not data.has_keypoints:
+            raise UserError(f"{data.origin}: detector.kind=keypoint_rcnn needs keypoints and these labels have none")
+        check_keypoints(self.val, data.skeleton, self.recipe)
+        if self.recipe.metric == "lvis":
+            check_federated(self.val)
+
+    def build(self, fresh: bool = True) -> None:
+        """Make trunk, detector and optimizer, with the weights loaded into the trunk."""
+        recipe = self.recipe
+        self._write_labels()
+        torch.manual_seed(recipe.seed)
+        self.trunk = build_trunk(recipe.trunk, recipe.detector)
+        if self.weights is not None:
+            self.report = load_trunk(self.trunk, self.weights, recipe.min_loaded)
+            say(str(self.report), self.quiet)
+        freeze(self.trunk, recipe.freeze)
+        keypoints = len(self.all.skeleton.names)
+        detector = build_detector(self.trunk, len(self.all.classes), recipe.detector, keypoints)
+        detector = detector.to(self.fabric.device).to(memory_format=torch.channels_last)
+        self.module = synchronize_norms(detector) if recipe.trunk.norm == "sync" else detector
+        self.optimizer = make_detector_optimizer(self.module, self.trunk, recipe.optim)
+
+    def _write_labels(self) -> None:
+        """Write down which images were chosen, the same on all processes."""
+        recipe, chosen = self.recipe, self.chosen
+        sha256 = fingerprint(chosen.images)
+        check_same("data", f"{len(chosen)} images ({sha256[:16]})")
+        skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.kind == "keypoint_rcnn" else {}
+        choice = {
+            "classes": chosen.classes,
+            **skeleton,
+            "choice": "list" if recipe.label_list is not None else recipe.label_choice,
+            "seed": recipe.label_seed,
+            "sha256": sha256,
+            "images": [image.image_id for image in chosen.images],
+        }
+        on_rank_zero(lambda: write_json(self.out / "labels.json", choice))
+        say(f"learning from {len(chosen)} of {len(self.all)} images; SHA-256 of their ids: {sha256}", self.quiet)
+        optim = recipe.optim
+        say(rates_in_words(recipe.batch_size, optim.lr, optim.reference_batch, world_size()), self.quiet)
+
+    def learning_rate(self, step: int) -> float:
+        """The schedule's rate."""
+        return self.schedule.learning_rate(step)
+
+    def dataset(self) -> Dataset[DetectionSample]:
+        """The training images with their targets."""
+        recipe, masks = self.recipe, self.recipe.detector.kind == "mask_rcnn"
+        sizes = recipe.min_size, recipe.max_size
+        return DetectionDataset(self.chosen, *sizes, True, masks, recipe.seed, recipe.random_crop)
+
+    def batches(self, first: int, end: int) -> Iterable[list[DetectionSample]]:
+        """This process's share of each step's images."""
+        seed = self.recipe.seed
+        order = Order(len(self.chosen), self.share, first, end, seed, rank(), world_size(), self.repeats)
+        return detection_batches(self.dataset(), order, self.workers)
+
+    def loss(self, module: nn.Module, batch: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
+        """The detector's losses and their sum.
+
+        Raises:
+            UserError: none of the first images can be used.
+        """
+        self._count_usable(batch)
+        device = self.fabric.device
+        images = [sample.image.to(device, non_blocking=True).float() / 255 for sample in batch]
+        targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in batch]
+        losses: dict[str, Tensor] = module(images, targets)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _count_usable(self, samples: list[DetectionSample]) -> None:
+        skipped = [sample.skipped for sample in samples if sample.skipped is not None]
+        self.skipped.update(skipped)
+        self._unusable += len(skipped)
+        self._usable += len(samples) - len(skipped)
+        if not self._usable and self._unusable >= min(len(self.chosen), HOPELESS):
+            path, reason = skipped[0]
+            raise UserError(f"{path}: {reason}; none of the first {self._unusable} images can be used: check the data")
+
+    def after_step(self, step: int, log: MetricLogger) -> None:
+        """Nothing follows a step of fine-tuning."""
+
+    def evaluate(self) -> Mapping[str, float]:
+        """AP by the recipe's metric, or mIoU, on the validation images."""
+        scores, _ = evaluate_detector(self.fabric, self.module, self.val, self.recipe, self.workers)
+        return known(next(iter(scores.values())).as_dict())
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside what `fit` keeps."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing beside what `fit` restores."""
+
+    def remedy(self, error: OutOfMemory | NonFiniteStep) -> str:
+        """Settings that need less memory, or a lower rate."""
+        if isinstance(error, NonFiniteStep):
+            return "Lower optim.lr"
+        had = f"{self.micro_batches.size} images at a time do not fit"
+        if world_size() > 1:
+            return f"{had}; give a larger --accumulate, or smaller images (--min-size, --max-size)"
+        if self.micro_batches.adaptive:
+            return f"{had}; give smaller images (--min-size, --max-size) or close other programs"
+        return f"{had}; give --accumulate auto, which goes through each batch in parts that fit"
+
+    def finish(self, seconds: float) -> None:
+        """Write the detector, what it finds in the validation images, and the summary with its AP."""
+        self.skipped.update(merged(self.skipped))
+        if self.recipe.precise_norms:
+            self._estimate_norms()
+        on_rank_zero(lambda: self._write(seconds))
+
+    def _estimate_norms(self) -> None:
+        count = self.recipe.precise_norms
+        say(f"estimating the statistics of norms from {count} batches", self.quiet)
+        torch.manual_seed(self.recipe.seed)
+        batches = self.batches(self.steps, self.steps + count)
+        parts = (part for batch in batches for part in self.micro_batches.split(batch))
+        with self.fabric.autocast():
+            estimate_norms(self.module, parts, lambda part: self.loss(self.module, part, self.steps))
+
+    def _write(self, seconds: float) -> None:
+        weights = Run(self.out).weights
+        save_detector(weights, self.module)
+        scores, skipped = evaluate_detector(self.fabric, self.module, self.val, self.recipe, self.workers, self.out)
+        write_json(self.out / "summary.json", self._summary(scores, skipped, seconds))
+        say(score_table(scores), self.quiet)
+        for left_out, name in ((self.skipped, "labelled images"), (skipped, "images of --val")):
+            if left_out:
+                say(skipped_report(left_out, name), self.quiet)
+        say(f"detector: {weights}; classes and label choice: {self.out / 'labels.json'}", self.quiet)
+
+    def _summary(
+        self, scores: Mapping[str, Scores | SegmentationScores], skipped: Mapping[str, str], seconds: float
+    ) -> dict[str, Any]:
+        return {
+            "detector": self.recipe.detector.kind,
+            "labelled_images": len(self.chosen),
+            "steps": self.steps,
+            "seconds": round(seconds, 1),
+            "weights": str(self.report) if self.report else "from scratch",
+            "scores": {kind: result.as_dict() for kind, result in scores.items()},
+            "per_class": {kind: result.per_class for kind, result in scores.items()},
+            "skipped": dict(skipped),
+            "skipped_in_training": self.skipped,
+        }
+
+
+class SegmentTask(DetectTask):
+    """FCN on class maps: mIoU on validation images."""
+
+    def check_sizes(self) -> None:
+        """Refuse settings that only detectors have, and crops without extent.
+
+        Raises:
+            UserError: naming the key.
+        """
+        recipe, (low, high) = self.recipe, self.recipe.crop.scales
+        if recipe.random_crop:
+            raise UserError("random_crop: not for detector.kind=fcn, which has crop.size and crop.scales")
+        if recipe.crop.size < 1 or not 0 < low <= high:
+            raise UserError(
+                f"crop: size {recipe.crop.size} and scales {low} to {high}; expected more than 0, in this order"
+            )
+
+    def dataset(self) -> Dataset[DetectionSample]:
+        """Crops of the training images with their class maps."""
+        recipe = self.recipe
+        sizes = recipe.min_size, recipe.max_size
+        return SegmentationDataset(self.chosen, *sizes, recipe.crop, recipe.trunk.mean, recipe.seed)
 
 
 def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
@@ -69,19 +305,17 @@ def with_fitting_neck(recipe: FinetuneRecipe) -> FinetuneRecipe:
 
 
 def run_finetuning(
-    data: LabelledData,
-    val: LabelledData,
     recipe: FinetuneRecipe,
     recipe_text: str,
     out: Path,
-    weights: Path | None,
-    quiet: bool,
+    data: LabelledData,
+    val: LabelledData,
+    weights: Path | None = None,
+    quiet: bool = False,
     allow_changes: bool = False,
 ) -> Run:
     """Fine-tune in a folder, continuing what is there; see `boxless.finetune`."""
-    run = Run(out)
-    fabric = training_fabric(recipe.precision)
-    quiet = quiet or rank() > 0
+    run, fabric, quiet = Run(out), training_fabric(recipe.precision), quiet or rank() > 0
     inputs = {
         "data": data.origin,
         "labels": labels_digest(data.images),
@@ -91,246 +325,14 @@ def run_finetuning(
         "weights": str(weights) if weights else None,
         "weights_sha256": sha256_of(weights) if weights else None,
     }
-    with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
-        if shared(run.finished):
-            say(f"{out}: this run is finished already", quiet)
-        else:
-            _finetune(fabric, run, data, val, recipe, weights, quiet)
+    task = SegmentTask if recipe.detector.kind == "fcn" else DetectTask
+    with training_in(out, recipe_text, inputs, allow_changes, quiet) as unfinished:
+        if unfinished:
+            fit(task(recipe, fabric, out, data, val, weights, quiet), run, fabric, quiet)
     return run
 
 
-def _finetune(
-    fabric: Fabric,
-    run: Run,
-    data: LabelledData,
-    val: LabelledData,
-    recipe: FinetuneRecipe,
-    weights: Path | None,
-    quiet: bool,
-) -> None:
-    out = run.path
-    check_divides(recipe.batch_size, world_size(), 1 if recipe.accumulate == "auto" else recipe.accumulate)
-    check_sizes(recipe)
-    chosen = choose_labels(data, recipe)
-    masks = recipe.detector.kind == "mask_rcnn"
-    if masks and not chosen.has_masks:
-        raise UserError(f"{data.origin}: detector.kind=mask_rcnn needs masks and these labels have boxes only")
-    if recipe.detector.kind == "keypoint_rcnn" and not chosen.has_keypoints:
-        raise UserError(f"{data.origin}: detector.kind=keypoint_rcnn needs keypoints and these labels have none")
-    check_keypoints(val, data.skeleton, recipe)
-    if recipe.metric == "lvis":
-        check_federated(val)
-    choice = _label_choice(chosen, recipe)
-    check_same("data", f"{len(chosen)} images ({choice['sha256'][:16]})")
-    alone(lambda: write_json(out / "labels.json", choice))
-    say(f"learning from {len(chosen)} of {len(data)} images; SHA-256 of their ids: {choice['sha256']}", quiet)
-    say(rates_in_words(recipe.batch_size, recipe.optim.lr, recipe.optim.reference_batch, world_size()), quiet)
-    torch.manual_seed(recipe.seed)
-    trunk = build_trunk(recipe.trunk, recipe.detector)
-    report = None
-    if weights is not None:
-        report = load_trunk(trunk, weights, recipe.min_loaded)
-        say(str(report), quiet)
-    freeze(trunk, recipe.freeze)
-    detector = build_detector(trunk, len(data.classes), recipe.detector, len(data.skeleton.names))
-    detector = detector.to(fabric.device).to(memory_format=torch.channels_last)
-    if recipe.trunk.norm == "sync":
-        detector = synchronize_norms(detector)
-    optimizer = make_optimizer(detector, trunk, recipe.optim)
-    repeats = repeat_factors(chosen, recipe.repeat_threshold) if recipe.repeat_threshold else None
-    schedule = Schedule.of(recipe, len(chosen) if repeats is None else round(float(repeats.sum())))
-    progress, spent = Progress(0, schedule.steps), 0.0
-    state = shared(alone(lambda: load_checkpoint(out / "checkpoints")))
-    if state is not None:
-        with fitting_state(out):
-            detector.load_state_dict(state["module"])
-            restore_optimizer(optimizer, state["optimizer"])
-        restore_scale(fabric, state)
-        progress.step, spent = state["step"], state["seconds"]
-        say(f"{out}: continuing at step {progress.step} of {schedule.steps}", quiet)
-    placed, optimizer = fabric.setup(detector, optimizer)
-    workers = worker_count(recipe.workers, 8)
-    dataset: Dataset[DetectionSample] = (
-        training_set(chosen, recipe)
-        if recipe.detector.kind == "fcn"
-        else DetectionDataset(chosen, recipe.min_size, recipe.max_size, True, masks, recipe.seed, recipe.random_crop)
-    )
-
-    def batches(first: int, end: int) -> DataLoader[list[DetectionSample]]:
-        """Those of this process for some of the steps."""
-        own = schedule.batch // world_size()
-        order = Order(len(chosen), own, first, end, recipe.seed, rank(), world_size(), repeats)
-        return detection_batches(dataset, order, workers)
-
-    mine = rank() == 0  # to write
-    loggers = make_loggers(recipe.loggers, out, asdict(recipe)) if mine else []
-    where, begin = out if mine else None, progress.step
-    journal = Journal(
-        where, begin, schedule.steps, recipe.seed, schedule.batch, title="finetune", quiet=quiet, loggers=loggers
-    )
-    objective = Objective(fabric, placed, recipe, len(chosen))
-    if state is not None:
-        objective.restore(state)
-    look_every = recipe.evaluate_every or max(1, schedule.steps // 5)
-    began = time.monotonic()
-
-    def seconds() -> float:
-        return spent + time.monotonic() - began
-
-    def save() -> None:
-        tensors = {"module": detector.state_dict(), "optimizer": optimizer.state_dict()}
-        objective.skipped.update(united(objective.skipped))
-        content = {**tensors, **kept_scale(fabric), **objective.content(), "seconds": seconds()}
-        alone(lambda: save_checkpoint(out / "checkpoints", progress.step, content))
-
-    stop = Interruption()
-
-    def smaller() -> bool:
-        more = objective.split()
-        if more:
-            at_a_time = f"{objective.accumulate} parts, {objective.fewest} image(s) at a time"
-            say(f"memory is short: from step {progress.step} on each batch is gone through in {at_a_time}", quiet)
-        return more
-
-    def look(step: int) -> None:
-        try:
-            with stop.at_once():
-                scores, _ = evaluate_detector(fabric, detector, val, recipe, workers)
-        except Unfinished:  # the run ends after this step
-            return
-        values = known(next(iter(scores.values())).as_dict())
-        journal.write(step, {f"val/{name}": value for name, value in values.items()})
-        journal.status = "".join(f"val {name} {value:.1%}" for name, value in list(values.items())[:1])
-
-    def after_step(step: int) -> None:
-        if (step + 1) % look_every == 0 and step + 1 < schedule.steps:
-            alone(lambda: look(step))
-
-    try:
-        with stop:
-            train(
-                fabric,
-                placed,
-                optimizer,
-                batches(begin, schedule.steps),
-                objective,
-                schedule.learning_rate,
-                progress,
-                journal,
-                after_step,
-                save,
-                recipe.checkpoint_every,
-                recipe.optim.clip_norm,
-                objective.parts,
-                stop,
-                smaller if recipe.accumulate == "auto" else None,
-            )
-            if begin < progress.step == schedule.steps:
-                save()  # to measure the detector may take long
-    except OutOfMemory as error:
-        raise UserError(f"{out}: {error}, with {objective.fewest} images at a time; {_need_less(recipe)}") from None
-    except NonFiniteStep as error:
-        raise UserError(f"{out}: stopped, {error}; the last checkpoint is kept. Lower optim.lr") from None
-    finally:
-        journal.close()
-    if progress.step < schedule.steps:
-        raise stop.unfinished(out, progress.step, schedule.steps)
-
-    def finish() -> None:
-        save_detector(run.weights, detector)
-        scores, skipped = evaluate_detector(fabric, detector, val, recipe, workers, out)
-        summary = _summary(recipe, chosen, schedule, report, scores, skipped, seconds())
-        write_json(out / "summary.json", {**summary, "skipped_in_training": objective.skipped})
-        say(score_table(scores), quiet)
-        for what, left_out in (("labelled images", objective.skipped), ("images of --val", skipped)):
-            if left_out:
-                say(skipped_report(left_out, what), quiet)
-        say(f"detector: {run.weights}; classes and label choice: {out / 'labels.json'}", quiet)
-
-    try:
-        with stop, stop.at_once():
-            if recipe.precise_norms:
-                say(f"estimating the statistics of norms from {recipe.precise_norms} batches", quiet)
-                after = schedule.steps
-                torch.manual_seed(recipe.seed)
-                further = batches(after, after + recipe.precise_norms)
-                parts = (part for batch in further for part in objective.parts(batch))
-                estimate_norms(detector, parts, lambda part: objective(part, after))
-            alone(finish)
-    except Unfinished:
-        raise stop.unfinished(out, progress.step, schedule.steps) from None
-
-
-class Objective:
-    """A batch of samples to the detector's losses; `images`: how many there are to learn from."""
-
-    def __init__(self, fabric: Fabric, detector: nn.Module, recipe: FinetuneRecipe, images: int) -> None:
-        self.fabric, self.detector, self.recipe = fabric, detector, recipe
-        self.accumulate = 1 if recipe.accumulate == "auto" else recipe.accumulate
-        self.batch = recipe.batch_size // world_size()
-        self.skipped: dict[str, str] = {}
-        self._hopeless, self._usable, self._unusable = min(images, HOPELESS), 0, 0
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what a checkpoint holds."""
-        self.skipped.update(state.get("skipped", {}))
-        if self.recipe.accumulate == "auto":  # parts no larger than those that fitted, for any number of processes
-            fewest = max(1, state.get("fewest", self.batch))
-            self.accumulate = next(parts for parts in _divisors(self.batch) if self.batch // parts <= fewest)
-
-    def content(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"fewest": self.fewest, "skipped": self.skipped}
-
-    def __call__(self, samples: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
-        """torchvision's losses and their sum.
-
-        Raises:
-            UserError: none of the first images can be used.
-        """
-        skipped = [sample.skipped for sample in samples if sample.skipped is not None]
-        self.skipped.update(skipped)
-        self._unusable += len(skipped)
-        self._usable += len(samples) - len(skipped)
-        if not self._usable and self._unusable >= self._hopeless:
-            path, reason = skipped[0]
-            raise UserError(f"{path}: {reason}; none of the first {self._unusable} images can be used: check the data")
-        device = self.fabric.device
-        images = [sample.image.to(device, non_blocking=True).float() / 255 for sample in samples]
-        targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in samples]
-        losses: dict[str, Tensor] = self.detector(images, targets)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
-
-    def parts(self, samples: list[DetectionSample]) -> list[list[DetectionSample]]:
-        """A batch in equal parts, for memory."""
-        size = self.fewest
-        return [samples[first : first + size] for first in range(0, len(samples), size)]
-
-    @property
-    def fewest(self) -> int:
-        """Images of a part."""
-        return self.batch // self.accumulate
-
-    def split(self) -> bool:
-        """Take the next larger number of equal parts; whether there is one."""
-        more = (parts for parts in _divisors(self.batch) if parts >= 2 * self.accumulate)
-        self.accumulate, before = next(more, self.accumulate), self.accumulate
-        return self.accumulate > before
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def _need_less(recipe: FinetuneRecipe) -> str:
-    if world_size() > 1:
-        return "give a larger --accumulate, or smaller images (--min-size, --max-size)"
-    if recipe.accumulate == "auto":
-        return "give smaller images (--min-size, --max-size) or close other programs"
-    return "give --accumulate auto, which goes through each batch in parts that fit"
-
-
-def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:
+def make_detector_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:
     """The optimiser over everything that is not frozen; the body's stages have rates of their own."""
     groups: list[dict[str, Any]] = []
     in_body: set[int] = set()
@@ -342,47 +344,16 @@ def make_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -
     for group in parameter_groups(detector, settings.weight_decay):
         rest = [p for p in group["params"] if id(p) not in in_body]
         groups += [{**group, "params": rest, "lr_scale": 1.0}] if rest else []
-    if settings.name == "sgd":
-        return SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
-    return AdamW(groups, lr=settings.lr, fused=None if torch.cuda.is_available() else True)
-
-
-def _label_choice(chosen: LabelledData, recipe: FinetuneRecipe) -> dict[str, Any]:
-    skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.kind == "keypoint_rcnn" else {}
-    return {
-        "classes": chosen.classes,
-        **skeleton,
-        "choice": "list" if recipe.label_list is not None else recipe.label_choice,
-        "seed": recipe.label_seed,
-        "sha256": fingerprint(chosen.images),
-        "images": [image.image_id for image in chosen.images],
-    }
+    return make_optimizer(settings.name, groups, settings.lr, settings.momentum)
 
 
 def save_detector(path: Path, detector: nn.Module) -> None:
-    """All of a detector's weights as safetensors, atomically."""
+    """Write all of a detector's weights as safetensors, atomically."""
     from safetensors.torch import save_file
 
     with written(path) as partial:
         save_file({name: t.detach().cpu().contiguous() for name, t in detector.state_dict().items()}, partial)
 
 
-def _summary(
-    recipe: FinetuneRecipe,
-    chosen: LabelledData,
-    schedule: Schedule,
-    report: WeightsReport | None,
-    scores: Mapping[str, Scores | SegmentationScores],
-    skipped: Mapping[str, str],
-    seconds: float,
-) -> dict[str, Any]:
-    return {
-        "detector": recipe.detector.kind,
-        "labelled_images": len(chosen),
-        "steps": schedule.steps,
-        "seconds": round(seconds, 1),
-        "weights": str(report) if report else "from scratch",
-        "scores": {kind: result.as_dict() for kind, result in scores.items()},
-        "per_class": {kind: result.per_class for kind, result in scores.items()},
-        "skipped": dict(skipped),
-    }
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]

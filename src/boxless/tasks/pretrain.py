@@ -1,49 +1,242 @@
-"""A pretraining run, from images to weights."""
+"""Pretraining as a Task: a method on views of images without labels, from images to a trunk's weights."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from boxless.data.dataloader import arriving_batches, equally_wide
 from boxless.data.gpu_jpeg import require_gpu_decoder
+from boxless.data.images import skipped_report
 from boxless.data.index import ImageIndex
 from boxless.data.shards.fetch import image_order
-from boxless.data.unlabelled import Batch, Boxes, ViewDataset
+from boxless.data.transforms.color import augment
+from boxless.data.unlabelled import Batch, Boxes, ViewDataset, fill_resized
+from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
-from boxless.interop.weights import save_trunk
-from boxless.recipes.schema import PretrainRecipe
-from boxless.runs.run import Run, start_run, write_json
+from boxless.geometry.view import View
+from boxless.interop.weights import load_trunk, save_trunk
+from boxless.methods.method import GroupedNorms, MethodOutput, MovingTarget, as_module
+from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.runs.run import Run, training_in, write_json
 from boxless.runs.weights import adopt
-from boxless.tasks.batch_size import need_less
 from boxless.tasks.compiling import compile_parts, is_compiled
-from boxless.tasks.learner import Learner, skipped_report
-from boxless.tasks.objective import Objective
-from boxless.tasks.replay import keep
 from boxless.tasks.schedule import Plan, rates_in_words
-from boxless.training.checkpoint import fitting, load_checkpoint, save_checkpoint
 from boxless.training.device import training_fabric, worker_count
-from boxless.training.distributed import gather_rows, rank, world_size
-from boxless.training.faults import mishaps
-from boxless.training.fit import Progress, kept_scale, restore_scale, train
-from boxless.training.health import measure
-from boxless.training.logger import Journal
-from boxless.training.loggers import make_loggers
-from boxless.training.memory import OutOfMemory
+from boxless.training.distributed import gather_rows, rank, synchronize_norms, world_size
+from boxless.training.fit import fit
+from boxless.training.health import Alarm, Health, HealthRecord, measure
+from boxless.training.logger import MetricLogger
+from boxless.training.memory import MicroBatches, OutOfMemory
 from boxless.training.nan_guard import NonFiniteStep
-from boxless.training.optim import warmup_cosine
+from boxless.training.optim import make_optimizer, parameter_groups, warmup_cosine
 from boxless.training.progress import say
-from boxless.training.rank_zero import alone, check_same, shared, united
-from boxless.training.signals import Interruption
+from boxless.training.rank_zero import broadcast, check_same, merged, on_rank_zero
+
+LEAST_LOADED = 0.99
+"""Share of the backbone, and of each part that the start's weights hold, that must be loaded."""
 
 
-class Collapse(Exception):
-    """The embeddings of all images have become the same."""
+class PretrainTask:
+    """A trunk in a method: views of a batch to the method's loss; the trunk's weights are what comes out.
+
+    Args:
+        recipe: settings; the seed draws what no weights fill.
+        fabric: device, precision and processes.
+        out: folder of the run.
+        index: images; None where only `build` and `loss` are called.
+        proposals: boxes without labels, for methods that need them.
+        init: weights to start from.
+        quiet: print nothing.
+
+    Attributes:
+        trunk: what comes out.
+        method: around the trunk.
+        output: of the last forward pass.
+        health: measures of the embeddings.
+        start: report of what `init` filled, or None.
+    """
+
+    title = "pretrain"
+    evaluate_every: int | None = None
+    module: nn.Module
+    optimizer: Optimizer
+
+    def __init__(
+        self,
+        recipe: PretrainRecipe,
+        fabric: Fabric,
+        out: Path,
+        index: ImageIndex | None = None,
+        proposals: Boxes | None = None,
+        init: Path | None = None,
+        quiet: bool = True,
+    ) -> None:
+        self.recipe, self.fabric, self.out, self.init, self.quiet = recipe, fabric, out, init, quiet
+        self.index, self.proposals = index, proposals
+        self.specs = recipe.method.views()
+        self.plan = Plan.of(recipe, len(index) if index is not None else recipe.batch_size, world_size())
+        self.steps, self.batch = self.plan.steps, self.plan.batch
+        # Norms, negatives and statistics are those of the whole batch.
+        self.micro_batches = MicroBatches(self.batch // world_size())
+        self.compiled = is_compiled(recipe, self.steps, fabric.device)
+        self.health = HealthRecord()
+        self.alarms: list[Alarm] = self.health.alarms
+        self.skipped: dict[str, str] = {}
+        self.start: str | None = None
+        self.output = MethodOutput(torch.zeros(()), {})
+
+    def build(self, fresh: bool = True) -> None:
+        """Make trunk, method and optimizer; targets are copied after the weights are loaded, so they start alike."""
+        recipe, device = self.recipe, self.fabric.device
+        optim = recipe.optim
+        say(rates_in_words(self.batch, optim.base_lr, optim.reference_batch, world_size()), self.quiet)
+        if self.batch < recipe.batch_size:
+            say(f"batch_size: {self.batch} (all images), not {recipe.batch_size}", self.quiet)
+        torch.manual_seed(recipe.seed)
+        self.trunk = Trunk(recipe.trunk)
+        if self.init is not None and fresh:
+            self.start = str(load_trunk(self.trunk, self.init, LEAST_LOADED))
+            say(self.start, self.quiet)
+        self.method = recipe.method.build(self.trunk)
+        module = as_module(self.method).to(device).to(memory_format=torch.channels_last)
+        self.module = module if isinstance(recipe.method, GroupedNorms) else synchronize_norms(module)
+        self.optimizer = make_pretrain_optimizer(self.module, recipe.optim)
+        mean, std = torch.tensor(recipe.trunk.mean), torch.tensor(recipe.trunk.std)
+        self.mean, self.std = (values.view(1, 3, 1, 1).to(device) for values in (mean, std))
+        if self.compiled:
+            say("compiling: the first steps take a minute or two", self.quiet)
+            compile_parts(self.module, self.trunk)
+
+    def learning_rate(self, step: int) -> float:
+        """A warm-up, then a cosine."""
+        return warmup_cosine(step, **self.plan.learning_rates(self.recipe.optim))
+
+    def batches(self, first: int, end: int) -> Iterator[Batch]:
+        """This process's share of each step's images, on the device."""
+        assert self.index is not None
+        recipe = self.recipe
+        dataset = ViewDataset(self.index, self.specs, self.proposals, recipe.seed)
+        dataset[0, 0]  # if nothing can be read, this says so in one line; a worker would add its traceback
+        share = self.batch // world_size()
+        order = image_order(self.index, share, first, end, recipe.seed, recipe.shard_buffer, rank(), world_size())
+        batches = arriving_batches(self.fabric, dataset, order, worker_count(recipe.workers, 16), recipe.decoder)
+        return equally_wide(batches) if recipe.method.needs_boxes and world_size() > 1 else batches
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[View, ...]:
+        """The method's views of a batch (uint8), augmented and normalised on the device."""
+        views = []
+        for view, spec in zip(fill_resized(batch, self.specs), self.specs, strict=True):
+            view = augment(view, spec.photometric, generator, self.compiled)
+            image = view.image.sub_(self.mean).div_(self.std)
+            views.append(view.with_image(image.contiguous(memory_format=torch.channels_last)))
+        return tuple(views)
+
+    def loss(self, module: nn.Module, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """The method's loss and its terms."""
+        self.skipped.update(dict(batch.skipped))
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
+        self.output = module(self.views(batch, generator), batch.boxes, batch.valid, generator)
+        return {"loss": self.output.loss, **self.output.terms}
+
+    def after_step(self, step: int, log: MetricLogger) -> None:
+        """Move the method's targets; from time to time measure the embeddings.
+
+        Raises:
+            UserError: the embeddings of all images have become the same.
+        """
+        recipe = self.recipe
+        self.method.after_step(step, self.steps)
+        if step % recipe.health_every and step + 1 < self.steps:
+            return
+        online, target = self.output.online, self.output.target
+        if online is not None and target is not None:
+            health = broadcast(measure(gather_rows(online), gather_rows(target)))
+            self.health.add(step, health)
+            log.write(step, {f"health/{name}": value for name, value in asdict(health).items()})
+            log.status = self.health.verdict
+        if isinstance(self.method, MovingTarget):
+            log.write(step, {"momentum": self.method.momentum(step, self.steps)})
+        if recipe.stop_on_collapse and self.health.collapsed_at is not None:
+            raise UserError(
+                f"{self.out}: stopped at step {step}, {self.health.verdict}; the last checkpoint is kept. "
+                f"Lower optim.base_lr, raise method.momentum, or go on with stop_on_collapse=false\n"
+                f"{self.health.report()}"
+            )
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Nothing: images without labels have no scores."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """The measures of the embeddings, and what the weights filled."""
+        health = [(s, list(astuple(v))) for s, v in zip(self.health.steps, self.health.values, strict=True)]
+        return {"health": health, "init": self.start}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.start = state.get("init")
+        for step, values in state["health"]:
+            self.health.add(step, Health(*values))
+
+    def remedy(self, error: OutOfMemory | NonFiniteStep) -> str:
+        """A batch that fits, or how to see where a NaN began."""
+        if isinstance(error, OutOfMemory):
+            from boxless.tasks.batch_size import batch_that_fits
+
+            return batch_that_fits(self, error)
+        from boxless.tasks.replay import keep
+
+        kept = keep(self.out, error)
+        return f"Lower optim.base_lr; to see where it began: boxless pretrain --replay {kept}"
+
+    def finish(self, seconds: float) -> None:
+        """Write the trunk's trained parts and the summary."""
+        self.skipped.update(merged(self.skipped))
+        weights = Run(self.out).weights
+
+        def write() -> None:
+            save_trunk(weights, self.trunk, self.parts)
+            write_json(self.out / "summary.json", self._summary(seconds))
+
+        on_rank_zero(write)
+        say(self.health.report(), self.quiet)
+        if self.skipped:
+            say(skipped_report(self.skipped), self.quiet)
+        say(f"weights: {weights} ({', '.join(self.parts)})", self.quiet)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The trunk's parts that are worth keeping: a backbone that was frozen belongs to what was trained on it."""
+        return tuple(part for part in self.trunk.parts if part in ("backbone", *self.method.trains))
+
+    def _summary(self, seconds: float) -> dict[str, Any]:
+        images = self.steps * self.batch
+        return {
+            "method": self.recipe.method.name,
+            "init": self.start or "random weights",
+            "trains": list(self.method.trains),
+            "steps": self.steps,
+            "images_seen": images,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(images / seconds, 2),
+            "health": self.health.verdict,
+            "health_report": self.health.report(),
+            "skipped": self.skipped,
+        }
+
+
+def make_pretrain_optimizer(module: nn.Module, settings: PretrainOptim) -> Optimizer:
+    """The optimiser of a pretraining, over everything that takes gradients."""
+    groups = parameter_groups(module, settings.weight_decay)
+    for group in groups:
+        group["lr_scale"] = settings.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
+    return make_optimizer(settings.name, groups, settings.base_lr, settings.momentum, settings.adapt_biases)
 
 
 def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
@@ -52,19 +245,17 @@ def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
 
 
 def run_pretraining(
-    index: ImageIndex,
-    boxes: Boxes | None,
     recipe: PretrainRecipe,
     recipe_text: str,
     out: Path,
-    init: Path | None,
-    quiet: bool,
+    index: ImageIndex,
+    proposals: Boxes | None = None,
+    init: Path | None = None,
+    quiet: bool = False,
     allow_changes: bool = False,
 ) -> Run:
     """Pretrain in a folder, continuing what is there; see `boxless.pretrain`."""
-    run = Run(out)
-    fabric = training_fabric(recipe.precision)
-    quiet = quiet or rank() > 0
+    run, fabric, quiet = Run(out), training_fabric(recipe.precision), quiet or rank() > 0
     inputs = {
         "images": len(index),
         "data": index.fingerprint,
@@ -72,172 +263,22 @@ def run_pretraining(
         "init": str(init) if init else None,
     }
     check_same("data", f"{len(index)} images ({index.content})")
-    with mishaps(out), alone(lambda: start_run(out, recipe_text, inputs, allow_changes)) or nullcontext():
-        if shared(run.finished):
-            say(f"{out}: this run is finished already", quiet)
-        else:
-            _pretrain(fabric, run, index, boxes, recipe, init, quiet)
+    with training_in(out, recipe_text, inputs, allow_changes, quiet) as unfinished:
+        if unfinished:
+            if recipe.decoder == "gpu":
+                require_gpu_decoder(fabric.device)
+            torch.backends.cudnn.benchmark = True  # views have few sizes: the fastest convolutions are found once
+            fit(PretrainTask(recipe, fabric, out, index, proposals, init, quiet), run, fabric, quiet)
     return run
 
 
-def _pretrain(
-    fabric: Fabric,
-    run: Run,
-    index: ImageIndex,
-    boxes: Boxes | None,
-    recipe: PretrainRecipe,
-    init: Path | None,
-    quiet: bool,
-) -> None:
-    if recipe.decoder == "gpu":
-        require_gpu_decoder(fabric.device)
-    plan = Plan.of(recipe, len(index), world_size())
-    say(rates_in_words(plan.batch, recipe.optim.base_lr, recipe.optim.reference_batch, world_size()), quiet)
-    if len(index) < recipe.batch_size:
-        say(f"batch_size: {plan.batch} (all images), not {recipe.batch_size}", quiet)
-    torch.backends.cudnn.benchmark = True  # views have few sizes: the fastest convolutions are found once
-    state = shared(alone(lambda: load_checkpoint(run.path / "checkpoints")))
-    # A run that goes on has its weights, whatever the file now holds.
-    learner = Learner(recipe, fabric.device, init if state is None else None)
-    progress = Progress(0, plan.steps)
-    if state is not None:
-        with fitting(run.path):
-            learner.restore(state)
-        restore_scale(fabric, state)
-        progress.step = state["step"]
-        say(f"{run.path}: continuing at step {progress.step} of {plan.steps}", quiet)
-    elif learner.start is not None:
-        say(learner.start, quiet)
-    dataset = ViewDataset(index, recipe.method.views(), boxes, recipe.seed)
-    dataset[0, 0]  # where nothing can be read, this says so in one line; a worker's error would come with its traceback
-    _train(
-        fabric, run, learner, recipe, plan, progress, _batches(fabric, index, dataset, recipe, plan, progress), quiet
-    )
-    learner.skipped.update(united(learner.skipped))
+def check_start(recipe: PretrainRecipe, init: Path | None) -> None:
+    """Build the trunk and the method, and load the weights, to find a mistake before hours of proposals.
 
-    def finish() -> None:
-        save_trunk(run.weights, learner.trunk, learner.parts)
-        write_json(run.path / "summary.json", _summary(recipe, plan, learner))
-
-    alone(finish)
-    say(learner.health.report(), quiet)
-    if learner.skipped:
-        say(skipped_report(learner.skipped), quiet)
-    say(f"weights: {run.weights} ({', '.join(learner.parts)})", quiet)
-
-
-def _batches(
-    fabric: Fabric, index: ImageIndex, dataset: ViewDataset, recipe: PretrainRecipe, plan: Plan, progress: Progress
-) -> Iterator[Batch]:
-    """This process's share of each step that is left, on the device."""
-    own = plan.batch // world_size()
-    places = progress.step, plan.steps, recipe.seed, recipe.shard_buffer, rank(), world_size()
-    order, workers = image_order(index, own, *places), worker_count(recipe.workers, 16)
-    batches = arriving_batches(fabric, dataset, order, workers, recipe.decoder)
-    return equally_wide(batches) if recipe.method.needs_boxes and world_size() > 1 else batches
-
-
-def _train(
-    fabric: Fabric,
-    run: Run,
-    learner: Learner,
-    recipe: PretrainRecipe,
-    plan: Plan,
-    progress: Progress,
-    batches: Iterable[Batch],
-    quiet: bool,
-) -> None:
-    """Take the steps that are left, with checkpoints, measures and a journal on the way."""
-    compiled = is_compiled(recipe, plan.steps, fabric.device)
-    if compiled:
-        say("compiling: the first steps take a minute or two", quiet)
-        compile_parts(learner.module, learner.trunk)
-    placed, optimizer = fabric.setup(learner.module, learner.optimizer)
-    objective = Objective(fabric, placed, recipe, learner.skipped, compiled)
-    where, loggers = run.path if rank() == 0 else None, make_loggers(recipe.loggers, run.path, asdict(recipe))
-    journal = Journal(
-        where, progress.step, plan.steps, recipe.seed, plan.batch, title="pretrain", quiet=quiet, loggers=loggers
-    )
-
-    journal.alarms = learner.health.alarms
-
-    def save() -> None:
-        learner.skipped.update(united(learner.skipped))
-        content = {**learner.content(), **kept_scale(fabric)}
-        alone(lambda: save_checkpoint(run.path / "checkpoints", progress.step, content))
-
-    stop = Interruption()
-    try:
-        with stop:
-            train(
-                fabric,
-                placed,
-                optimizer,
-                batches,
-                objective,
-                partial(warmup_cosine, **plan.learning_rates(recipe.optim)),
-                progress,
-                journal,
-                _after_step(learner, recipe, plan, objective, journal),
-                save,
-                recipe.checkpoint_every,
-                recipe.optim.clip_norm,
-                stop=stop,
-            )
-    except Collapse:
-        raise UserError(
-            f"{run.path}: stopped at step {progress.step}, {learner.health.verdict}; the last checkpoint is kept. "
-            f"Lower optim.base_lr, raise method.momentum, or go on with stop_on_collapse=false\n"
-            f"{learner.health.report()}"
-        ) from None
-    except OutOfMemory as error:
-        raise UserError(f"{run.path}: {error}; {need_less(objective, error, recipe)}") from None
-    except NonFiniteStep as error:
-        raise UserError(
-            f"{run.path}: stopped, {error}; the last checkpoint is kept. Lower optim.base_lr; to see where it began: "
-            f"boxless pretrain --replay {keep(run.path, error)}"
-        ) from None
-    finally:
-        journal.close()
-    if progress.step < plan.steps:
-        raise stop.unfinished(run.path, progress.step, plan.steps)
-
-
-def _after_step(
-    learner: Learner, recipe: PretrainRecipe, plan: Plan, objective: Objective, journal: Journal
-) -> Callable[[int], None]:
-    """What follows each step: targets move, and from time to time the embeddings are measured."""
-    momentum: Callable[[int, int], float] | None = getattr(learner.method, "momentum", None)  # of a target that follows
-
-    def after_step(step: int) -> None:
-        learner.method.after_step(step, plan.steps)
-        if step % recipe.health_every and step + 1 < plan.steps:
-            return
-        online, target = objective.output.online, objective.output.target
-        if online is not None and target is not None:
-            health = shared(measure(gather_rows(online), gather_rows(target)))
-            learner.health.add(step, health)
-            journal.write(step, {f"health/{name}": value for name, value in asdict(health).items()})
-            journal.status = learner.health.verdict
-        if momentum is not None:
-            journal.write(step, {"momentum": momentum(step, plan.steps)})
-        if recipe.stop_on_collapse and learner.health.collapsed_at is not None:
-            raise Collapse
-
-    return after_step
-
-
-def _summary(recipe: PretrainRecipe, plan: Plan, learner: Learner) -> dict[str, Any]:
-    seconds = learner.seconds
-    return {
-        "method": recipe.method.name,
-        "init": learner.start or "random weights",
-        "trains": list(learner.method.trains),
-        "steps": plan.steps,
-        "images_seen": plan.steps * plan.batch,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(plan.steps * plan.batch / seconds, 2),
-        "health": learner.health.verdict,
-        "health_report": learner.health.report(),
-        "skipped": learner.skipped,
-    }
+    Raises:
+        UserError: trunk, weights and method do not go together.
+    """
+    trunk = Trunk(recipe.trunk)
+    if init is not None:
+        load_trunk(trunk, init, LEAST_LOADED)
+    recipe.method.build(trunk)

@@ -19,16 +19,15 @@ from boxless.files import written
 from boxless.geometry.view import View
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.tasks.learner import Learner
-from boxless.tasks.objective import Objective
+from boxless.tasks.pretrain import PretrainTask
 from boxless.training.device import make_fabric, resolve_precision
 from boxless.training.distributed import rank, world_size
 from boxless.training.fit import seed_step
 from boxless.training.nan_guard import NonFiniteStep
-from boxless.training.rank_zero import each
+from boxless.training.rank_zero import gather_objects
 
 PACKAGE = Path(__file__).parents[1]
-AROUND = Path("runs/replay.py"), Path("runs/objective.py")
+AROUND = Path("tasks/replay.py"), Path("tasks/pretrain.py")
 """Files of ours that every step goes through, whatever its method."""
 
 
@@ -41,7 +40,7 @@ def keep(out: Path, error: NonFiniteStep) -> Path:
     for old in out.glob("replay-step-*.safetensors") if rank() == 0 else ():
         old.unlink()
     path = out / f"replay-step-{error.step:08d}.safetensors"
-    own = each(error.own)
+    own = gather_objects(error.own)
     if rank() == (own.index(True) if any(own) else 0):
         batch: Batch = error.batch
         tensors = {f"module/{name}": value for name, value in error.state.items()}
@@ -70,16 +69,16 @@ def replay(path: Path) -> str:
     tensors, about = _read(path)
     recipe = load(path.parent / "recipe.yaml", PretrainRecipe)
     fabric, step = make_fabric("32-true"), int(about["step"])
-    learner = Learner(recipe, fabric.device)
+    task = PretrainTask(recipe, fabric, path.parent)
+    task.build()
     state = {name.removeprefix("module/"): value for name, value in tensors.items() if name.startswith("module/")}
-    learner.module.load_state_dict(state)
-    module = fabric.setup_module(learner.module.train())
-    objective = Objective(fabric, module, recipe, {})
-    views = [_view(tensors, number) for number in range(len(recipe.method.views()))]
+    task.module.load_state_dict(state)
+    task.module.train()
+    views = [_view(tensors, number) for number in range(len(task.specs))]
     batch = Batch(tuple(views), tensors["boxes"], tensors["valid"], ()).to(fabric.device)
     seed_step(recipe.seed, step, int(about["process"]))
-    broken = [name for name, value in learner.module.named_parameters() if not value.isfinite().all()]
-    found = f"the weight {broken[0]}, before the step" if broken else _first(learner.module, objective, batch, step)
+    broken = [name for name, value in task.module.named_parameters() if not value.isfinite().all()]
+    found = f"the weight {broken[0]}, before the step" if broken else _first(task, batch, step)
     if found is not None:
         return f"step {step} again in float32: the first that is not finite is {found}"
     used = resolve_precision(recipe.precision)
@@ -108,12 +107,13 @@ def _view(tensors: Mapping[str, Tensor], number: int) -> View | None:
     return None if image is None else View(image, tensors[f"view/{number}/from_source"])
 
 
-def _first(module: nn.Module, objective: Objective, batch: Batch, step: int) -> str | None:
+def _first(task: PretrainTask, batch: Batch, step: int) -> str | None:
     """What first is not finite in a forward and backward pass, in words; None where all is."""
+    module = task.module
     with _watched(module) as found, warnings.catch_warnings(record=True) as traces:
         warnings.simplefilter("always")
         with torch.autograd.detect_anomaly():
-            terms = objective(batch, step)
+            terms = task.loss(module, batch, step)
             if found:
                 return found[0]
             broken = [name for name, value in terms.items() if name != "loss" and not value.isfinite().all()]

@@ -10,37 +10,12 @@ from torch import nn
 from boxless.data.annotations.types import LabelledData
 from boxless.data.detection import DetectionSample
 from boxless.data.index import ImageIndex
-from boxless.data.segmentation import CropConfig, SegmentationDataset
-from boxless.errors import UserError
+from boxless.data.segmentation import SegmentationDataset
 from boxless.evaluation.inference import segment
 from boxless.evaluation.mean_iou import SegmentationScores, confusion, mean_iou
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.tasks.detect import SourceImages, workers_for
 from boxless.training.device import make_fabric
-
-
-def check_sizes(recipe: FinetuneRecipe) -> None:
-    """Refuse what would be of no effect or wrong in training: crops of other kinds than FCN, and the other way round.
-
-    Raises:
-        UserError: naming the key.
-    """
-    kind, crop = recipe.detector.kind, recipe.crop
-    if kind != "fcn" and crop != CropConfig():
-        raise UserError(f"crop: only detector.kind=fcn crops by it, this is {kind}; leave it as it is")
-    if kind != "fcn" and not recipe.min_size:
-        raise UserError("min_size: empty; only detector.kind=fcn takes images as large as they are on disk")
-    if kind == "fcn" and recipe.random_crop:
-        raise UserError("random_crop: not for detector.kind=fcn, which has crop.size and crop.scales")
-    low, high = crop.scales
-    if crop.size < 1 or not 0 < low <= high:
-        raise UserError(f"crop: size {crop.size} and scales {low} to {high}; expected more than 0, in this order")
-
-
-def training_set(data: LabelledData, recipe: FinetuneRecipe) -> SegmentationDataset:
-    """What FCN learns from."""
-    mean = recipe.trunk.mean
-    return SegmentationDataset(data, recipe.min_size, recipe.max_size, recipe.crop, mean, recipe.seed)
 
 
 def measure_classes(

@@ -88,8 +88,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 @contextmanager
-def fitting(out: Path) -> Iterator[None]:
-    """Let a checkpoint that is not of this network end a run, in the folder `out`, with one line.
+def check_network(out: Path) -> Iterator[None]:
+    """Raise UserError if a checkpoint in the folder `out` does not match the network.
 
     Raises:
         UserError: that line.

@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 import sys
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from boxless.errors import UserError
 from boxless.launch import Processes
 from boxless.training.memory import keep_freed_memory
-from boxless.training.rank_zero import hosts
+from boxless.training.rank_zero import cpu_group
 
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 
@@ -93,7 +93,7 @@ def training_fabric(precision: str) -> Fabric:
         fabric.launch()
     finally:
         logging.disable(logging.NOTSET)
-    hosts()
+    cpu_group()
     return fabric
 
 

@@ -1,4 +1,4 @@
-"""What befalls a run from outside: data that cannot be had, data workers and processes that die, full disks."""
+"""Turn external failures (missing data, dead workers and processes, full disks) into one-line errors."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -25,8 +25,8 @@ _PROCESS = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe|timed 
 
 
 @contextmanager
-def mishaps(out: Path) -> Iterator[None]:
-    """Let what befalls the run in the folder `out` end it with one line.
+def one_line_faults(out: Path) -> Iterator[None]:
+    """End the run in the folder `out` with one line if something outside of it fails.
 
     Raises:
         UserError: that line.

@@ -1,7 +1,8 @@
-"""The only training loop: pretraining passes a method, fine-tuning a detector."""
+"""The life of a training run, for any Task: resume, step by step to the end with checkpoints on the way, finish."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple
 from typing import Any
 
 import torch
@@ -9,109 +10,105 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from boxless.errors import is_out_of_memory
-from boxless.training.alarms import Alarms
+from boxless.errors import Unfinished, UserError, is_out_of_memory
+from boxless.training.checkpoint import check_network, load_checkpoint, restore_optimizer, save_checkpoint
 from boxless.training.distributed import averaged, rank, world_size
 from boxless.training.faults import until_lost
-from boxless.training.logger import Journal
+from boxless.training.health import Alarm, AlarmDetector
+from boxless.training.logger import MetricLogger, make_loggers
 from boxless.training.memory import OutOfMemory, release
-from boxless.training.nan_guard import Guard, NonFiniteStep
+from boxless.training.nan_guard import NanGuard, NonFiniteStep
+from boxless.training.progress import say
+from boxless.training.rank_zero import broadcast, merged, on_rank_zero
+from boxless.training.signals import Signals
+from boxless.training.task import Folder, Task
 
 
-@dataclass
-class Progress:
-    """How far a run is: `step` optimizer steps of `total` are done."""
+def fit(task: Task, run: Folder, fabric: Fabric, quiet: bool = False) -> None:
+    """Train a task in a run's folder, from its newest checkpoint or from the start, to the end.
 
-    step: int
-    total: int
-
-
-def train(
-    fabric: Fabric,
-    module: nn.Module,
-    optimizer: Optimizer,
-    batches: Iterable[Any],
-    losses: Callable[[Any, int], Mapping[str, Tensor]],
-    learning_rate: Callable[[int], float],
-    progress: Progress,
-    journal: Journal,
-    after_step: Callable[[int], None] = lambda step: None,
-    save: Callable[[], None] = lambda: None,
-    save_every: int = 1000,
-    clip_norm: float | None = None,
-    parts: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
-    stop: Callable[[], bool] = lambda: False,
-    smaller: Callable[[], bool] | None = None,
-) -> None:
-    """Train until `progress.total` steps are done, or until `stop`.
-
-    Args:
-        fabric: device, precision and processes.
-        module: in training mode, set up by Fabric.
-        optimizer: set up by Fabric; a group's `lr_scale` multiplies the learning rate.
-        batches: from step `progress.step` on.
-        losses: batch and step -> named scalars; `loss` is minimised, the others are logged.
-        learning_rate: step -> rate.
-        progress: is moved.
-        journal: takes the scalars of each step and reports them from time to time.
-        after_step: called with the step after the optimizer has moved: moves targets, measures, may stop the run.
-        save: writes a checkpoint of the state after `progress.step` steps.
-        save_every: steps between checkpoints.
-        clip_norm: largest norm of all gradients together.
-        parts: a batch in equal parts, which `losses` takes one after the other where memory is short; losses and
-            gradients are averaged over them.
-        stop: asked after each step but the last, by all processes alike; true ends the loop after a checkpoint.
-        smaller: called where memory ran out: whether `parts` gives smaller ones now, to take the step again with.
+    A run that is stopped and goes on takes the same steps as one that is not: batches and random draws depend on seed
+    and step alone.
 
     Raises:
-        NonFiniteStep: naming the step and the terms; no weight has seen it, or on a GPU those of one step alone.
-        OutOfMemory: where a step does not fit.
+        UserError: memory runs out, or a loss or gradient is NaN or infinite; the last checkpoint is kept.
+        Unfinished: a signal ended it; a checkpoint is kept.
     """
+    recipe, checkpoints, began = task.recipe, run.path / "checkpoints", time.monotonic()
+    state = broadcast(on_rank_zero(lambda: load_checkpoint(checkpoints)))
+    task.build(fresh=state is None)
+    step, spent = 0, 0.0
+    if state is not None:
+        with check_network(run.path):
+            _restore(task, fabric, state)
+        step, spent = state["step"], state["seconds"]
+        say(f"{run.path}: continuing at step {step} of {task.steps}", quiet)
+    first = step
+    module, optimizer = fabric.setup(task.module, task.optimizer)
     module.train()
-    guard = Guard(module, late=fabric.device.type == "cuda", overflows=_scaler(fabric) is not None)
-    alarms = Alarms()
+    log = _logger(task, run, first, quiet)
+    guard = NanGuard(module, late=fabric.device.type == "cuda", overflows=_scaler(fabric) is not None)
+    alarms, signals = AlarmDetector(), Signals()
 
-    def finite(looked_at: Iterable[tuple[int, dict[str, float]]]) -> None:
-        try:
-            for past, values in looked_at:
-                for alarm in alarms.see(past, values):
-                    journal.alarm(alarm)
-        except NonFiniteStep as error:
-            journal.status = f"stopped at {error}"
-            raise
+    def raise_alarms(checked: Iterable[tuple[int, dict[str, float]]]) -> None:
+        for past, values in checked:
+            for alarm in alarms.see(past, values):
+                task.alarms.append(alarm)
+                log.alarm(alarm)
 
-    begin = progress.step
+    def seconds() -> float:
+        return spent + time.monotonic() - began
 
-    def keep() -> str:
-        if progress.step > begin:
-            finite(guard.settle())
-            journal.settle(progress.step - 1)
+    def save() -> None:
+        content = _state(task, fabric, seconds())
+        on_rank_zero(lambda: save_checkpoint(checkpoints, step, content))
+
+    def save_what_is_done() -> str:
+        if step > first:
+            raise_alarms(guard.settle())
+            log.settle(step - 1)
             save()
-        return f"{progress.step} of {progress.total} steps are kept"
+        return f"{step} of {task.steps} steps are kept"
 
-    for batch in journal.waited_for(until_lost(batches, keep)):
-        step = progress.step
-        rate = learning_rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-        own = _gradients(fabric, module, optimizer, batch, parts, losses, step, journal.seed, smaller)
-        terms = dict(averaged(own, fabric.device))
-        terms |= _sizes(fabric, module, optimizer, clip_norm)
-        finite(guard.check(step, batch, terms, own["loss"]))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after_step(step)
-        progress.step += 1
-        stopping = progress.step < progress.total and stop()
-        saving = stopping or (progress.step % save_every == 0 and progress.step < progress.total)
-        if saving or progress.step == progress.total:
-            finite(guard.settle())
-        # None is left for after a checkpoint: a resumed run would miss it.
-        journal.record(step, {**terms, "learning_rate": rate}, now=saving)
-        if saving:
-            save()
-        if stopping:
-            return
+    try:
+        with signals:
+            batches = task.batches(step, task.steps) if step < task.steps else ()
+            for batch in log.timed(until_lost(batches, save_what_is_done)):
+                rate = task.learning_rate(step)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("lr_scale", 1.0)
+                own = _gradients(task, fabric, module, optimizer, batch, step, quiet)
+                terms = {**averaged(own, fabric.device), **_clip(fabric, module, optimizer, recipe.optim.clip_norm)}
+                raise_alarms(guard.check(step, batch, terms, own["loss"]))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                task.after_step(step, log)
+                _evaluate(task, log, signals, step)
+                step += 1
+                stopping = step < task.steps and signals()
+                saving = stopping or step == task.steps or step % recipe.checkpoint_every == 0
+                if saving:
+                    raise_alarms(guard.settle())
+                # No scalar is left for after a checkpoint: a resumed run would miss it.
+                log.record(step - 1, {**terms, "learning_rate": rate}, now=saving)
+                if saving:
+                    save()
+                if stopping:
+                    break
+    except OutOfMemory as error:
+        raise UserError(f"{run.path}: {error}; {task.remedy(error)}") from None
+    except NonFiniteStep as error:
+        log.status = f"stopped at {error}"
+        raise UserError(f"{run.path}: stopped, {error}; the last checkpoint is kept. {task.remedy(error)}") from None
+    finally:
+        log.close()
+    if step < task.steps:
+        raise signals.unfinished(run.path, step, task.steps)
+    try:
+        with signals, signals.at_once():
+            task.finish(seconds())
+    except Unfinished:
+        raise signals.unfinished(run.path, step, task.steps) from None
 
 
 def seed_step(seed: int, step: int, process: int) -> None:
@@ -119,58 +116,83 @@ def seed_step(seed: int, step: int, process: int) -> None:
     torch.manual_seed(seed * 1_000_003 + step + process * 2_654_435_761)
 
 
+def _logger(task: Task, run: Folder, first: int, quiet: bool) -> MetricLogger:
+    """The metric logger of the first process; others write nothing."""
+    if rank() > 0:
+        return MetricLogger(None, first, task.steps, task.batch)
+    loggers = make_loggers(task.recipe.loggers, run.path, asdict(task.recipe))  # type: ignore[call-overload]
+    return MetricLogger(run.path, first, task.steps, task.batch, title=task.title, quiet=quiet, loggers=loggers)
+
+
+def _state(task: Task, fabric: Fabric, seconds: float) -> dict[str, Any]:
+    """The content of a checkpoint; the same on all processes."""
+    task.skipped.update(merged(task.skipped))
+    state = {
+        "module": task.module.state_dict(),
+        "optimizer": task.optimizer.state_dict(),
+        "skipped": task.skipped,
+        "alarms": [list(astuple(alarm)) for alarm in task.alarms],
+        "seconds": seconds,
+        "fewest": task.micro_batches.size,
+        **task.state(),
+    }
+    return state if _scaler(fabric) is None else {**state, "scale": fabric.strategy.precision.state_dict()}
+
+
+def _restore(task: Task, fabric: Fabric, state: dict[str, Any]) -> None:
+    task.module.load_state_dict(state["module"])
+    restore_optimizer(task.optimizer, state["optimizer"])
+    task.skipped.update(state.get("skipped", {}))
+    task.alarms += [Alarm(*values) for values in state.get("alarms", [])]
+    task.micro_batches.restore(state.get("fewest", task.micro_batches.images))
+    task.restore(state)
+    if _scaler(fabric) is not None and "scale" in state:
+        fabric.strategy.precision.load_state_dict(state["scale"])
+
+
 def _gradients(
-    fabric: Fabric,
-    module: nn.Module,
-    optimizer: Optimizer,
-    batch: Any,
-    parts: Callable[[Any], Sequence[Any]],
-    losses: Callable[[Any, int], Mapping[str, Tensor]],
-    step: int,
-    seed: int,
-    smaller: Callable[[], bool] | None,
+    task: Task, fabric: Fabric, module: nn.Module, optimizer: Optimizer, batch: Any, step: int, quiet: bool
 ) -> Mapping[str, Tensor]:
-    """What `_backward` gives, in smaller parts where memory runs out."""
-    buffers = [buffer.clone() for buffer in module.buffers()] if smaller is not None else []
+    """Gradients of a step and its scalars, in smaller micro-batches if memory runs out."""
+    micro_batches = task.micro_batches
+    buffers = [buffer.clone() for buffer in module.buffers()] if micro_batches.adaptive else []
     while True:
-        seed_step(seed, step, rank())
+        seed_step(task.recipe.seed, step, rank())
         try:
-            return _backward(fabric, module, parts(batch), losses, step)
+            return _backward(task, fabric, module, micro_batches.split(batch), step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Here the error is gone, and with it the frames that held the step's tensors.
         optimizer.zero_grad(set_to_none=True)
         release()
-        if smaller is None or world_size() > 1 or not smaller():  # of several processes the others are waiting
+        # With several processes the others are waiting for this step.
+        if not micro_batches.adaptive or world_size() > 1 or not micro_batches.shrink():
             raise OutOfMemory(step, batch)
+        say(f"memory is short: from step {step} on, {micro_batches.size} image(s) at a time", quiet)
         for buffer, before in zip(module.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
 
 def _backward(
-    fabric: Fabric,
-    module: nn.Module,
-    parts: Sequence[Any],
-    losses: Callable[[Any, int], Mapping[str, Tensor]],
-    step: int,
+    task: Task, fabric: Fabric, module: nn.Module, micro_batches: Sequence[Any], step: int
 ) -> Mapping[str, Tensor]:
-    """Gradients of the mean over all parts, and the means of their scalars."""
-    of_parts = []
-    for number, part in enumerate(parts, start=1):
-        # Processes wait for each other's gradients once per step, not once per part.
-        with fabric.no_backward_sync(module, enabled=number < len(parts)):  # type: ignore[arg-type]
-            terms = losses(part, step)
-            fabric.backward(terms["loss"] / len(parts))
-        of_parts.append({name: value.detach() for name, value in terms.items()})
-    if len(of_parts) == 1:
-        return of_parts[0]
-    return {name: torch.stack([terms[name] for terms in of_parts]).mean(0) for name in of_parts[0]}
+    """Gradients of the mean over all micro-batches, and the means of their scalars."""
+    outputs = []
+    for number, batch in enumerate(micro_batches, start=1):
+        # Processes wait for each other's gradients once per step, not once per micro-batch.
+        with fabric.no_backward_sync(module, enabled=number < len(micro_batches)):  # type: ignore[arg-type]
+            terms = task.loss(module, batch, step)
+            fabric.backward(terms["loss"] / len(micro_batches))
+        outputs.append({name: value.detach() for name, value in terms.items()})
+    if len(outputs) == 1:
+        return outputs[0]
+    return {name: torch.stack([terms[name] for terms in outputs]).mean(0) for name in outputs[0]}
 
 
 @torch.no_grad()
-def _sizes(fabric: Fabric, module: nn.Module, optimizer: Optimizer, clip_norm: float | None) -> dict[str, Tensor]:
-    """The norm of all gradients together, before they are clipped, and half precision's loss scale."""
+def _clip(fabric: Fabric, module: nn.Module, optimizer: Optimizer, clip_norm: float | None) -> dict[str, Tensor]:
+    """Clip the gradients if asked; the norm of all of them before that, and half precision's loss scale."""
     scaler = _scaler(fabric)
     scales = {} if scaler is None else {"loss_scale": torch.tensor(scaler.get_scale(), device=fabric.device)}
     if clip_norm is not None:
@@ -187,12 +209,18 @@ def _scaler(fabric: Fabric) -> Any:
     return getattr(fabric.strategy.precision, "scaler", None)
 
 
-def kept_scale(fabric: Fabric) -> dict[str, Any]:
-    """What a checkpoint keeps of half precision's loss scale; nothing in other precisions."""
-    return {"scale": fabric.strategy.precision.state_dict()} if _scaler(fabric) is not None else {}
+def _evaluate(task: Task, log: MetricLogger, signals: Signals, step: int) -> None:
+    """Scores on validation data if they are due; a signal gives them up, and the run ends after this step."""
+    if task.evaluate_every is None or (step + 1) % task.evaluate_every or step + 1 == task.steps:
+        return
 
+    def evaluate() -> None:
+        try:
+            with signals.at_once():
+                values = task.evaluate()
+        except Unfinished:
+            return
+        log.write(step, {f"val/{name}": value for name, value in values.items()})
+        log.status = "".join(f"val {name} {value:.1%}" for name, value in list(values.items())[:1])
 
-def restore_scale(fabric: Fabric, state: Mapping[str, Any]) -> None:
-    """Give half precision the loss scale that a checkpoint keeps, if it does."""
-    if _scaler(fabric) is not None and "scale" in state:
-        fabric.strategy.precision.load_state_dict(state["scale"])
+    on_rank_zero(evaluate)

@@ -5,14 +5,14 @@ embeddings before it shows in a detector's AP: their spread and their effective 
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-
-from boxless.training.alarms import Alarm
 
 SPREAD_FLOOR = 0.05
 """Below this spread (1 = evenly over the sphere) embeddings count as the same."""
@@ -32,6 +32,27 @@ FEW = 5.0
 steel, where other methods' ends too, and its detectors gain (docs/studies.md)."""
 PATIENCE = 5
 """Measures in a row below a floor that make a collapse, so that the jolts of a warm-up do not."""
+
+LARGE_GRADIENT = 100
+"""Gradient norm, as a multiple of its median over the last steps, that raises an alarm."""
+EXPLODED = 10
+"""Loss, as a multiple of the largest of the first losses, that counts as exploded."""
+WINDOW = 100
+"""Steps of a median, and steps in which an alarm is not raised twice."""
+FEWEST = 20
+"""Steps before the first alarm."""
+LOST_SCALE = 1.0
+"""Loss scale (65536 at the start) at and below which half precision is of no use."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A scalar that a person should hear of: `kind` is its name, `value` how many times too large or small it is."""
+
+    step: int
+    kind: str
+    value: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,48 @@ class HealthRecord:
             f"uniformity {first.uniformity:.2f} -> {last.uniformity:.2f} (lower is more even)"
             + "".join(f"\n  {alarm.text}" for alarm in self.alarms[-3:])
         )
+
+
+class AlarmDetector:
+    """Watches `gradient_norm`, `loss` and `loss_scale`."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._losses: deque[float] = deque(maxlen=FEWEST)
+        self._first: float | None = None
+        self._raised: dict[str, int] = {}
+
+    def see(self, step: int, values: Mapping[str, float]) -> Iterator[Alarm]:
+        """Take a step's scalars, each step once and in order."""
+        for alarm in (*self._gradient(step, values), *self._curve(step, values), *self._scale(step, values)):
+            if step - self._raised.get(alarm.kind, -WINDOW) >= WINDOW:
+                self._raised[alarm.kind] = step
+                yield alarm
+
+    def _gradient(self, step: int, values: Mapping[str, float]) -> Iterator[Alarm]:
+        norm = values.get("gradient_norm", 0.0)
+        if not math.isfinite(norm):  # half precision's scale has been too large for a step, as it is now and then
+            return
+        if len(self._norms) >= FEWEST and (usual := median(self._norms)) > 0 and norm > LARGE_GRADIENT * usual:
+            text = f"gradient norm {norm:.3g} at step {step}, {norm / usual:.0f} times its median of the last steps"
+            yield Alarm(step, "gradient_norm", norm / usual, text)
+        self._norms.append(norm)
+
+    def _curve(self, step: int, values: Mapping[str, float]) -> Iterator[Alarm]:
+        self._losses.append(values["loss"])
+        if len(self._losses) < FEWEST:
+            return
+        now = median(self._losses)
+        self._first = max(map(abs, self._losses)) if self._first is None else self._first
+        if now > EXPLODED * self._first > 0:
+            text = f"loss {now:.3g} at step {step}, {now / self._first:.0f} times the largest of the first steps"
+            yield Alarm(step, "loss", now / self._first, f"{text}; lower the learning rate")
+
+    def _scale(self, step: int, values: Mapping[str, float]) -> Iterator[Alarm]:
+        scale = values.get("loss_scale", float("inf"))
+        if scale <= LOST_SCALE:
+            text = f"loss scale {scale:g} at step {step}: gradients overflow again and again; take precision=bf16-mixed"
+            yield Alarm(step, "loss_scale", scale, text)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,19 +1,21 @@
-"""What a run writes down while it trains: metrics.csv, TensorBoard events, progress.json and what people see."""
+"""Metrics of a training run: metrics.csv, TensorBoard events, progress.json, the progress bar, W&B and MLflow."""
 
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from boxless.errors import UserError
 from boxless.files import PARTIAL, to_disk, written
-from boxless.training.alarms import Alarm
+from boxless.training.health import Alarm
 from boxless.training.progress import Display, Report
 
 if TYPE_CHECKING:
@@ -24,20 +26,18 @@ SECONDS_BETWEEN = 2.0
 """Reports come no faster."""
 
 
-class Journal:
+class MetricLogger:
     """Collects scalars per step and writes their means every few steps.
 
-    `metrics.csv` has the columns step, name, value. A journal that is opened again at step s drops what was written
-    of later steps, so that a run that was killed and goes on leaves the same file as an undisturbed one; one that was
-    stopped by a signal, or by data that could not be had, has a row out of turn there, the mean of the steps since the
-    last. What depends on the machine's speed is in neither, but in `progress.json`, the newest `Report`, and in
-    TensorBoard's events.
+    `metrics.csv` has the columns step, name, value. A logger that is opened again at step s drops what was
+    written of later steps, so that a run that was killed and goes on leaves the same file as an undisturbed one. A run
+    that was stopped by a signal or by missing data has one extra row: the mean since the last report. Numbers that
+    depend on the machine's speed are in `progress.json`, the newest `Report`, and in TensorBoard's events.
 
     Args:
         folder: of the run; None where another process writes and shows it all.
         start: first step that this process will do.
         total: steps of the run.
-        seed: of the run.
         images_per_step: for the speed that is shown.
         every: steps between two reports.
         title: what the lines for people begin with.
@@ -50,17 +50,15 @@ class Journal:
         folder: Path | None,
         start: int,
         total: int,
-        seed: int,
         images_per_step: int,
         every: int = 10,
         title: str = "train",
         quiet: bool = False,
         loggers: "Sequence[Logger]" = (),
     ) -> None:
-        self.seed, self.total, self.every = seed, total, every
+        self.total, self.every = total, every
         self.images_per_step, self.title = images_per_step, title
         self.status = ""
-        self.alarms: list[Alarm] = []
         self._pending: list[dict[str, Tensor | float]] = []
         self._folder = folder
         if folder is not None:
@@ -71,7 +69,7 @@ class Journal:
         self._since, self._waited, self._counted = time.monotonic(), 0.0, 0
         self._report: Report | None = None
 
-    def waited_for(self, batches: Iterable[T]) -> Iterator[T]:
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; the time until each is there counts as waiting, but for the first: workers start then."""
         iterator, began = iter(batches), None
         while True:
@@ -107,7 +105,7 @@ class Journal:
         self._to_disk()
 
     def _to_disk(self) -> None:
-        """See to it that no power cut leaves a checkpoint and not its rows."""
+        """Flush, so that no power cut leaves a checkpoint without its rows."""
         if self._folder is not None:
             to_disk(self._folder / "metrics.csv")
 
@@ -117,8 +115,7 @@ class Journal:
         self.write(step, {name: sum(items[name] for items in fetched) / len(fetched) for name in fetched[-1]})
 
     def alarm(self, alarm: Alarm) -> None:
-        """Tell people of an alarm, and write it beside the scalars."""
-        self.alarms.append(alarm)
+        """Show an alarm, and write it beside the scalars."""
         self.status = alarm.text
         self.write(alarm.step, {f"alarm/{alarm.kind}": alarm.value})
         if self._folder is not None:
@@ -191,3 +188,48 @@ def _continued(path: Path, start: int) -> io.TextIOWrapper:
     with written(path) as partial:
         partial.write_text("".join(kept))
     return path.open("a", newline="")
+
+
+def make_loggers(names: Sequence[str], folder: Path, recipe: dict[str, Any]) -> "list[Logger]":
+    """The named loggers (wandb, mlflow) of a run in `folder`, with its recipe, nested.
+
+    Their files go into the run's folder. W&B sends them only with WANDB_MODE=online, MLflow only where
+    MLFLOW_TRACKING_URI names a server.
+
+    Raises:
+        UserError: where the library is missing.
+    """
+    loggers = [_LOGGERS[name](folder) for name in dict.fromkeys(names)]
+    for logger in loggers:
+        logger.log_hyperparams(recipe)
+    return loggers
+
+
+def _wandb(folder: Path) -> "Logger":
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when the library is loaded
+    _need("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    offline = os.environ.get("WANDB_MODE") != "online"
+    return WandbLogger(
+        folder.name, save_dir=folder, offline=offline, project=os.environ.get("WANDB_PROJECT", "boxless")
+    )
+
+
+def _mlflow(folder: Path) -> "Logger":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    _need("mlflow")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    where = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.resolve()}/mlflow.db")
+    return MLFlowLogger("boxless", run_name=folder.name, tracking_uri=where)
+
+
+_LOGGERS = {"wandb": _wandb, "mlflow": _mlflow}
+
+
+def _need(library: str) -> None:
+    try:
+        __import__(library)
+    except ImportError as error:
+        raise UserError(f"loggers={library}: is not installed; pip install 'boxless[{library}]'") from error

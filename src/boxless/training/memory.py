@@ -1,9 +1,10 @@
-"""Memory for training: keeping it between steps on a processor, and what to do where it runs out."""
+"""Memory for training: smaller micro-batches if it runs out, and kept between steps on a processor."""
 
 import ctypes
 import gc
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +23,44 @@ class OutOfMemory(Exception):
     def __init__(self, step: int, batch: Any) -> None:
         super().__init__(f"out of memory at step {step}")
         self.step, self.batch = step, batch
+
+
+class MicroBatches:
+    """Equal parts of a batch, gone through one after the other if memory is short; gradients are averaged over them.
+
+    Args:
+        images: of a batch, on this process.
+        accumulate: number of parts; auto: more and more of them, as memory runs out.
+    """
+
+    def __init__(self, images: int, accumulate: int | Literal["auto"] = 1) -> None:
+        self.images, self.adaptive = images, accumulate == "auto"
+        self.parts = 1 if accumulate == "auto" else accumulate
+
+    @property
+    def size(self) -> int:
+        """Images of a part."""
+        return self.images // self.parts
+
+    def split(self, batch: Any) -> Sequence[Any]:
+        """The parts of a batch, which is a list if there are several."""
+        if self.parts == 1:
+            return (batch,)
+        return [batch[first : first + self.size] for first in range(0, len(batch), self.size)]
+
+    def shrink(self) -> bool:
+        """Take the next larger number of parts; whether there is one."""
+        before = self.parts
+        self.parts = next((parts for parts in self._numbers() if parts >= 2 * before), before)
+        return self.parts > before
+
+    def restore(self, size: int) -> None:
+        """Take parts no larger than `size` images, which fitted before, perhaps with other processes."""
+        if self.adaptive:
+            self.parts = next(parts for parts in self._numbers() if self.images // parts <= max(1, size))
+
+    def _numbers(self) -> list[int]:
+        return [parts for parts in range(1, self.images + 1) if self.images % parts == 0]
 
 
 def release() -> None:

@@ -36,7 +36,7 @@ class _Held:
     there: torch.cuda.Event | None
 
 
-class Guard:
+class NanGuard:
     """Looks at each step's scalars before the optimizer moves.
 
     To wait for a GPU at each step would leave it idle. There a step is looked at when the next one's backward pass is

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import ParamsT
 
 
@@ -87,6 +87,17 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9, adapt_biases: bool = False
+) -> Optimizer:
+    """The optimiser of a recipe: lars, sgd (both with momentum) or adamw; `adapt_biases` is for LARS."""
+    if name == "lars":
+        return Lars(groups, lr, momentum, adapt_biases=adapt_biases)
+    if name == "sgd":
+        return SGD(groups, lr=lr, momentum=momentum, foreach=True)
+    return AdamW(groups, lr=lr, fused=None if torch.cuda.is_available() else True)
 
 
 def ema_momentum(step: int, total_steps: int, base: float) -> float:

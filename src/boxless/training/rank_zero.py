@@ -1,7 +1,7 @@
-"""What one of several processes does for all, and the few numbers that they tell each other beside their training.
+"""Work that one process does for all, and values that processes exchange beside their training.
 
-All of it goes from machine to machine over TCP (gloo), so that nothing waits for a GPU, and waits for days if need be:
-proposals of a million images take the first process hours.
+Everything goes over TCP (gloo), so that nothing waits for a GPU, and may wait for days: proposals of a million images
+take the first process hours, where Fabric's own barriers give up after half an hour.
 """
 
 import socket
@@ -18,30 +18,30 @@ from boxless.training.distributed import rank, world_size
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 
 
 @cache
-def hosts() -> Any:
-    """The group of all processes that these talks go through; all must ask for it at the same time."""
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+def cpu_group() -> Any:
+    """The group of all processes on their CPUs; all must ask for it at the same time."""
+    return distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
-def shared(value: T) -> T:
-    """The first process's value, on all of them."""
+def broadcast(value: T) -> T:
+    """Return the first process's value on all processes."""
     if world_size() == 1:
         return value
     box: list[Any] = [value if rank() == 0 else None]
-    distributed.broadcast_object_list(box, 0, hosts())
+    distributed.broadcast_object_list(box, 0, cpu_group())
     told: T = box[0]
     return told
 
 
-def alone(action: Callable[[], T]) -> T | None:
-    """What an action gives that the first process does; the others wait for its end and get None.
+def on_rank_zero(action: Callable[[], T]) -> T | None:
+    """Run an action on the first process and return its result; the others wait for its end and get None.
 
     Raises:
-        UserError: on all processes, as `Unfinished`, where it fails.
+        UserError: on all processes, as `Unfinished`, if it fails.
     """
     failure: BaseException | None = None
     result = None
@@ -53,15 +53,15 @@ def alone(action: Callable[[], T]) -> T | None:
                 raise
             failure = error
     told = failure if isinstance(failure, UserError | Unfinished | None) else UserError(f"process 0 failed: {failure}")
-    told = shared(told)
+    told = broadcast(told)
     if told is not None:
         raise failure or told
     return result
 
 
-def in_turn(action: Callable[[], T]) -> T:
-    """What an action gives that the first process does, and then the others, who find what it left on disk."""
-    result = alone(lambda: (action(),))
+def rank_zero_first(action: Callable[[], T]) -> T:
+    """Run an action on the first process and then on the others, which find what it left on disk."""
+    result = on_rank_zero(lambda: (action(),))
     return result[0] if result is not None else action()
 
 
@@ -79,31 +79,31 @@ def _reduced(count: int, how: Any) -> int:
     if world_size() == 1:
         return count
     value = torch.tensor(count)
-    distributed.all_reduce(value, how, hosts())
+    distributed.all_reduce(value, how, cpu_group())
     return int(value)
 
 
-def each(value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks."""
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all processes, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value, hosts())
+    distributed.all_gather_object(values, value, cpu_group())
     return values
 
 
-def united(mapping: Mapping[str, str]) -> dict[str, str]:
-    """The entries of all processes."""
-    return {key: value for part in each(dict(mapping)) for key, value in part.items()}
+def merged(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of all processes in one mapping."""
+    return {key: value for part in gather_objects(dict(mapping)) for key, value in part.items()}
 
 
 def check_same(what: str, value: str) -> None:
-    """See to it that all processes have the same.
+    """Check that all processes have the same value.
 
     Raises:
         UserError: on all of them, naming the machines.
     """
-    found = each((value, socket.gethostname()))
+    found = gather_objects((value, socket.gethostname()))
     other = next(((number, *entry) for number, entry in enumerate(found) if entry[0] != found[0][0]), None)
     if other is not None:
         raise UserError(
