@@ -21,7 +21,7 @@ from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.tasks.finetune import Objective, make_optimizer
+from boxless.tasks.finetune import detector_losses, make_detector_optimizer
 from boxless.training.device import make_fabric
 
 CLASSES, OBJECTS = 90, 7
@@ -46,15 +46,14 @@ def with_boxless_step(arch: str, side: int, batch: int) -> Step:
     trunk = Trunk(recipe.trunk)
     freeze(trunk, 2)
     detector = build_detector(trunk, CLASSES, recipe.detector).to(memory_format=torch.channels_last)
-    placed, optimizer = fabric.setup(detector, make_optimizer(detector, trunk, recipe.optim))
+    placed, optimizer = fabric.setup(detector, make_detector_optimizer(detector, trunk, recipe.optim))
     placed.train()
     data = samples(side, batch)
-    objective = Objective(fabric, placed, recipe, len(data))
     if fabric.device.type == "cuda":
         data = [sample.pin_memory() for sample in data]
 
     def step() -> Tensor:
-        loss = objective(data, 0)["loss"]
+        loss = detector_losses(placed, data, fabric.device)["loss"]
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

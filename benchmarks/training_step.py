@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 from torch import Tensor
 
 from boxless.data.dataloader import arriving_batches
@@ -24,6 +22,7 @@ from boxless.methods.method import MethodConfig, as_module
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.compiling import compile_parts
+from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer
 from boxless.training.device import make_fabric, worker_count
 
 Step = Callable[[], Tensor]
@@ -65,8 +64,8 @@ def boxless_step(
     module = as_module(method).to(memory_format=layout)
     if recipe.compile:
         compile_parts(module, trunk)
-    placed, optimizer = fabric.setup(module, make_optimizer(module, recipe.optim))
-    objective = Objective(fabric, placed, recipe, {}, bool(recipe.compile))
+    placed, optimizer = fabric.setup(module, make_pretrain_optimizer(module, recipe.optim))
+    task = PretrainTask(recipe, fabric, Path())
     batches: Iterator[Batch] = itertools.repeat(synthetic(recipe.method, batch).to(fabric.device))
     if files is not None:
         dataset = ViewDataset(files, recipe.method.views(), None, recipe.seed)
@@ -76,7 +75,7 @@ def boxless_step(
     numbers = itertools.count()
 
     def step() -> Tensor:
-        loss = objective(next(batches), next(numbers))["loss"]
+        loss = task.loss(placed, next(batches), next(numbers))["loss"]
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

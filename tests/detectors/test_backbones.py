@@ -18,7 +18,7 @@ from boxless.methods.detco import DetCoConfig
 from boxless.methods.soco import SoCoConfig
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneOptim, PretrainRecipe
-from boxless.tasks.finetune import make_optimizer
+from boxless.tasks.finetune import make_detector_optimizer
 from boxless.training import distributed
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'boxless[timm]'")
@@ -67,7 +67,7 @@ def test_maps_have_their_strides_at_odd_sizes_and_the_whole_trunk_learns(name: s
 @each_body
 def test_freezing_and_layer_decay_reach_each_parameter_once(name: str) -> None:
     model = trunk(name)
-    groups = make_optimizer(model, model, FinetuneOptim(layer_decay=0.5)).param_groups
+    groups = make_detector_optimizer(model, model, FinetuneOptim(layer_decay=0.5)).param_groups
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert sorted(map(id, model.parameters())) == sorted(id(p) for group in groups for p in group["params"])
     assert {scales[id(p)] for p in model.backbone.body.parameters()} == {0.5**depth for depth in range(1, 6)}

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from boxless.tasks.learner import make_optimizer
 from small_methods import built, pooled_alone, run, whole_views
 from torch import nn
 
 from boxless.methods.barlow_twins import BarlowTwinsConfig
 from boxless.recipes.schema import PretrainOptim
+from boxless.tasks.pretrain import make_pretrain_optimizer
 
 CONFIG = BarlowTwinsConfig(hidden=16, output=6, redundancy_weight=0.3)
 
@@ -35,7 +35,7 @@ def test_projector_is_the_codes() -> None:
 def test_biases_and_norms_may_learn_at_a_rate_of_their_own() -> None:
     method = built(CONFIG)
     for name in ("lars", "sgd", "adamw"):
-        groups = make_optimizer(method, PretrainOptim(name=name, bias_lr_scale=0.024)).param_groups
+        groups = make_pretrain_optimizer(method, PretrainOptim(name=name, bias_lr_scale=0.024)).param_groups
         scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
         assert {scales[id(p)] for p in method.parameters() if p.ndim > 1} == {1.0}
         assert {scales[id(p)] for p in method.parameters() if p.ndim <= 1} == {0.024}

@@ -1,7 +1,7 @@
 """What every method promises, over all methods that recipes know."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from boxless.methods.modules import Queue
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.overrides import keys
 from boxless.recipes.schema import Precision, PretrainOptim, PretrainRecipe
+from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer
 from boxless.training.checkpoint import load_checkpoint, save_checkpoint
 from boxless.training.device import make_fabric
 
@@ -128,13 +129,15 @@ class Training:
         for target, online in followers(self.method):
             target.data.copy_(online.data)
         recipe = PretrainRecipe(method=config, optim=PretrainOptim("adamw", base_lr=lr))
-        self.optimizer = make_optimizer(self.method, recipe.optim)
+        self.optimizer = make_pretrain_optimizer(self.method, recipe.optim)
         dataset = ViewDataset(folder, config.views(), folder if config.needs_boxes else None, seed=0)
         self.batch: Batch = collate([dataset[0, row] for row in range(IMAGES)], config.views())
         fabric = make_fabric(precision)
-        self.losses: Callable[[Batch, int], dict[str, Tensor]] = Objective(
-            fabric, fabric.setup(self.method), recipe, {}
-        )
+        self.task, self.placed = PretrainTask(recipe, fabric, Path()), fabric.setup(self.method)
+
+    def losses(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """The loss of a batch and its terms."""
+        return self.task.loss(self.placed, batch, step)
 
     def step(self, step: int, draws: int | None = None) -> dict[str, float]:
         """A whole step; `draws` is the step whose random numbers it takes."""
@@ -164,7 +167,7 @@ def test_loss_is_finite_and_embeddings_pair_up(name: str, folder: Folder) -> Non
     terms = training.losses(training.batch, 0)
     assert terms["loss"].requires_grad and all(value.isfinite() for value in terms.values())
     assert not any(value.requires_grad for key, value in terms.items() if key != "loss")
-    output = training.losses.output
+    output = training.task.output
     assert output.online.shape == output.target.shape and len(output.online) >= IMAGES
     assert not output.online.requires_grad and not output.target.requires_grad
 

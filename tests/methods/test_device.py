@@ -1,12 +1,11 @@
 """Every method's step on a GPU, as far as that can be seen without one: what lies where, and that nothing waits."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 from pretended_device import HostWaits, moved, pretended_device
 from small_methods import TRUNK
 from test_contract import TRUNKS, small
@@ -20,6 +19,7 @@ from boxless.geometry.view import View
 from boxless.methods.method import MethodConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
+from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer
 
 CHOSEN = ("byol", "soco", "joint", "pixpro", "detco", "dino", "swav")
 """Between them they have every part that another method has, but UP-DETR's: it matches boxes on the CPU, by SciPy."""
@@ -48,9 +48,9 @@ def step(name: str) -> tuple[torch.Tensor, torch.device]:
     batch = batch_of(recipe.method)
     with pretended_device() as device:
         moved(method)
-        adjust = make_optimizer(method, recipe.optim)
-        objective = Objective(SimpleNamespace(device=device), method, recipe, {})  # type: ignore[arg-type]
-        loss = objective(batch.to(device), 0)["loss"]
+        adjust = make_pretrain_optimizer(method, recipe.optim)
+        task = PretrainTask(recipe, SimpleNamespace(device=device), Path())  # type: ignore[arg-type]
+        loss = task.loss(method, batch.to(device), 0)["loss"]
         loss.backward()
         adjust.step()
         method.after_step(0, 10)

@@ -2,11 +2,10 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from boxless.tasks.learner import make_optimizer
-from boxless.tasks.objective import Objective
 from lightning.fabric import Fabric
 from torch import nn
 
@@ -18,6 +17,7 @@ from boxless.methods.soco import SoCoConfig
 from boxless.proposals.grid import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.tasks.compiling import compile_parts, is_compiled
+from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer
 
 SOCO = SoCoConfig(size=64, small_size=32, hidden=16, output=8)
 RECIPE = PretrainRecipe(SOCO, TrunkConfig("resnet18", fpn_channels=16, box_head_width=32), PretrainOptim("sgd", 0.05))
@@ -59,11 +59,11 @@ def test_compiled_parts_learn_the_same_under_the_same_names(monkeypatch: pytest.
         method = SOCO.build(trunk)
         if compiled:
             compile_parts(method, trunk)
-        placed, optimizer = fabric.setup(method, make_optimizer(method, RECIPE.optim))
-        objective = Objective(fabric, placed, RECIPE, {})
+        placed, optimizer = fabric.setup(method, make_pretrain_optimizer(method, RECIPE.optim))
+        task = PretrainTask(RECIPE, fabric, Path())
         losses = []
         for step in range(3):
-            loss = objective(batch, step)["loss"]
+            loss = task.loss(placed, batch, step)["loss"]
             fabric.backward(loss)
             optimizer.step()
             optimizer.zero_grad()

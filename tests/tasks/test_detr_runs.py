@@ -80,11 +80,11 @@ def test_backbones_go_from_and_to_other_detectors(scenes: Path, pretrained: Run,
 def test_body_has_its_own_learning_rate() -> None:
     from boxless.detectors.build import build_detector
     from boxless.detectors.trunk import Trunk
-    from boxless.tasks.finetune import make_optimizer
+    from boxless.tasks.finetune import make_detector_optimizer
 
     recipe = load("detr-small", FinetuneRecipe)
     trunk = Trunk(recipe.trunk)
-    optimizer = make_optimizer(build_detector(trunk, 3, recipe.detector), trunk, recipe.optim)
+    optimizer = make_detector_optimizer(build_detector(trunk, 3, recipe.detector), trunk, recipe.optim)
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert {scales[id(p)] for p in trunk.backbone.parameters()} == {0.5}
     assert {scales[id(p)] for p in trunk.transformer.parameters()} == {1.0}

@@ -83,7 +83,7 @@ def train_all(scenes: Path, out: Path) -> None:
     order = rank_zero_first(lambda: os.environ["RANK"])
     ended: dict[str, Any] = {"told": told, "order": order}
     for file in (pretraining_file, finetuning_file):
-        file.train = _keeping(file.train, ended)  # type: ignore[attr-defined]
+        file.fit = _keeping(file.fit, ended)  # type: ignore[attr-defined]
     for name, run in {**RUNS, "faster_rcnn": lambda scenes, out: finetuning(scenes, out, **SAMPLED)}.items():
         run(scenes, out / name)
         ended[name] = ended.pop("last")
@@ -95,9 +95,9 @@ def _fail() -> None:
 
 
 def _keeping(train: Any, ended: dict[str, Any]) -> Any:
-    def wrapped(fabric: Any, module: torch.nn.Module, *arguments: Any, **options: Any) -> None:
-        train(fabric, module, *arguments, **options)
-        ended["last"] = [parameter.detach().clone() for parameter in module.parameters()]
+    def wrapped(task: Any, *arguments: Any) -> None:
+        train(task, *arguments)
+        ended["last"] = [parameter.detach().clone() for parameter in task.module.parameters()]
 
     return wrapped
 

@@ -16,7 +16,7 @@ from boxless.errors import UserError
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run
-from boxless.tasks.finetune import make_optimizer, with_trunk_of
+from boxless.tasks.finetune import make_detector_optimizer, with_trunk_of
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import Schedule
 from boxless.training.logger import read_metrics
@@ -144,7 +144,7 @@ def test_optimizer_has_every_trainable_parameter_once(name: str) -> None:
     freeze(trunk, 2)
     detector = two_stage(trunk, 3, DetectorConfig())
     settings = FinetuneOptim(name=name, layer_decay=0.5, weight_decay=0.01)  # type: ignore[arg-type]
-    optimizer = make_optimizer(detector, trunk, settings)
+    optimizer = make_detector_optimizer(detector, trunk, settings)
     places = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(places)
     assert set(places) == {id(p) for p in detector.parameters() if p.requires_grad}

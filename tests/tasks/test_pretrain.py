@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from boxless.tasks.objective import Objective
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -26,7 +25,7 @@ from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks import pretrain as module
-from boxless.tasks.pretrain import with_trunk_of
+from boxless.tasks.pretrain import PretrainTask, with_trunk_of
 from boxless.tasks.schedule import Plan
 from boxless.training.health import Health
 from boxless.training.logger import read_metrics
@@ -161,17 +160,17 @@ def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
     torch.save(weights, file)
     undisturbed = pretraining(scenes, tmp_path / "whole", "byol", init=str(file), **settings)
     at_first: dict[str, torch.Tensor] = {}
-    original = Objective.__call__
+    original = PretrainTask.loss
 
-    def interrupted(self: Objective, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
+    def interrupted(self: PretrainTask, module: torch.nn.Module, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
         if step == 0:
-            at_first.update({key: value.clone() for key, value in self.method.state_dict().items()})
+            at_first.update({key: value.clone() for key, value in self.module.state_dict().items()})
         if step == 3:  # a checkpoint lies at 3
             raise KeyboardInterrupt
-        return original(self, batch, step)
+        return original(self, module, batch, step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Objective, "__call__", interrupted)
+        patch.setattr(PretrainTask, "loss", interrupted)
         pretraining(scenes, tmp_path / "run", "byol", init=str(file), **settings)
     for key, value in weights.items():
         if not key.startswith("fc."):

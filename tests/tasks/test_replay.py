@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from boxless.tasks.learner import Learner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import pretraining
@@ -17,6 +16,8 @@ from boxless.losses import byol_loss
 from boxless.methods import byol
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
+from boxless.tasks.pretrain import PretrainTask
+from boxless.training.device import make_fabric
 
 SGD = {"optim.name": "sgd", "optim.base_lr": 1e30, "optim.warmup_epochs": 0, "health_every": 100}
 
@@ -44,9 +45,10 @@ def test_kept_step_holds_the_state_before_it_and_the_batch_as_cut(exploded: tupl
     assert kept["view/1/from_source"].shape == (4, 2, 3)
     step = int(file.stem.rpartition("-")[2])
     assert step == 1  # the first update is too large already
-    learner = Learner(load(exploded[0] / "recipe.yaml", PretrainRecipe), torch.device("cpu"))
+    task = PretrainTask(load(exploded[0] / "recipe.yaml", PretrainRecipe), make_fabric("32-true"), exploded[0])
+    task.build()
     module = {name.removeprefix("module/"): value for name, value in kept.items() if name.startswith("module/")}
-    before = dict(learner.module.named_parameters())
+    before = dict(task.module.named_parameters())
     assert all(module[name].isfinite().all() for name in before)
     assert not torch.equal(module["projector.0.weight"], before["projector.0.weight"])
     assert torch.equal(module["target_projector.0.weight"] * 0, before["projector.0.weight"] * 0)

@@ -25,7 +25,7 @@ from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.tasks import compare as comparison
 from boxless.tasks.detect import detect_images, find_images, load_detector
-from boxless.tasks.finetune import make_optimizer, with_fitting_neck, with_trunk_of
+from boxless.tasks.finetune import make_detector_optimizer, with_fitting_neck, with_trunk_of
 
 SIZES = {"trunk.neck": "hybrid", "trunk.hybrid.feedforward": 24, "trunk.hybrid.expansion": 0.5}
 SHORT = {"epochs": 1, "checkpoint_every": 9}
@@ -140,7 +140,7 @@ def test_recipes_build_and_the_body_has_its_own_rate(pretrained: Run) -> None:
 
     recipe = load("rt-detr-small", FinetuneRecipe)
     trunk = build_trunk(recipe.trunk, recipe.detector)
-    optimizer = make_optimizer(build_detector(trunk, 3, recipe.detector), trunk, recipe.optim)
+    optimizer = make_detector_optimizer(build_detector(trunk, 3, recipe.detector), trunk, recipe.optim)
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert {scales[id(p)] for p in trunk.backbone.body.parameters()} == {0.5}
     assert {scales[id(p)] for p in trunk.parts["hybrid encoder"].parameters()} == {1.0}

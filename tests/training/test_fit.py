@@ -1,173 +1,245 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
-from boxless.training.fit import Progress, kept_scale, restore_scale, train
-from boxless.training.logger import Journal, read_metrics
+from boxless.errors import UserError
+from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
+from boxless.training.checkpoint import checkpoints, load_checkpoint
+from boxless.training.fit import fit
+from boxless.training.health import Alarm
+from boxless.training.logger import MetricLogger, read_metrics
+from boxless.training.memory import MicroBatches, OutOfMemory
 from boxless.training.nan_guard import NonFiniteStep
 
+Losses = Callable[[nn.Module, Any, int], Mapping[str, Tensor]]
 
-class Loop:
-    """Eight steps on w^2 from w = 1, with everything that happens written down."""
 
-    def __init__(self, folder: Path, start: int = 0) -> None:
-        self.fabric = Fabric(accelerator="cpu", devices=1)
-        module = nn.Linear(1, 1, bias=False)
-        nn.init.ones_(module.weight)
-        groups = [{"params": [module.weight], "lr_scale": 0.5}]
-        self.module, self.optimizer = self.fabric.setup(module, torch.optim.SGD(groups, lr=99.0))
-        self.progress = Progress(start, 8)
-        self.journal = Journal(folder, start, 8, seed=1, images_per_step=1, every=4, quiet=True)
+class Toy:
+    """A Task with everything that happens written down; by default eight steps on w^2 from w = 1."""
+
+    title, steps, batch = "toy", 8, 1
+    evaluate_every: int | None = None
+    module: nn.Module
+    optimizer: Optimizer
+
+    def __init__(
+        self, losses: Losses | None = None, batches: Sequence[Any] = (1.0,) * 8, clip_norm: float | None = None
+    ) -> None:
+        self.recipe = FinetuneRecipe(seed=1, checkpoint_every=3, optim=FinetuneOptim(clip_norm=clip_norm))
+        self.micro_batches = MicroBatches(1)
+        self.skipped: dict[str, str] = {}
+        self.alarms: list[Alarm] = []
+        self.all, self.losses, self.steps = batches, losses or self.squares, len(batches)
         self.events: list[tuple[str, int]] = []
         self.draws: list[float] = []
+        self.finished = False
 
-    def losses(self, batch: float, step: int) -> Mapping[str, Tensor]:
-        self.events.append(("losses", step))
+    def squares(self, module: nn.Module, batch: float, step: int) -> Mapping[str, Tensor]:
+        return {"loss": module.weight.square().sum() * batch}  # type: ignore[union-attr,operator]
+
+    def build(self, fresh: bool) -> None:
+        self.module = nn.Linear(1, 1, bias=False).eval()
+        nn.init.ones_(self.module.weight)
+        self.optimizer = SGD([{"params": [self.module.weight], "lr_scale": 0.5}], lr=99.0)
+
+    def learning_rate(self, step: int) -> float:
+        return 0.1 / (step + 1)
+
+    def batches(self, first: int, end: int) -> Iterable[Any]:
+        return self.all[first:end]
+
+    def loss(self, module: nn.Module, batch: Any, step: int) -> Mapping[str, Tensor]:
+        self.events.append(("loss", step))
         self.draws.append(torch.rand(()).item())
-        return {"loss": self.module.weight.square().sum() * batch}
+        return self.losses(module, batch, step)
 
-    def run(self, losses: Callable[[float, int], Mapping[str, Tensor]] | None = None, **options: object) -> None:
-        try:
-            train(
-                self.fabric,
-                self.module,
-                self.optimizer,
-                [1.0] * (8 - self.progress.step),
-                losses or self.losses,
-                lambda step: 0.1 / (step + 1),
-                self.progress,
-                self.journal,
-                lambda step: self.events.append(("after", step)),
-                lambda: self.events.append(("save", self.progress.step)),
-                3,
-                **options,  # type: ignore[arg-type]
-            )
-        finally:
-            self.journal.close()
+    def after_step(self, step: int, log: MetricLogger) -> None:
+        self.events.append(("after", step))
+
+    def evaluate(self) -> Mapping[str, float]:
+        self.events.append(("evaluate", len(self.draws)))
+        return {"AP": 0.5}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.events.append(("restore", state["step"]))
+
+    def remedy(self, error: OutOfMemory | NonFiniteStep) -> str:
+        return "Lower the rate"
+
+    def finish(self, seconds: float) -> None:
+        self.finished = True
+
+
+def run(task: Toy, folder: Path, fabric: Fabric | None = None) -> Toy:
+    folder.mkdir(exist_ok=True)
+    fit(task, SimpleNamespace(path=folder), fabric or Fabric(accelerator="cpu", devices=1), quiet=True)  # type: ignore[arg-type]
+    return task
+
+
+def weight(task: Toy) -> float:
+    (parameter,) = task.module.parameters()
+    return parameter.item()
 
 
 def test_each_step_trains_once_at_its_rate_and_saves_when_due(tmp_path: Path) -> None:
-    loop = Loop(tmp_path)
-    loop.module.eval()
-    loop.run()
-    weight = 1.0
+    task = run(Toy(), tmp_path)
+    expected = 1.0
     for step in range(8):
-        weight -= 0.5 * 0.1 / (step + 1) * 2 * weight
-    assert loop.module.weight.item() == pytest.approx(weight, rel=1e-6)
-    assert loop.module.training and loop.module.weight.grad is None and loop.progress.step == 8
-    assert loop.events[:4] == [("losses", 0), ("after", 0), ("losses", 1), ("after", 1)]
-    assert [event for event in loop.events if event[0] == "save"] == [("save", 3), ("save", 6)]
-    assert read_metrics(tmp_path)["learning_rate"][0] == [2, 3, 5, 7]
+        expected -= 0.5 * 0.1 / (step + 1) * 2 * expected
+    assert weight(task) == pytest.approx(expected, rel=1e-6) and task.finished
+    assert task.module.training and all(parameter.grad is None for parameter in task.module.parameters())
+    assert task.events == [(what, step) for step in range(8) for what in ("loss", "after")]
+    assert [int(path.name[5:13]) for path in checkpoints(tmp_path / "checkpoints")] == [6, 8]
+    assert read_metrics(tmp_path)["learning_rate"][0] == [2, 5, 7]
 
 
-def test_random_draws_depend_on_the_step_alone(tmp_path: Path) -> None:
-    whole, tail = Loop(tmp_path), Loop(tmp_path, start=5)
-    whole.run()
+def test_a_run_that_goes_on_repeats_the_draws_and_steps_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole, part = run(Toy(), tmp_path / "whole"), Toy()
+
+    def killed(module: nn.Module, batch: float, step: int) -> Mapping[str, Tensor]:
+        if step == 5:
+            raise KeyboardInterrupt
+        return part.squares(module, batch, step)
+
+    part.losses = killed
+    with pytest.raises(KeyboardInterrupt):
+        run(part, tmp_path / "part")
     torch.rand(7)
-    tail.run()
-    assert len(set(whole.draws)) == 8 and tail.draws == whole.draws[5:]
+    tail = run(Toy(), tmp_path / "part")
+    assert tail.events[0] == ("restore", 3) and tail.events[1] == ("loss", 3)
+    assert len(set(whole.draws)) == 8 and tail.draws == whole.draws[3:] and weight(tail) == weight(whole)
+    assert (tmp_path / "part" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_a_run_with_all_steps_done_is_finished_without_another(tmp_path: Path) -> None:
+    run(Toy(), tmp_path)
+    again = run(Toy(), tmp_path)
+    assert again.events == [("restore", 8)] and again.finished
+
+
+def test_scores_are_asked_for_when_due_and_not_at_the_end(tmp_path: Path) -> None:
+    task = Toy()
+    task.evaluate_every = 4
+    run(task, tmp_path)
+    assert [count for what, count in task.events if what == "evaluate"] == [4]
+    assert read_metrics(tmp_path)["val/AP"] == ([3], [0.5])
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_broken_loss_stops_naming_step_and_terms_before_it_is_saved(broken: float, tmp_path: Path) -> None:
-    loop = Loop(tmp_path)
-
-    def losses(batch: float, step: int) -> Mapping[str, Tensor]:
-        term = loop.module.weight.sum() * (broken if step == 5 else 1)
+    def losses(module: nn.Module, batch: float, step: int) -> Mapping[str, Tensor]:
+        term = next(module.parameters()).sum() * (broken if step == 5 else 1)
         return {"loss": term * 2, "term": term.detach(), "fine": torch.tensor(1.0)}
 
-    with pytest.raises(NonFiniteStep, match=r"^step 5: loss = (nan|inf), term = (nan|inf)$"):
-        loop.run(losses)
-    assert [event for event in loop.events if event[0] == "save"] == [("save", 3)]
+    with pytest.raises(UserError, match=r"stopped, step 5: loss = (nan|inf), term = (nan|inf); .* Lower the rate"):
+        run(Toy(losses), tmp_path)
+    state = load_checkpoint(tmp_path / "checkpoints")
+    assert state is not None and state["step"] == 3
 
 
 def test_gradients_are_clipped_where_asked(tmp_path: Path) -> None:
-    loop = Loop(tmp_path)
-    loop.run(clip_norm=0.01)
+    task = run(Toy(clip_norm=0.01), tmp_path)
     moved = sum(0.5 * 0.1 / (step + 1) * 0.01 for step in range(8))
-    assert 1 - loop.module.weight.item() == pytest.approx(moved, rel=1e-3)
+    assert 1 - weight(task) == pytest.approx(moved, rel=1e-3)
 
 
-def trained(folder: Path, parts: int) -> tuple[nn.Module, list[tuple[int, int]], list[int]]:
-    """Three clipped steps of a network without norms in float64; the losses' calls and the rate's."""
-    folder.mkdir()
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
-    images = torch.rand(3, 8, 3, 8, 8, dtype=torch.float64)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    module, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9))
-    calls, rates = [], []
+class Regression(Toy):
+    """Three clipped steps of a network without norms in float64, in micro-batches."""
 
-    def losses(batch: Tensor, step: int) -> Mapping[str, Tensor]:
-        calls.append((step, len(batch)))
-        squares = (module(batch) - batch.sum((1, 2, 3))[:, None]).square()
-        return {"loss": squares.mean(), "largest": squares.detach()[:, 0].mean()}
+    def __init__(self, accumulate: int) -> None:
+        torch.manual_seed(0)
+        images = [list(images) for images in torch.rand(3, 8, 3, 8, 8, dtype=torch.float64)]
+        super().__init__(self.error, images, clip_norm=1.0)
+        self.micro_batches = MicroBatches(8, accumulate)
+        self.calls: list[tuple[int, int]] = []
+        self.rates: list[int] = []
 
-    def rate(step: int) -> float:
-        rates.append(step)
+    def build(self, fresh: bool) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 36, 4)).double()
+        self.optimizer = SGD(self.module.parameters(), lr=1.0, momentum=0.9)
+
+    def learning_rate(self, step: int) -> float:
+        self.rates.append(step)
         return 0.01 / (step + 1)
 
-    def cut(batch: Tensor) -> Sequence[Tensor]:
-        return batch.chunk(parts)
-
-    journal = Journal(folder, 0, 3, seed=1, images_per_step=8, every=1, quiet=True)
-    train(fabric, module, optimizer, images, losses, rate, Progress(0, 3), journal, clip_norm=1.0, parts=cut)
-    journal.close()
-    return network, calls, rates
+    def error(self, module: nn.Module, batch: list[Tensor], step: int) -> Mapping[str, Tensor]:
+        self.calls.append((step, len(batch)))
+        images = torch.stack(batch)
+        squares = (module(images) - images.sum((1, 2, 3))[:, None]).square()
+        return {"loss": squares.mean(), "largest": squares.detach()[:, 0].mean()}
 
 
-def test_a_batch_in_parts_is_the_whole_batch_for_weights_rates_and_journal(tmp_path: Path) -> None:
-    whole, whole_calls, whole_rates = trained(tmp_path / "whole", 1)
-    parted, calls, rates = trained(tmp_path / "parts", 4)
-    assert whole_calls == [(0, 8), (1, 8), (2, 8)] and calls == [(step, 2) for step in (0, 1, 2) for _ in range(4)]
-    assert rates == whole_rates == [0, 1, 2]
-    torch.testing.assert_close(dict(parted.state_dict()), dict(whole.state_dict()), rtol=1e-12, atol=1e-14)
-    ours, theirs = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
-    assert ours.keys() == theirs.keys() == {"loss", "largest", "learning_rate", "gradient_norm"}
-    for name, (steps, values) in theirs.items():
-        assert ours[name][0] == steps == [0, 1, 2]
-        assert ours[name][1] == pytest.approx(values, rel=1e-12)
+def test_a_batch_in_parts_is_the_whole_batch_for_weights_rates_and_metrics(tmp_path: Path) -> None:
+    whole, parted = Regression(1), Regression(4)
+    run(whole, tmp_path / "whole")
+    run(parted, tmp_path / "parts")
+    assert whole.calls == [(0, 8), (1, 8), (2, 8)]
+    assert parted.calls == [(step, 2) for step in (0, 1, 2) for _ in range(4)]
+    assert parted.rates == whole.rates == [0, 1, 2]
+    ours, theirs = dict(parted.module.state_dict()), dict(whole.module.state_dict())
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    metrics, expected = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
+    assert metrics.keys() == expected.keys() == {"loss", "largest", "learning_rate", "gradient_norm"}
+    for name, (steps, values) in expected.items():
+        assert metrics[name][0] == steps == [2]
+        assert metrics[name][1] == pytest.approx(values, rel=1e-12)
 
 
 def test_processes_wait_for_gradients_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop(tmp_path)
+    fabric, task = Fabric(accelerator="cpu", devices=1), Toy(batches=[[1.0, 1.0, 1.0]] * 8)
+    task.micro_batches = MicroBatches(3, 3)
+    task.losses = lambda module, batch, step: task.squares(module, batch[0], step)
     skipped: list[bool] = []
-    without = loop.fabric.no_backward_sync
+    without = fabric.no_backward_sync
 
     def watched(module: nn.Module, enabled: bool = True) -> object:
         skipped.append(enabled)
         return without(module, enabled)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop.fabric, "no_backward_sync", watched)
-    loop.run(parts=lambda batch: (batch, batch, batch))
+    monkeypatch.setattr(fabric, "no_backward_sync", watched)
+    run(task, tmp_path, fabric)
     assert skipped == [True, True, False] * 8
 
 
 def test_half_precision_skips_overflows_and_measures_gradients_without_their_scale(tmp_path: Path) -> None:
-    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
-    linear = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(linear.weight)
-    module, optimizer = fabric.setup(linear, torch.optim.SGD(linear.parameters(), lr=99.0))
     weights = []
 
-    def losses(batch: float, step: int) -> Mapping[str, Tensor]:
-        weights.append(linear.weight.item())
-        return {"loss": linear.weight.sum() * batch}
+    class Half(Toy):
+        def build(self, fresh: bool) -> None:
+            super().build(fresh)
+            self.optimizer = SGD(self.module.parameters(), lr=99.0)
 
-    journal = Journal(tmp_path, 0, 4, seed=1, images_per_step=1, every=1, quiet=True)
+        def learning_rate(self, step: int) -> float:
+            return 0.1
+
+    def losses(module: nn.Module, batch: float, step: int) -> Mapping[str, Tensor]:
+        parameter = next(module.parameters())
+        weights.append(parameter.item())
+        return {"loss": parameter.sum() * batch}
+
+    def half() -> Fabric:
+        return Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
+
     batches = [3.0, 1e35, 3.0, 3.0]  # times the scale, 65536, more than float32 holds
-    train(fabric, module, optimizer, batches, losses, lambda step: 0.1, Progress(0, 4), journal)
-    journal.close()
+    task = Half(losses, batches)
+    object.__setattr__(task.recipe, "checkpoint_every", 1)
+    run(task, tmp_path, half())
     assert weights == pytest.approx([1, 0.7, 0.7, 0.4])
     metrics = read_metrics(tmp_path)
     assert metrics["loss_scale"][1] == [65536, 65536, 32768, 32768]
     assert metrics["gradient_norm"][1] == pytest.approx([3, float("inf"), 3, 3])
-    again = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu"))
-    restore_scale(again, kept_scale(fabric))
-    assert kept_scale(again) == kept_scale(fabric) and kept_scale(again)["scale"]["scale"] == 32768
-    assert kept_scale(Fabric(accelerator="cpu", devices=1)) == {}
+    again, longer = half(), Half(losses, [*batches, 3.0])
+    run(longer, tmp_path, again)
+    assert longer.events[0] == ("restore", 4) and read_metrics(tmp_path)["loss_scale"][1][-1] == 32768

@@ -11,15 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from boxless.errors import UserError
 from boxless.training.health import Alarm
-from boxless.training.logger import Journal, read_metrics
+from boxless.training.logger import MetricLogger, read_metrics
 
 
-def journal(folder: Path, start: int = 0, total: int = 10, every: int = 4, quiet: bool = True) -> Journal:
+def journal(folder: Path, start: int = 0, total: int = 10, every: int = 4, quiet: bool = True) -> MetricLogger:
     folder.mkdir(exist_ok=True)
-    return Journal(folder, start, total, seed=0, images_per_step=2, every=every, quiet=quiet)
+    return MetricLogger(folder, start, total, images_per_step=2, every=every, quiet=quiet)
 
 
-def write(kept: Journal, steps: range, checkpoint: int = 3) -> None:
+def write(kept: MetricLogger, steps: range, checkpoint: int = 3) -> None:
     for step in steps:
         if step % 5 == 0:
             kept.write(step, {"health": step / 7})
@@ -109,7 +109,7 @@ def test_time_spent_on_waiting_for_batches_is_told(tmp_path: Path) -> None:
 
     for wait, least, most in ((0.2, 0.5, 1.0), (0.0, 0.0, 0.2)):
         kept = journal(tmp_path, total=4, every=100)
-        for step in kept.waited_for(batches(wait)):
+        for step in kept.timed(batches(wait)):
             time.sleep(0.05)
             kept.record(step, {"loss": 1.0})
         kept.close()
@@ -156,7 +156,7 @@ def test_progress_that_is_none(
 def test_other_loggers_get_the_same_scalars(tmp_path: Path) -> None:
     own = CSVLogger(tmp_path / "csv")
     tmp_path.joinpath("run").mkdir()
-    kept = Journal(tmp_path / "run", 0, 10, seed=0, images_per_step=2, every=5, quiet=True, loggers=[own])
+    kept = MetricLogger(tmp_path / "run", 0, 10, images_per_step=2, every=5, quiet=True, loggers=[own])
     write(kept, range(10), checkpoint=100)
     kept.close()
     rows = csv.DictReader((Path(own.log_dir) / "metrics.csv").read_text().splitlines())

@@ -182,11 +182,7 @@ class DetectTask:
             UserError: none of the first images can be used.
         """
         self._count_usable(batch)
-        device = self.fabric.device
-        images = [sample.image.to(device, non_blocking=True).float() / 255 for sample in batch]
-        targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in batch]
-        losses: dict[str, Tensor] = module(images, targets)
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        return detector_losses(module, batch, self.fabric.device)
 
     def _count_usable(self, samples: list[DetectionSample]) -> None:
         skipped = [sample.skipped for sample in samples if sample.skipped is not None]
@@ -330,6 +326,14 @@ def run_finetuning(
         if unfinished:
             fit(task(recipe, fabric, out, data, val, weights, quiet), run, fabric, quiet)
     return run
+
+
+def detector_losses(detector: nn.Module, samples: list[DetectionSample], device: torch.device) -> dict[str, Tensor]:
+    """The losses of a detector in torchvision's interface and, as `loss`, their sum."""
+    images = [sample.image.to(device, non_blocking=True).float() / 255 for sample in samples]
+    targets = [{k: v.to(device, non_blocking=True) for k, v in sample.target.items()} for sample in samples]
+    losses: dict[str, Tensor] = detector(images, targets)
+    return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
 
 def make_detector_optimizer(detector: nn.Module, trunk: Trunk, settings: FinetuneOptim) -> Optimizer:

@@ -85,6 +85,8 @@ class PretrainTask:
         # Norms, negatives and statistics are those of the whole batch.
         self.micro_batches = MicroBatches(self.batch // world_size())
         self.compiled = is_compiled(recipe, self.steps, fabric.device)
+        mean, std = torch.tensor(recipe.trunk.mean), torch.tensor(recipe.trunk.std)
+        self.mean, self.std = (t.view(1, 3, 1, 1).to(fabric.device, non_blocking=True) for t in (mean, std))
         self.health = HealthRecord()
         self.alarms: list[Alarm] = self.health.alarms
         self.skipped: dict[str, str] = {}
@@ -107,8 +109,6 @@ class PretrainTask:
         module = as_module(self.method).to(device).to(memory_format=torch.channels_last)
         self.module = module if isinstance(recipe.method, GroupedNorms) else synchronize_norms(module)
         self.optimizer = make_pretrain_optimizer(self.module, recipe.optim)
-        mean, std = torch.tensor(recipe.trunk.mean), torch.tensor(recipe.trunk.std)
-        self.mean, self.std = (values.view(1, 3, 1, 1).to(device) for values in (mean, std))
         if self.compiled:
             say("compiling: the first steps take a minute or two", self.quiet)
             compile_parts(self.module, self.trunk)
