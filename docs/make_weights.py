@@ -72,9 +72,9 @@ Both would also load these weights with wrong settings and silently lose several
 text file. The stride is in the 3x3 convolution (`STRIDE_IN_1X1 = False`, `style='pytorch'`). Colours are RGB, 0..255,
 minus 123.675, 116.28, 103.53, divided by 58.395, 57.12, 57.375.
 
-## In: `--init` and `--weights`
+## In: `--weights`
 
-`boxless pretrain --init`, `boxless compare --init` and `boxless finetune --weights` take a run, a file, or
+`boxless pretrain --weights`, `boxless compare --weights` and `boxless finetune --weights` take a run, a file, or
 `hf://user/name` (with `pip install 'boxless[hub]'`). The layout is recognised by the tensors' names, and the first line
 says which it is:
 

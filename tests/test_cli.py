@@ -1,10 +1,10 @@
+import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +12,8 @@ import pytest
 import boxless
 from boxless.cli import COMMANDS, main
 from boxless.errors import UserError
+from boxless.recipes import load as catalogue
+from boxless.recipes import schema
 from boxless.recipes.overrides import override
 
 
@@ -56,20 +58,13 @@ def pretrain(
     calls.append({**locals(), "recipe_": recipe_})
 
 
-def recipe_of(arguments: dict[str, Any]) -> Recipe:
-    if arguments["recipe"] != "small":
-        raise UserError(f"unknown recipe {arguments['recipe']!r}")
-    return Recipe()
-
-
 @pytest.fixture(autouse=True)
-def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A stand-in for the heaviest command, with every kind of argument."""
-    module = ModuleType("boxless.commands.pretrain")
-    module.pretrain, module.recipe_of = pretrain, recipe_of  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "boxless.commands.pretrain", module)
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the heaviest command, with every kind of argument, and its one recipe."""
+    monkeypatch.setitem(COMMANDS, "pretrain", pretrain)
+    monkeypatch.setattr(catalogue, "shipped", lambda: {"small": Recipe()})
+    monkeypatch.setattr(schema, "PretrainRecipe", Recipe)
     calls.clear()
-    return module
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -105,7 +100,9 @@ def test_one_value_where_several_may_stand_and_commas() -> None:
         (["pretrain", "--data", "a", "--lable_fraction", "3"], "did you mean '--label-fraction'?"),
         (["pretrain", "a"], "pretrain needs --data"),
         (["pretrain", "--dat", "x"], "unknown flag '--dat': did you mean '--data'"),
-        (["recipes", "a"], "unexpected 'a'"),
+        (["statistics", "a", "--data", "b"], "unexpected 'a'"),
+        (["pretrain", "--data", "a", "--label-fraction", "1", "2"], "unexpected '2'"),
+        (["pretrain", "--data", "a", "--"], "unknown flag '--'"),
         (["pretrain", "--data"], "--data: expected at least one argument"),
         (["pretrain", "--data", "a", "--label-fraction", "half"], "--label-fraction: expected float, got 'half'"),
         (["pretrain", "--data", "a", "--device", "tpu"], "--device: expected auto|cpu, got 'tpu'"),
@@ -123,7 +120,7 @@ def test_help_shows_arguments_and_the_keys_of_the_recipe(capsys: pytest.CaptureF
     assert main(["pretrain", "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "Pretrain on images. Some 100 % more." in words
-    assert "--data str [str ...] Folder, list or shard; may be given several times. (required)" in words
+    assert "--data str ... Folder, list or shard; may be given several times. (required)" in words
     assert "--label-fraction float (default 1.0)" in words
     assert "recipe: optim: --optim.base_lr float Learning rate for a batch of 256. (default 0.1)" in words
     assert not calls
@@ -155,7 +152,6 @@ def test_overview_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_exit_codes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    command: ModuleType,
     error: BaseException,
     code: int,
     shown: str,
@@ -164,9 +160,8 @@ def test_exit_codes(
     def fail(data: str) -> None:
         raise error
 
-    monkeypatch.setattr(command, "pretrain", fail)
-    monkeypatch.delattr(command, "recipe_of")
-    assert main(["pretrain", "--data", "a"]) == code
+    monkeypatch.setitem(COMMANDS, "statistics", fail)
+    assert main(["statistics", "--data", "a"]) == code
     err = capsys.readouterr().err
     assert shown in err and ("Traceback" in err) == traceback
 
@@ -181,8 +176,39 @@ def test_a_reader_that_went_away_is_quiet() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_the_command_recipes_keeps_its_name_beside_the_package() -> None:
-    from boxless.recipes import load as catalogue
+def test_words_before_the_first_flag_are_a_name_of_a_recipe_or_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["recipes", "small"]) == 0
+    assert "recipe: small\noptim:\n" in capsys.readouterr().out
+    shown: list[object] = []
+    monkeypatch.setitem(COMMANDS, "report", lambda run, quiet=False: shown.append(run))
+    assert main(["report", "a", "b", "--quiet"]) == 2  # it takes one
+    COMMANDS["report"].__signature__ = inspect.signature(boxless.report)  # type: ignore[attr-defined]
+    assert main(["report", "a", "b", "--quiet"]) == 0 and shown == [["a", "b"]]
 
-    assert catalogue.names() == sorted(catalogue.names())
+
+def test_a_flag_given_again_counts_the_last_time() -> None:
+    assert main(["pretrain", "--data", "a", "--epochs", "2", "--epochs", "4", "--label-fraction=-1", "--resume"]) == 0
+    assert calls[0]["recipe_"].epochs == 4 and calls[0]["label_fraction"] == -1 and calls[0]["resume"] is True
+
+
+def test_weights_by_their_former_name_are_taken_with_one_line_of_advice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    for name, flags in {
+        "pretrain": ["--data", str(tmp_path), "--out", str(tmp_path / "run")],
+        "finetune": ["--data", "a", "--val", "b", "--out", str(tmp_path / "run")],
+        "compare": ["--data", "a", "--labels", "b", "--val", "c", "--out", str(tmp_path / "run")],
+    }.items():
+        assert main([name, *flags, "--init", str(tmp_path / "no.pth")]) == 2
+        advice, error = capsys.readouterr().err.splitlines()
+        assert advice == "boxless: init is now called weights" and "no.pth" in error
+    assert main(["propose", "--data", "a", "--out", "b", "--init", "c"]) == 2
+    assert "unknown flag '--init'" in capsys.readouterr().err
+
+
+def test_the_command_recipes_keeps_its_name_beside_the_package() -> None:
+    assert catalogue.names() == ["small"]
     assert boxless.recipes is sys.modules["boxless.commands.recipes"].recipes

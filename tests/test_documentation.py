@@ -6,7 +6,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,12 @@ from boxless import cli
 from boxless.plots import style
 from boxless.recipes.load import load, names
 from boxless.recipes.overrides import override
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 
 NAMES = {str(page.relative_to(ROOT)): page for page in PAGES}
 RUN, CHECKED = 80, 15
 """Least numbers of snippets that run, and of commands that are only checked."""
+KINDS = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe, "compare": CompareRecipe, "demo": CompareRecipe}
 PARTS_OF_NAMES = {"large-head-soco"}
 """Words that look like a recipe and are none."""
 
@@ -79,20 +79,12 @@ def given(words: list[str], flag: str) -> list[str]:
 def resolved(words: list[str]) -> tuple[object | None, Any]:
     """The recipe of a command line before changes, and the parsed arguments; raises where a flag is unknown."""
     name, *argv = words
-    module = import_module(f"boxless.commands.{name}")
-    function = getattr(module, name)
-    argv = [cli._as_declared(word) for word in argv]
-    if hasattr(module, "POSITIONAL") and argv and not argv[0].startswith("--"):
-        argv = [cli._flag(module.POSITIONAL), *argv]
-    recipe = cli._recipe(module, function, argv)
-    arguments, unknown = cli._parser(function, recipe).parse_known_args(argv)
-    assert not unknown, words
-    missing = [key for key in cli._types(function) if key not in cli._defaults(function) | vars(arguments)]
-    assert not missing, words
-    parsed = cli._parsed(function, arguments)
-    changes = {key: value for key, value in parsed.items() if key not in cli._types(function)}
-    if recipe is not None:
-        override(recipe, changes)
+    parsed = cli.arguments(name, argv)
+    flags = cli._own(name)
+    if name not in KINDS:
+        return None, parsed
+    recipe = load(parsed.get("recipe", flags["recipe"].value), KINDS[name])
+    override(recipe, {key: value for key, value in parsed.items() if key not in flags})
     return recipe, parsed
 
 

@@ -109,7 +109,7 @@ def test_commands_refuse_malicious_weights(tmp_path: Path, capsys: pytest.Captur
     make_scenes(tmp_path / "scenes", unlabelled=2, train=2, val=2, size=64)
     images, labels = tmp_path / "scenes" / "images" / "unlabelled", tmp_path / "scenes" / "annotations"
     small = ["--trunk.backbone=resnet18", "--trunk.fpn_channels=16", "--trunk.box_head_width=32", "--workers=0"]
-    pretrain = f"pretrain --data {images} --out {tmp_path}/p --recipe byol-small --init {file}".split()
+    pretrain = f"pretrain --data {images} --out {tmp_path}/p --recipe byol-small --weights {file}".split()
     finetune = (
         f"finetune --data {labels}/train.json --val {labels}/val.json --out {tmp_path}/f --weights {file}".split()
     )

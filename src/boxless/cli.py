@@ -3,16 +3,15 @@
 Nothing heavy is imported to list the commands; a command's own imports come when it is called.
 """
 
-import argparse
 import inspect
 import os
+import shutil
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import boxless
 from boxless.errors import Unfinished, UserError, is_out_of_memory
@@ -20,31 +19,40 @@ from boxless.files import place_in_words
 from boxless.launch import Processes
 
 if TYPE_CHECKING:
+    from docstring_parser import Docstring
+
     from boxless.recipes.overrides import Key
 
 Command = Callable[..., object]
 
-COMMANDS = (
-    "demo",
-    "statistics",
-    "propose",
-    "pack",
-    "pretrain",
-    "finetune",
-    "evaluate",
-    "probe",
-    "compare",
-    "predict",
-    "figures",
-    "export",
-    "convert",
-    "publish",
-    "report",
-    "recipes",
-)
-
+COMMANDS: dict[str, Command] = {
+    function.__name__: function
+    for function in (
+        boxless.demo,
+        boxless.statistics,
+        boxless.propose,
+        boxless.pack,
+        boxless.pretrain,
+        boxless.finetune,
+        boxless.evaluate,
+        boxless.probe,
+        boxless.compare,
+        boxless.predict,
+        boxless.figures,
+        boxless.export,
+        boxless.convert,
+        boxless.publish,
+        boxless.report,
+        boxless.recipes,
+    )
+}
 TOGETHER = ("pretrain", "finetune")
 """Those that `torchrun` or `srun` may start as several processes, to train together."""
+POSITIONAL = {"report": "run", "recipes": "name"}
+"""The argument that words before the first flag belong to."""
+
+OLD = {"init": "weights"}
+"""Flags by their former names, which the commands still take among the keys of their recipe."""
 
 OVERVIEW = """\
 Pretrain object detectors on images without labels, fine-tune them on few, and see what that bought.
@@ -115,136 +123,123 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _overview() -> str:
-    functions = [getattr(boxless, name) for name in COMMANDS]
-    lines = [f"  {function.__name__:<10} {inspect.getdoc(function)}".partition("\n")[0] for function in functions]
+    lines = [f"  {name:<10} {inspect.getdoc(function)}".partition("\n")[0] for name, function in COMMANDS.items()]
     return OVERVIEW + "\n".join(lines)
 
 
 def _call(name: str, argv: Sequence[str]) -> None:
-    module = import_module(f"boxless.commands.{name}")
-    function = getattr(module, name)
-    asks_help = "-h" in argv or "--help" in argv
-    argv = [_as_declared(token) for token in argv if token not in ("-h", "--help")]
-    if hasattr(module, "POSITIONAL") and argv and not argv[0].startswith("--"):
-        argv = [_flag(module.POSITIONAL), *argv]
-    recipe = _recipe(module, function, argv)
-    parser = _parser(function, recipe)
-    if asks_help:
-        print(parser.format_help(), end="")
-        return
-    given, unknown = parser.parse_known_args(argv)
-    missing = [_flag(key) for key in _types(function) if key not in _defaults(function) | vars(given)]
-    strange = [token for token in unknown if token.startswith("--")]  # perhaps the missing one, misspelt
-    if missing and not strange:
+    words = [word for word in argv if word not in ("-h", "--help")]
+    if len(words) < len(argv):
+        print(_help(name, _flags(name, _given(words, POSITIONAL.get(name)))))
+    else:
+        COMMANDS[name](**arguments(name, argv))
+
+
+def arguments(name: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of a command's function; keys of a recipe stay text, because `override` knows their types.
+
+    Raises:
+        UserError: for unknown, missing and misplaced words, and for values of the wrong type.
+    """
+    from boxless.recipes.overrides import did_you_mean, parse
+
+    given = _given(argv, POSITIONAL.get(name))
+    own, flags = _own(name), _flags(name, given)
+    for key in given:
+        if key is not None and key not in flags and not (key in OLD and OLD[key] in own):
+            near = did_you_mean(_flag(key), [_flag(each) for each in flags]) or ":"
+            raise UserError(f"unknown flag {_flag(key)!r}{near} boxless {name} --help lists them all")
+    missing = [_flag(key) for key, entry in own.items() if entry.value is inspect.Parameter.empty and key not in given]
+    if missing:
         raise UserError(f"{name} needs {' and '.join(missing)}: see boxless {name} --help")
-    if unknown:
-        raise _unknown((strange or unknown)[0], name, [*_types(function), *_keys(recipe)])
-    function(**_parsed(function, given))
+    stray = given.pop(None, [])
+    values = {key: _value(key, flags[key].type if key in flags else str, times) for key, times in given.items() if key}
+    if stray:
+        raise _unexpected(stray[0][0])
+    return {key: parse(_flag(key), own[key].type, value) if key in own else value for key, value in values.items()}
 
 
-def _recipe(module: ModuleType, function: Command, argv: Sequence[str]) -> object | None:
-    """Return the recipe whose keys are flags too; a command that takes one says which by its `recipe_of(arguments)`."""
-    if not hasattr(module, "recipe_of"):
-        return None
-    given, _ = _parser(function, None).parse_known_args(argv)
-    arguments = _defaults(function) | _parsed(function, given)
-    return module.recipe_of(arguments) if "recipe" in arguments else None
+def _given(argv: Sequence[str], positional: str | None) -> dict[str | None, list[list[str]]]:
+    """Return the words behind each flag, once for each time that it was given; those before any flag are at None."""
+    given: dict[str | None, list[list[str]]] = {}
+    key = positional
+    for word in argv:
+        if word.startswith("--"):
+            key, equals, value = word.removeprefix("--").partition("=")
+            key = key.replace("-", "_")
+            given.setdefault(key, []).append([value] if equals else [])
+        else:
+            given.setdefault(key, [[]])[-1].append(word)
+    return given
 
 
-def _parsed(function: Command, given: argparse.Namespace) -> dict[str, object]:
-    """Give the function's own arguments their types; keys of the recipe stay text, `override` knows their types."""
-    from boxless.recipes.overrides import parse
-
-    types = _types(function)
-    arguments: dict[str, object] = {}
-    for key, value in vars(given).items():
-        single = value[0] if isinstance(value, list) and len(value) == 1 else value
-        arguments[key] = parse(_flag(key), types[key], single) if key in types else single
-    return arguments
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser(function: Command, recipe: object | None) -> argparse.ArgumentParser:
-    import docstring_parser
-
+def _value(key: str, expected: Any, times: list[list[str]]) -> str | list[str]:
+    """Return the text of one flag: all words where it takes several, else those of the last time that it was given."""
     from boxless.recipes.overrides import is_sequence
 
-    doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    helps = {entry.arg_name: entry.description or "" for entry in doc.params}
-    parser = _Parser(
-        usage=f"boxless {function.__name__} [--flag value ...]",
-        description="\n\n".join(filter(None, (doc.short_description, doc.long_description))),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    group = parser.add_argument_group("flags")
-    defaults = _defaults(function)
-    for key, expected in _types(function).items():
-        note = f"default {_shown(defaults[key])}" if key in defaults else "required"
-        form = {"action": "extend", "nargs": "+"} if is_sequence(expected) else {}
-        _declare(group, key, expected, f"{helps.get(key, '')} ({note})", **form)
-    groups: dict[str, Any] = {}
-    for key, entry in _keys(recipe).items():
-        if key not in _types(function):
-            head = key.rpartition(".")[0]
-            groups[head] = groups.get(head) or parser.add_argument_group(f"recipe: {head}" if head else "recipe")
-            _declare(groups[head], key, entry.type, f"{entry.help} (default {_shown(entry.value)})")
-    return parser
+    words = [word for each in times for word in each] if is_sequence(expected) else times[-1]
+    if not words and expected is bool:
+        return "true"
+    if not words:
+        raise UserError(f"{_flag(key)}: expected at least one argument")
+    if len(words) > 1 and not is_sequence(expected):
+        raise _unexpected(words[1])
+    return words if len(words) > 1 else words[0]
 
 
-def _declare(group: Any, key: str, expected: Any, text: str, **form: Any) -> None:
-    from boxless.recipes.overrides import spell
-
-    if expected is bool:
-        form = {"nargs": "?", "const": "true"}
-    metavar = spell(expected).partition(" or ")[0]
-    group.add_argument(_flag(key), dest=key, metavar=metavar, help=text.strip().replace("%", "%%"), **form)
+def _unexpected(word: str) -> UserError:
+    return UserError(f"unexpected {word!r}: every value follows its --flag")
 
 
-def _unknown(token: str, name: str, keys: list[str]) -> UserError:
-    from boxless.recipes.overrides import did_you_mean
+def _own(name: str) -> "dict[str, Key]":
+    """Return the arguments of a command but `**overrides`, with their docstrings."""
+    from boxless.recipes.overrides import Key
 
-    if not token.startswith("--"):
-        return UserError(f"unexpected {token!r}: every value of boxless {name} follows its --flag")
-    flag = token.partition("=")[0]
-    near = did_you_mean(flag, [_flag(key) for key in keys]) or ":"
-    return UserError(f"unknown flag {flag!r}{near} boxless {name} --help lists them all")
+    helps = {entry.arg_name: entry.description or "" for entry in _docstring(name).params}
+    parameters = [p for p in inspect.signature(COMMANDS[name]).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return {p.name: Key(p.annotation, p.default, helps.get(p.name, "")) for p in parameters}
 
 
-def _keys(recipe: object | None) -> "dict[str, Key]":
+def _docstring(name: str) -> "Docstring":
+    import docstring_parser
+
+    return docstring_parser.parse(inspect.getdoc(COMMANDS[name]) or "")
+
+
+def _flags(name: str, given: Mapping[str | None, list[list[str]]]) -> "dict[str, Key]":
+    """Return the arguments of a command, and the keys of the recipe that it is given or has by default."""
+    own = _own(name)
+    if name not in ("pretrain", "finetune", "compare", "demo"):
+        return own
+    from boxless.recipes.load import load
     from boxless.recipes.overrides import keys
+    from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 
-    return {} if recipe is None else keys(recipe)
-
-
-def _types(function: Command) -> dict[str, Any]:
-    """Return the type of each parameter but `**overrides`; the return type may be one that only checkers import."""
-    named = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    annotations = {name: function.__annotations__.get(name, Any) for name in named}
-    return get_type_hints(SimpleNamespace(__annotations__=annotations), function.__globals__)
+    kind = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}.get(name, CompareRecipe)
+    recipe = str(_value("recipe", str, given["recipe"]) if "recipe" in given else own["recipe"].value)
+    return own | {key: entry for key, entry in keys(load(recipe, kind)).items() if key not in own}
 
 
-def _defaults(function: Command) -> dict[str, Any]:
-    return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
+def _help(name: str, flags: "Mapping[str, Key]") -> str:
+    from boxless.recipes.overrides import is_sequence, spell
+
+    doc, own = _docstring(name), _own(name)
+    wrap = textwrap.TextWrapper(shutil.get_terminal_size().columns - 2, " " * 8, " " * 8)
+    groups: dict[str, list[str]] = {}
+    for key, entry in flags.items():
+        head = key.rpartition(".")[0]
+        group = groups.setdefault("flags" if key in own else f"recipe: {head}" if head else "recipe", [])
+        several = " ..." if is_sequence(entry.type) else ""
+        note = "required" if entry.value is inspect.Parameter.empty else f"default {_shown(entry.value)}"
+        group.append(f"  {_flag(key)} {spell(entry.type).partition(' or ')[0]}{several}")
+        group.extend(wrap.wrap(f"{entry.help} ({note})".strip()))
+    parts = [f"usage: boxless {name} [--flag value ...]", doc.short_description, doc.long_description]
+    return "\n\n".join(filter(None, parts + ["\n".join([f"{title}:", *lines]) for title, lines in groups.items()]))
 
 
 def _flag(key: str) -> str:
     """Spell a key as its flag: dashes for the command's own, underscores as in YAML for those inside a recipe."""
     return "--" + (key if "." in key else key.replace("_", "-"))
-
-
-def _as_declared(token: str) -> str:
-    """Let `--label_fraction` and `--optim.base-lr` be written either way."""
-    if not token.startswith("--"):
-        return token
-    key, equals, value = token.removeprefix("--").partition("=")
-    return _flag(key.replace("-", "_")) + equals + value
 
 
 def _shown(value: object) -> str:

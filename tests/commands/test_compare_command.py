@@ -86,7 +86,7 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
         assert "backbone ok" in Run(out / "finetune" / detector / "soco" / "labels-0.5" / "seed-0").summary["weights"]
     assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
     with pytest.raises(UserError, match=r"densecl: holds a run with other settings \(init was None, is .*soco.weights"):
-        run(jobs=1, init=str(out / "pretrain" / "soco"))
+        run(jobs=1, weights=str(out / "pretrain" / "soco"))
 
 
 def test_the_demo_draws_what_its_own_detector_found(tmp_path, monkeypatch, capsys):

@@ -34,7 +34,7 @@ def settings(words: str) -> dict[str, str]:
     """`--a 1 --b 2` as a mapping; the flags of commands, which are no keys of recipes, are left out."""
     flags = words.split()
     pairs = {key.removeprefix("--"): value for key, value in zip(flags[::2], flags[1::2], strict=True)}
-    return {key: value for key, value in pairs.items() if key not in ("recipe", "init", "kind", "preset")}
+    return {key: value for key, value in pairs.items() if key not in ("recipe", "weights", "kind", "preset")}
 
 
 def rows() -> Iterator[tuple[published.Table, published.Row]]:

@@ -59,7 +59,7 @@ def test_up_detr_hands_its_whole_detector_over(scenes: Path, pretrained: Run, tm
 
 def test_frozen_backbone_is_saved_as_it_came(scenes: Path, pretrained: Run, tmp_path: Path) -> None:
     changes = {"method.freeze_backbone": True, "optim.base_lr": 1e-2}
-    run = up_detr(scenes, tmp_path / "run", init=str(pretrained.path), **changes)
+    run = up_detr(scenes, tmp_path / "run", weights=str(pretrained.path), **changes)
     assert run.summary["trains"] == ["transformer"]
     before, after = (load_file(each.weights) for each in (pretrained, run))
     assert before.keys() == after.keys()

@@ -108,7 +108,7 @@ def test_collapse_stops_the_run_unless_told_otherwise(
 
 
 def test_start_from_other_weights(finished: Run, scenes: Path, tmp_path: Path) -> None:
-    run = pretraining(scenes, tmp_path / "run", "byol", init=str(finished.path), **{**SHORT, "optim.base_lr": 0.0})
+    run = pretraining(scenes, tmp_path / "run", "byol", weights=str(finished.path), **{**SHORT, "optim.base_lr": 0.0})
     with safe_open(finished.weights, "pt") as old, safe_open(run.weights, "pt") as new:
         key = "backbone.body.layer3.0.conv1.weight"
         assert (old.get_tensor(key) - new.get_tensor(key)).abs().max() < 1e-5  # final_lr bounds the rate
@@ -158,7 +158,7 @@ def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
     torch.manual_seed(7)
     weights = {key: value for key, value in resnet18(weights=None).state_dict().items() if "num_batches" not in key}
     torch.save(weights, file)
-    undisturbed = pretraining(scenes, tmp_path / "whole", "byol", init=str(file), **settings)
+    undisturbed = pretraining(scenes, tmp_path / "whole", "byol", weights=str(file), **settings)
     at_first: dict[str, torch.Tensor] = {}
     original = PretrainTask.loss
 
@@ -171,13 +171,13 @@ def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PretrainTask, "loss", interrupted)
-        pretraining(scenes, tmp_path / "run", "byol", init=str(file), **settings)
+        pretraining(scenes, tmp_path / "run", "byol", weights=str(file), **settings)
     for key, value in weights.items():
         if not key.startswith("fc."):
             assert torch.equal(at_first[f"encoder.{key}"], value)
             assert torch.equal(at_first[f"target_encoder.{key}"], value)
     torch.save({key: value + 1 for key, value in weights.items()}, file)
-    run = pretraining(scenes, tmp_path / "run", "byol", init=str(file), **settings)
+    run = pretraining(scenes, tmp_path / "run", "byol", weights=str(file), **settings)
     ours, theirs = load_file(run.weights), load_file(undisturbed.weights)
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     assert run.summary["init"] == undisturbed.summary["init"] and "backbone ok, FPN new" in run.summary["init"]
@@ -188,7 +188,7 @@ def test_weights_that_do_not_fit_are_refused_before_boxes_are_made(scenes: Path,
     with pytest.raises(
         UserError, match=r"its names are like features\.0\.0\.weight, expected like conv1\.weight; choose"
     ):
-        pretraining(scenes, tmp_path / "run", "soco", init=str(tmp_path / "mobilenet.pth"), **SHORT)
+        pretraining(scenes, tmp_path / "run", "soco", weights=str(tmp_path / "mobilenet.pth"), **SHORT)
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["mobilenet.pth"]
 
 

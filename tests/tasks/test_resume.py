@@ -104,11 +104,11 @@ def test_failed_first_try_does_not_block_the_corrected_one(scenes: Path, tmp_pat
     out = tmp_path / "run"
     short = {"epochs": 1, "checkpoint_every": 100}
     with pytest.raises(UserError, match="no such file"):
-        pretraining(scenes, out, "byol", init=str(tmp_path / "nothing.pth"), **short)
+        pretraining(scenes, out, "byol", weights=str(tmp_path / "nothing.pth"), **short)
     wrong = tmp_path / "wrong.pth"
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, wrong)
     with pytest.raises(UserError, match="of the backbone would be loaded") as kept:  # keeps its frames alive
-        pretraining(scenes, out, "byol", init=str(wrong), **short)
+        pretraining(scenes, out, "byol", weights=str(wrong), **short)
     with pytest.raises(UserError, match=r"step 0: loss = (nan|inf)|step 1: loss = (nan|inf)"):
         pretraining(scenes, out, "byol", **{"optim.name": "sgd", "optim.base_lr": 1e30}, **short)
     run = pretraining(scenes, out, "byol", **short)

@@ -81,7 +81,7 @@ def test_joint_pretrains_the_encoder_from_a_runs_weights(scenes: Path, pretraine
     settings = {**PRETRAIN, **SIZES, **SHORT, "proposals.method": "grid", "method.pixel_map": "P3"}
     settings["method.local.hidden"] = settings["method.local.output"] = 8
     images = str(scenes / "images" / "unlabelled")
-    run = pretrain(images, str(tmp_path / "run"), "joint-r50-fpn", quiet=True, init=str(pretrained.path), **settings)
+    run = pretrain(images, str(tmp_path / "run"), "joint-r50-fpn", quiet=True, weights=str(pretrained.path), **settings)
     assert run.summary["trains"] == ["backbone", "hybrid encoder", "RoI head"]
     assert "backbone ok, hybrid encoder ok, RoI head ok" in run.summary["init"]
     before, after = (load_file(each.weights) for each in (pretrained, run))

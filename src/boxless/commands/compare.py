@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxless.recipes.schema import CompareRecipe
     from boxless.tasks.compare import Comparison
 
 DEFAULT_RECIPE = "compare-small"
@@ -22,7 +21,7 @@ def compare(
     label_fraction: str = "0.1",
     seeds: int = 3,
     recipe: str = DEFAULT_RECIPE,
-    init: str | None = None,
+    weights: str | None = None,
     jobs: int = 1,
     quiet: bool = False,
     **overrides: Any,
@@ -33,22 +32,22 @@ def compare(
     is fine-tuned, with one schedule per detector. Given again, the command goes on where it was, cell by cell.
 
     Args:
-        data: Images without labels, as `boxless pretrain` takes them.
-        labels: Labels to learn from, as `boxless finetune` takes them.
+        data: Images without labels, in the forms of `boxless pretrain`.
+        labels: Labels to learn from, in the forms of `boxless finetune`.
         val: Labels to measure AP with.
-        out: Folder of the comparison; comparison.csv, comparison.md, figures/ and report.html are written there.
-        methods: Starts, with commas between: none (from scratch), a method, a start of the recipe's own, a recipe, a
+        out: Folder of the comparison, for comparison.csv, comparison.md, figures/ and report.html.
+        methods: Starts, separated by commas: none (from scratch), a method, a start of the recipe's own, a recipe, a
             run's folder or a weights file. By default none and the recipe's own, or else none,densecl,soco.
-        detectors: Detectors that every start is put into, with commas between: a kind such as retinanet, with the
+        detectors: Detectors that every start is put into, separated by commas: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
-        label_fraction: Shares of the labels to learn from, with commas between.
+        label_fraction: Shares of the labels to learn from, separated by commas.
         seeds: Fine-tunings per start and share; each chooses its own labels, the same for all starts.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
-        init: Weights that every pretraining starts from, as `boxless pretrain` takes them; by default random ones. The
-            start none stays from scratch: to see these weights without pretraining, name them in methods too.
-        jobs: Runs that go on at a time, each with its share of the cores. Small networks use two cores better as two
+        weights: Weights that every pretraining starts from, in the forms of `boxless pretrain`; random by default. The
+            start none stays from scratch: to measure these weights without pretraining, name them in methods too.
+        jobs: Runs at the same time, each with its share of the cores. Small networks use two cores better as two
             runs than as one. Scores change a little with the number of threads.
-        quiet: Print nothing but the table.
+        quiet: Print the table only.
         **overrides: Keys of the recipe, such as pretrain.epochs or finetune.iterations.
 
     Returns:
@@ -60,7 +59,9 @@ def compare(
     from boxless.data.index import index_images
     from boxless.errors import UserError
     from boxless.files import locked, make_folder
-    from boxless.recipes.overrides import override
+    from boxless.recipes.load import load
+    from boxless.recipes.overrides import override, renamed
+    from boxless.recipes.schema import CompareRecipe
     from boxless.report.build import write_report
     from boxless.runs.weights import local
     from boxless.tasks.compare import refuse_decided, resolve_detectors, resolve_starts, run_comparison
@@ -70,15 +71,15 @@ def compare(
     from boxless.training.faults import one_line_faults
     from boxless.training.signals import stoppable
 
+    weights = local(renamed(overrides, "init", "weights", weights))
     refuse_decided(overrides)
-    init = local(init)
-    common = recipe_of({"recipe": recipe})
-    common = replace(common, pretrain=with_trunk_of(common.pretrain, init))
-    settings: CompareRecipe = override(common, overrides)
+    common = load(recipe, CompareRecipe)
+    common = replace(common, pretrain=with_trunk_of(common.pretrain, weights))
+    settings = override(common, overrides)
     words = ["none", *settings.starts] if settings.starts else DEFAULT_METHODS
     if methods is not None:
         words = [word.strip() for word in methods.split(",") if word.strip()]
-    starts = resolve_starts(words, settings, init)
+    starts = resolve_starts(words, settings, weights)
     choices = resolve_detectors([word.strip() for word in (detectors or "").split(",") if word.strip()], settings)
     try:
         fractions = sorted({float(word) for word in str(label_fraction).split(",")})
@@ -98,11 +99,3 @@ def compare(
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     print(f"report: {write_report([out])}")
     return comparison
-
-
-def recipe_of(arguments: dict[str, Any]) -> "CompareRecipe":
-    """The recipe that the arguments name, before any key is changed."""
-    from boxless.recipes.load import load
-    from boxless.recipes.schema import CompareRecipe
-
-    return load(arguments.get("recipe", DEFAULT_RECIPE), CompareRecipe)

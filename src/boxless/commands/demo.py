@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxless.recipes.schema import CompareRecipe
     from boxless.tasks.compare import Comparison
 
 DEFAULT_RECIPE = "demo"
@@ -52,10 +51,3 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
     print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
     print(f"report: {folder / 'comparison' / 'report.html'}")
     return comparison
-
-
-def recipe_of(arguments: dict[str, Any]) -> "CompareRecipe":
-    """The recipe that the arguments name, before any key is changed."""
-    from boxless.commands.compare import recipe_of as comparison_recipe
-
-    return comparison_recipe({"recipe": DEFAULT_RECIPE, **arguments})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxless.recipes.schema import FinetuneRecipe
     from boxless.runs.run import Run
 
 DEFAULT_RECIPE = "faster-rcnn-fpn"
@@ -27,13 +26,13 @@ def finetune(
             Several sets, with + between them or as a list, become one (VOCdevkit/VOC2007:trainval+VOC2012:trainval).
             With detector.kind=fcn the class maps of a VOC or Cityscapes folder, or else masks.
         val: Labels to measure AP (of FCN mIoU) with, in the same forms.
-        out: Folder of the run. Given again, an unfinished run goes on where it was.
-        weights: A run, whose trunk is then taken too, or a file of torchvision, timm, MoCo, DINO, Detectron2,
-            MMDetection and others, whose names are recognised, or hf://user/name; by default nothing, from scratch.
+        out: Folder of the run. An unfinished run in it is resumed.
+        weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
+            Detectron2, MMDetection and others, recognised by its names; or hf://user/name from the Hugging Face Hub.
+            Random weights by default.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
-        allow_changes: Go on with a run although settings or data are not those that it was started with, which is
-            refused else; says what differs.
-        quiet: Print nothing but errors.
+        allow_changes: Resume although settings or data have changed (refused by default); prints the differences.
+        quiet: Print errors only.
         **overrides: Keys of the recipe, such as label_fraction.
 
     Returns:
@@ -42,8 +41,9 @@ def finetune(
     Raises:
         UserError: For anything that the caller can mend.
     """
-    from boxless.recipes.load import describe
-    from boxless.recipes.overrides import override
+    from boxless.recipes.load import describe, load
+    from boxless.recipes.overrides import override, renamed
+    from boxless.recipes.schema import FinetuneRecipe
     from boxless.runs.weights import local, weights_file
     from boxless.tasks.finetune import run_finetuning, with_fitting_neck, with_trunk_of
     from boxless.tasks.labels import training_labels, validation_labels
@@ -51,8 +51,8 @@ def finetune(
     from boxless.training.distributed import rank
     from boxless.training.signals import stoppable
 
-    weights = local(weights)
-    settings: FinetuneRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), weights), overrides)
+    weights = local(renamed(overrides, "init", "weights", weights))
+    settings = override(with_trunk_of(load(recipe, FinetuneRecipe), weights), overrides)
     settings = with_fitting_neck(settings)
     file = weights_file(weights) if weights else None
     segments = settings.detector.kind == "fcn"
@@ -63,11 +63,3 @@ def finetune(
         val_data = validation_labels(val, train_data.classes, silent, segments)
         text = describe(settings, recipe)
         return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes)
-
-
-def recipe_of(arguments: dict[str, Any]) -> "FinetuneRecipe":
-    """The recipe that the arguments name, before any key is changed."""
-    from boxless.recipes.load import load
-    from boxless.recipes.schema import FinetuneRecipe
-
-    return load(arguments.get("recipe", DEFAULT_RECIPE), FinetuneRecipe)

@@ -15,7 +15,7 @@ def pretrain(
     data: str | list[str] | None = None,
     out: str | None = None,
     recipe: str = DEFAULT_RECIPE,
-    init: str | None = None,
+    weights: str | None = None,
     preview: bool = False,
     replay: str | None = None,
     allow_changes: bool = False,
@@ -25,19 +25,18 @@ def pretrain(
     """Pretrain the label-free part of a detector on images without labels.
 
     Args:
-        data: Images: a folder (searched through and through), several folders, a list file, or a labelled data set
-            whose labels are ignored. Needed, as out is, but for replay.
-        out: Folder of the run. Given again, an unfinished run goes on where it was.
+        data: Images: a folder with all folders below it, several folders, a list file, or a labelled data set, whose
+            labels are ignored. Required, as out is, except with replay.
+        out: Folder of the run. An unfinished run in it is resumed.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
-        init: Weights to start from: a run, whose trunk is then taken too, or a file of torchvision, timm, MoCo, DINO,
-            Detectron2, MMDetection and others, whose names are recognised; hf://user/name fetches what was published
-            on the Hugging Face Hub; by default none, from random weights.
-        preview: Draw what the network would see, figures/views.png in the run's folder, and stop before training.
-        replay: A file replay-step-N.safetensors, which a run keeps of a step whose loss or gradient is NaN or infinite:
-            take that step again in float32, say in one line what first was not finite, and stop.
-        allow_changes: Go on with a run although settings or data are not those that it was started with, which is
-            refused else; says what differs.
-        quiet: Print nothing but errors.
+        weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
+            Detectron2, MMDetection and others, recognised by its names; or hf://user/name from the Hugging Face Hub.
+            Random weights by default.
+        preview: Draw the views that the network would see, figures/views.png in the run's folder, and stop.
+        replay: File replay-step-N.safetensors, which a run writes for a step whose loss or gradient is not finite:
+            repeat that step in float32, print the first value that is not finite, and stop.
+        allow_changes: Resume although settings or data have changed (refused by default); prints the differences.
+        quiet: Print errors only.
         **overrides: Keys of the recipe, such as optim.base_lr.
 
     Returns:
@@ -49,8 +48,9 @@ def pretrain(
     from boxless.data.gpu_jpeg import require_gpu_decoder
     from boxless.data.index import index_images
     from boxless.errors import UserError
-    from boxless.recipes.load import describe
-    from boxless.recipes.overrides import override
+    from boxless.recipes.load import describe, load
+    from boxless.recipes.overrides import override, renamed
+    from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.run import Run, check_place
     from boxless.runs.weights import local, weights_file
     from boxless.tasks.pretrain import check_start, run_pretraining, with_trunk_of
@@ -64,9 +64,9 @@ def pretrain(
     if data is None or out is None:
         missing = [flag for flag, value in (("--data", data), ("--out", out)) if value is None]
         raise UserError(f"pretrain needs {' and '.join(missing)}: see boxless pretrain --help")
-    init = local(init)
-    settings: PretrainRecipe = override(with_trunk_of(recipe_of({"recipe": recipe}), init), overrides)
-    start = weights_file(init) if init else None
+    weights = local(renamed(overrides, "init", "weights", weights))
+    settings = override(with_trunk_of(load(recipe, PretrainRecipe), weights), overrides)
+    start = weights_file(weights) if weights else None
     folder = Path(out)
     needs_boxes = settings.method.needs_boxes
 
@@ -108,11 +108,3 @@ def _replay(file: Path) -> "Run":
 
     print(replay(file))
     return Run(file.parent)
-
-
-def recipe_of(arguments: dict[str, Any]) -> "PretrainRecipe":
-    """The recipe that the arguments name, before any key is changed."""
-    from boxless.recipes.load import load
-    from boxless.recipes.schema import PretrainRecipe
-
-    return load(arguments.get("recipe", DEFAULT_RECIPE), PretrainRecipe)

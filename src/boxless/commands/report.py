@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-POSITIONAL = "run"
-"""Words before the first flag are this argument."""
-
 
 @dataclass(frozen=True)
 class ReportResult:

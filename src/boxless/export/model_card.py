@@ -65,7 +65,7 @@ def _use(recipe: PretrainRecipe | FinetuneRecipe) -> str:
         command = "boxless predict --run FOLDER --data images/ --out found/"
     colours = f"RGB in 0..1, minus {list(recipe.trunk.mean)}, divided by {list(recipe.trunk.std)}"
     return (
-        f"```\n{command}\n```\n\nFOLDER is a copy of this one; `--weights` and `--init` take `hf://user/name` too. For "
+        f"```\n{command}\n```\n\nFOLDER is a copy of this one; `--weights` takes `hf://user/name` too. For "
         f"other libraries: `boxless export --run FOLDER --to ...`. The network sees {colours}."
     )
 

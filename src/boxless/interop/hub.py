@@ -26,7 +26,7 @@ def fetch(where: str) -> Path:
         UserError: where there is no such thing, or no way to it.
     """
     user, name, revision, file = _parsed(where)
-    hub = _library("--init and --weights")
+    hub = _library("--weights")
     try:
         if file:
             return Path(hub.hf_hub_download(f"{user}/{name}", file, revision=revision))

@@ -3,7 +3,7 @@
 Random patches are cut out of an image, described by the backbone and added to DETR's object queries, a group of queries
 per patch; DETR finds where in the image they came from (random query patch detection). The queries that are matched
 with a patch also reconstruct the backbone's features of it. Trains the transformer, on a backbone that is frozen and
-comes from another pretraining (`--init`).
+comes from another pretraining (`--weights`).
 
 Where paper and official code differ, this is the paper, and the code's way is an option:
 

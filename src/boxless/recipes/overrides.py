@@ -5,8 +5,9 @@ import difflib
 import functools
 import math
 import re
+import sys
 from argparse import ArgumentError
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -54,6 +55,14 @@ def from_mapping(recipe: R, mapping: Mapping[str, object]) -> R:
         UserError: as `override` does.
     """
     return override(recipe, mapping)
+
+
+def renamed(given: MutableMapping[str, Any], old: str, new: str, value: Any) -> Any:
+    """Return `value`, or what `given` still has by the old name, which is taken out of it and advised against."""
+    if old not in given:
+        return value
+    print(f"boxless: {old} is now called {new}", file=sys.stderr)
+    return given.pop(old)
 
 
 def to_yaml(recipe: object) -> str:

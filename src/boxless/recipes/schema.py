@@ -234,8 +234,8 @@ class CompareRecipe:
     view_size: int = 96
     """Of the full-size views of every method, px; smaller views and blur keep their proportion."""
     starts: dict[str, Any] = field(default_factory=dict)
-    """Starts of your own, by name: a method, keys of its pretraining that differ, and `init`, weights to start from,
-    such as {method: soco, method.boxes: 1} or {method: byol, init: runs/byol}."""
+    """Starts of your own, by name: a method, keys of its pretraining that differ, and `weights` to start from, such
+    as {method: soco, method.boxes: 1} or {method: byol, weights: runs/byol}."""
 
     def __post_init__(self) -> None:
         _check_least(self, 1, "view_size")

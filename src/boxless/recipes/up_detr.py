@@ -23,9 +23,9 @@ UP_DETR_SMALL = replace(
 )
 """UP-DETR on a ResNet-18 and a transformer of 2 + 2 layers at 160 px: a first try on a CPU or on small images.
 
-The backbone learns too, because a frozen one would have to come from somewhere: with --init runs/byol, a pretraining of
-it, add --method.freeze_backbone true, as the paper has it. Views are larger than other small recipes', because DETR
-looks at cells of 32 px.
+The backbone learns too, because a frozen one would have to come from somewhere: with --weights runs/byol, a
+pretraining of it, add --method.freeze_backbone true, as the paper has it. Views are larger than other small recipes',
+because DETR looks at cells of 32 px.
 """
 
 UP_DETR_R50 = PretrainRecipe(
@@ -37,8 +37,8 @@ UP_DETR_R50 = PretrainRecipe(
 )
 """UP-DETR on ResNet-50 and DETR's transformer, as in the paper (60 epochs).
 
-The backbone is frozen: without --init, from a run or a file with torchvision's names, there is nothing to learn from.
-The paper's is SwAV (800 epochs). The batch is what one large GPU may not hold: set --batch_size, the learning rate
+The backbone is frozen: without --weights, a run or a file with torchvision's names, there is nothing to learn from. The
+paper's are SwAV's (800 epochs). The batch is what one large GPU may not hold: set --batch_size, the learning rate
 follows it. The authors' rate falls to a tenth after 40 epochs, ours along a cosine. They took 5 days on 8 V100.
 
 Paper: table 2, fine-tuned on COCO for 300 epochs: 42.8 box AP, and 42.1 without it (released weights: 43.1). Not

@@ -22,7 +22,7 @@ from boxless.detectors.two_stage import Kind
 from boxless.errors import UserError
 from boxless.methods.all import METHODS
 from boxless.recipes.load import describe, load, names
-from boxless.recipes.overrides import did_you_mean, override
+from boxless.recipes.overrides import did_you_mean, override, renamed
 from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import local, weights_file
@@ -95,10 +95,10 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | No
 
 
 def _own_start(name: str, recipe: CompareRecipe, init: str | None) -> Start:
-    """A start that the comparison's recipe describes; its own `init` goes before the comparison's."""
+    """A start that the comparison's recipe describes; its own `weights` go before the comparison's."""
     entry = recipe.starts[name]
     keys = dict(entry) if isinstance(entry, Mapping) else {"method": entry}
-    method, file = keys.pop("method", None), keys.pop("init", init)
+    method, file = keys.pop("method", None), keys.pop("weights", renamed(keys, "init", "weights", init))
     if str(method) not in METHODS:
         raise UserError(
             f"starts.{name}: no method {method!r}{did_you_mean(str(method), METHODS)}; "
