@@ -35,7 +35,6 @@ from boxless.recipes.load import load, names
 from boxless.recipes.schema import FinetuneRecipe, PretrainOptim, PretrainRecipe
 from boxless.tasks.finetune import with_trunk_of
 from boxless.training.device import resolve_precision
-from boxless.training.logger import read_metrics
 
 REFERENCE = "byol"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -129,7 +128,7 @@ def health_of(name: str, index: ImageIndex, arguments: argparse.Namespace) -> di
         checkpoint_every=arguments.steps,
         stop_on_collapse=False,
     )
-    summary, metrics = run.summary, read_metrics(run.path)
+    summary, metrics = run.summary, run.metrics
     kind = "detr" if load(run.recipe_file, PretrainRecipe).trunk.neck == "transformer" else "faster_rcnn"
     finetuning = with_trunk_of(FinetuneRecipe(DetectorConfig(kind=kind)), str(run.path))
     trunk = Trunk(finetuning.trunk)

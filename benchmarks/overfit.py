@@ -29,7 +29,6 @@ from overfit_table import WANTED, put, section
 
 import boxless
 from boxless.data.annotations.read import read_labels
-from boxless.training.logger import read_metrics
 
 MEASURES = "AP50", "mIoU"
 IMAGES, OBJECTS, SHARE = 8, 4, 0.2
@@ -182,7 +181,7 @@ def learn(kind: str, arguments: argparse.Namespace, changes: dict[str, Any]) -> 
         settings = {"detector.kind": kind, **SETTINGS, **LEARN, **KINDS[kind], **SLOW.get(kind, {}), **changes}
         began = time.process_time()
         run = boxless.finetune(labels, labels, str(out), **settings)
-        metrics, scores = read_metrics(run.path), run.summary["scores"]
+        metrics, scores = run.metrics, run.summary["scores"]
         steps, curve = next((metrics[f"val/{name}"] for name in MEASURES if f"val/{name}" in metrics), ([], []))
         return {
             "reached": {name: round(main_score(values), 3) for name, values in scores.items()},
@@ -205,7 +204,7 @@ def finetune(kind: str, arguments: argparse.Namespace, changes: dict[str, Any]) 
         run = boxless.finetune(data, val, str(arguments.out / kind), weights=arguments.weights, **settings)
         seconds = time.process_time() - began
         scores = boxless.evaluate(str(run.path), val).scores
-        losses = read_metrics(run.path)["loss"][1]
+        losses = run.metrics["loss"][1]
         return {
             "kind": kind,
             "from": Path(arguments.weights).name,

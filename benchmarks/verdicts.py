@@ -39,7 +39,6 @@ from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
 from boxless.runs.run import Run
 from boxless.training.health import Alarm, Health, HealthRecord
-from boxless.training.logger import read_metrics
 
 TRUNK = TrunkConfig("timm:test_resnet", neck="none")
 SIZE, BATCH, RATE = 32, 64, 1e-3
@@ -223,7 +222,7 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 
 def said(folder: Path, stopped: str | None) -> dict[str, Any]:
     """What a run said of itself, and from which step on."""
-    metrics = read_metrics(folder)
+    metrics = Run(folder).metrics
     verdict, first = warned(metrics) if "health/spread" in metrics else ("unknown", None)
     measures = {
         key: [round(metrics[f"health/{key}"][1][at], 3) for at in (0, -1)] if f"health/{key}" in metrics else []

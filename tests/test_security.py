@@ -36,7 +36,7 @@ from boxless.errors import UserError
 from boxless.interop.files import converted, read_tensors
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.load import load
-from boxless.report.build import make_page, read_subjects
+from boxless.report.build import make_page, read_reports
 from boxless.report.serve import make_server
 from boxless.training.checkpoint import load_checkpoint
 from boxless.untrusted import parse_yaml
@@ -355,7 +355,7 @@ def test_a_report_escapes_every_string(tmp_path: Path) -> None:
         (Path(runs[1]) / "figures").mkdir()
         Image.new("RGB", (9, 9)).save(Path(runs[1]) / "figures" / "a.png")
         (Path(runs[1]) / "figures" / "captions.json").write_text(json.dumps({"a.png": bad, "../../x.png": bad}))
-        text = make_page(read_subjects(runs))
+        text = make_page(read_reports(runs))
         page = Page(text)
         if bad == "cat":
             scripts = len(page.scripts)

@@ -24,10 +24,10 @@ from boxless.errors import UserError
 from boxless.evaluation.matching import match
 from boxless.report import pictures
 from boxless.report.advice import advise, still_falling, verdict
-from boxless.report.build import make_page, read_subjects
+from boxless.report.build import make_page, read_reports
 from boxless.report.curves import thinned
+from boxless.report.run_report import read_run
 from boxless.report.serve import make_server
-from boxless.report.story import read_story
 
 FALLING = [5 * 0.97**n for n in range(100)]
 FLAT = [5 * 0.5**n + 1 + (n % 3) / 50 for n in range(100)]
@@ -58,11 +58,11 @@ class Seen(HTMLParser):
 
 
 def page(*folders: Path) -> Seen:
-    return Seen(make_page(read_subjects([str(folder) for folder in folders])))
+    return Seen(make_page(read_reports([str(folder) for folder in folders])))
 
 
 def titles(folder: Path) -> list[str]:
-    return [advice.title for advice in advise(read_story(folder, "run"))]
+    return [advice.title for advice in advise(read_run(folder, "run"))]
 
 
 def test_names_with_html_in_them_stay_text(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_names_with_html_in_them_stay_text(tmp_path: Path) -> None:
 def test_a_pretraining_is_told_what_to_do_next(losses: list[float], health: str, says: str, tmp_path: Path) -> None:
     run = pretrained(tmp_path / "run", losses, health)
     assert titles(run)[0] == says
-    assert verdict(read_story(run, "run")).title == health
+    assert verdict(read_run(run, "run")).title == health
     assert says in page(run).text
 
 
@@ -120,7 +120,7 @@ def test_a_fine_tuning_is_told_what_to_do_next(
 )
 def test_a_detector_of_one_class_is_judged_in_words(classes: dict, word: str, tmp_path: Path) -> None:
     run = finetuned(tmp_path / "run", classes)
-    assert verdict(read_story(run, "run")).title == word and word in page(run).text
+    assert verdict(read_run(run, "run")).title == word and word in page(run).text
 
 
 def test_the_slope_of_noise_is_no_advice() -> None:
@@ -266,7 +266,7 @@ def test_a_comparison_that_has_just_begun_or_is_old_is_told(place: str, tmp_path
 
 def test_a_run_has_one_number_and_so_one_colour_on_its_page(tmp_path: Path) -> None:
     runs = [pretrained(tmp_path / "pre", FLAT), *(finetuned(tmp_path / name, CLASSES) for name in ("ref", "new"))]
-    text = make_page(read_subjects([*map(str, runs), str(compared(tmp_path / "c"))]))
+    text = make_page(read_reports([*map(str, runs), str(compared(tmp_path / "c"))]))
     heads = re.findall(r'<h3><span class="key s(\d)" aria-hidden="true"></span>(.*?)</h3>', text)
     (data,) = re.findall(r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL)
     charts = [chart for group in json.loads(data) for chart in group["charts"]]

@@ -42,7 +42,7 @@ from boxless.proposals.grid import Grid
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.load import describe, load
 from boxless.recipes.overrides import keys
-from boxless.report.build import make_page, read_subjects
+from boxless.report.build import make_page, read_reports
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
 from told_runs import detected, finetuned, pictured, pretrained
@@ -401,7 +401,7 @@ def _told() -> tuple[Path, int]:
     pretrained(folder / "pretrained", [3.0, 2.0, 1.0])
     finetuned(folder / "finetuned", {"cat": 0.5, "dog": None})
     detected(folder / "finetuned", pictured(folder / "images", 2), ("cat", "dog"))
-    page = make_page(read_subjects([str(folder / "pretrained"), str(folder / "finetuned")]))
+    page = make_page(read_reports([str(folder / "pretrained"), str(folder / "finetuned")]))
     return folder, _Page(page).scripts
 
 
@@ -419,7 +419,7 @@ def _report(random: Random, folder: Path) -> None:
             except ValueError:  # broken already
                 pass
         file.write_bytes(broken_bytes(random, data))
-    text = make_page(read_subjects([str(folder / "pretrained"), str(folder / "finetuned")]))
+    text = make_page(read_reports([str(folder / "pretrained"), str(folder / "finetuned")]))
     page = _Page(text)
     assert page.scripts <= scripts and not page.strange, f"{page.scripts} scripts, {page.strange[:3]}"
 

@@ -26,7 +26,6 @@ from boxless.tasks import finetune as finetuning_file
 from boxless.tasks import pretrain as pretraining_file
 from boxless.tasks.schedule import Plan, check_divides, rates_in_words
 from boxless.training.device import training_fabric, worker_count
-from boxless.training.logger import read_metrics
 from boxless.training.rank_zero import check_same, on_rank_zero, rank_zero_first
 from boxless.training.signals import stoppable
 
@@ -124,8 +123,8 @@ def lone(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_learn_what_one_learns(name: str, pair: Path, lone: Path) -> None:
-    alone = read_metrics(lone / name)
-    together = read_metrics(pair / name)
+    alone = Run(lone / name).metrics
+    together = Run(pair / name).metrics
     assert alone.keys() == together.keys()
     for key, (steps, values) in alone.items():
         same, others = together[key]
@@ -139,7 +138,7 @@ def test_processes_end_with_the_same_weights(pair: Path) -> None:
     for name in (*RUNS, "faster_rcnn"):
         assert all(torch.equal(a, b) for a, b in zip(first[name], second[name], strict=True)), name
     assert Run(pair / "faster_rcnn").finished
-    assert {"val/AP", "loss_box_reg"} <= read_metrics(pair / "faster_rcnn").keys()
+    assert {"val/AP", "loss_box_reg"} <= Run(pair / "faster_rcnn").metrics.keys()
 
 
 def test_processes_fail_together_and_take_turns(pair: Path) -> None:
@@ -159,8 +158,8 @@ def test_one_terminated_process_stops_both_and_one_goes_on(scenes: Path, tmp_pat
     for process in processes:
         process.join(900)
     assert [process.exitcode for process in processes] == [75, 75] and not Run(out).finished
-    resumed = read_metrics(pretraining(scenes, out, "byol", **more).path)
-    _, whole = read_metrics(pair / "byol")["loss"]
+    resumed = pretraining(scenes, out, "byol", **more).metrics
+    _, whole = Run(pair / "byol").metrics["loss"]
     assert resumed["loss"][1][-1] == pytest.approx(whole[-1], rel=0.2)  # another mean: steps since the last checkpoint
     theirs, ours = load_file(pair / "byol" / "weights.safetensors"), load_file(out / "weights.safetensors")
     for key in ours:

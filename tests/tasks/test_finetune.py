@@ -19,7 +19,6 @@ from boxless.runs.run import Run
 from boxless.tasks.finetune import make_detector_optimizer, with_trunk_of
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import Schedule
-from boxless.training.logger import read_metrics
 
 SHORT = {"iterations": 3, "evaluate_every": 2}
 
@@ -62,7 +61,7 @@ def test_run_folder_has_scores_labels_and_early_looks(finished: Run, scenes: Pat
     data = read_labels(scenes / "annotations" / "train.json")
     assert labels["classes"] == list(data.classes) and len(labels["images"]) == 3
     assert set(labels["images"]) < {image.image_id for image in data.images}
-    metrics = read_metrics(finished.path)
+    metrics = finished.metrics
     assert metrics["val/AP"][0] == [1] and {"loss", "loss_objectness", "learning_rate"} <= metrics.keys()
 
 
@@ -97,7 +96,7 @@ def test_corrected_second_try_works_after_a_wrong_first(scenes: Path, pretrained
 def test_masks_are_learned_and_scored(scenes: Path, tmp_path: Path) -> None:
     run = finetuning(scenes, tmp_path / "run", **{**SHORT, "iterations": 2, "detector.kind": "mask_rcnn"})
     assert set(run.summary["scores"]) == {"bbox", "segm"}
-    assert "loss_mask" in read_metrics(run.path)
+    assert "loss_mask" in run.metrics
 
 
 def test_smaller_shares_of_labels_are_parts_of_larger_ones(scenes: Path) -> None:
@@ -171,7 +170,7 @@ def test_group_norm_of_a_pretraining_is_kept(scenes: Path, tmp_path: Path) -> No
     assert with_trunk_of(FinetuneRecipe(), str(pretrained.path)).trunk.norm == "group"
     assert with_trunk_of(FinetuneRecipe(), str(pretrained.weights)).trunk.norm == "group"
     assert with_trunk_of(FinetuneRecipe(), None) == FinetuneRecipe()
-    assert torch.isfinite(torch.tensor(read_metrics(pretrained.path)["loss"][1])).all()
+    assert torch.isfinite(torch.tensor(pretrained.metrics["loss"][1])).all()
 
 
 def tensors(run: Run) -> dict[str, torch.Tensor]:
@@ -182,7 +181,7 @@ def test_a_batch_in_parts_takes_the_same_steps(scenes: Path, tmp_path: Path) -> 
     settings = {**SHORT, "iterations": 1, "batch_size": 4, "trunk.norm": "frozen"}
     whole = finetuning(scenes, tmp_path / "whole", **settings)
     parts = finetuning(scenes, tmp_path / "parts", **settings, accumulate=2)
-    ours, theirs = (read_metrics(run.path) for run in (parts, whole))
+    ours, theirs = (run.metrics for run in (parts, whole))
     assert ours.keys() == theirs.keys() and ours["learning_rate"] == theirs["learning_rate"]
     for name in ("loss_classifier", "loss_objectness"):  # samples of anchors and boxes are drawn image by image
         assert ours[name][1] == pytest.approx(theirs[name][1], rel=1e-2)

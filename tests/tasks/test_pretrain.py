@@ -28,7 +28,6 @@ from boxless.tasks import pretrain as module
 from boxless.tasks.pretrain import PretrainTask, with_trunk_of
 from boxless.tasks.schedule import Plan
 from boxless.training.health import Health
-from boxless.training.logger import read_metrics
 
 SHORT = {"epochs": 2, "checkpoint_every": 3}
 
@@ -71,7 +70,7 @@ def test_weights_load_into_the_recipes_trunk_in_full(finished: Run) -> None:
 
 
 def test_metrics_hold_loss_terms_rate_and_health(finished: Run) -> None:
-    metrics = read_metrics(finished.path)
+    metrics = finished.metrics
     terms = {"v1_to_v2", "v2_to_v1", "v1_to_v3", "v3_to_v1"}
     assert {*terms, "loss", "learning_rate", "boxes_per_image", "health/spread", "health/rank"} <= metrics.keys()
     steps, losses = metrics["loss"]
@@ -147,7 +146,7 @@ def test_a_run_whose_device_decodes_is_that_of_a_processor(
     here = pretraining(tmp_path, tmp_path / "here", "byol", **settings)
     assert len(decoded) == 4
     assert there.summary["skipped"] == here.summary["skipped"] == {str(image): "truncated"}
-    losses = [read_metrics(each.path)["loss"][1] for each in (here, there)]
+    losses = [each.metrics["loss"][1] for each in (here, there)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # pixels differ by a level
 
 

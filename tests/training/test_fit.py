@@ -12,10 +12,11 @@ from torch.optim import SGD, Optimizer
 
 from boxless.errors import UserError
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
+from boxless.runs.run import Run
 from boxless.training.checkpoint import checkpoints, load_checkpoint
 from boxless.training.fit import fit
 from boxless.training.health import Alarm
-from boxless.training.logger import MetricLogger, read_metrics
+from boxless.training.logger import MetricLogger
 from boxless.training.memory import MicroBatches, OutOfMemory
 from boxless.training.nan_guard import NonFiniteStep
 
@@ -101,7 +102,7 @@ def test_each_step_trains_once_at_its_rate_and_saves_when_due(tmp_path: Path) ->
     assert task.module.training and all(parameter.grad is None for parameter in task.module.parameters())
     assert task.events == [(what, step) for step in range(8) for what in ("loss", "after")]
     assert [int(path.name[5:13]) for path in checkpoints(tmp_path / "checkpoints")] == [6, 8]
-    assert read_metrics(tmp_path)["learning_rate"][0] == [2, 5, 7]
+    assert Run(tmp_path).metrics["learning_rate"][0] == [2, 5, 7]
 
 
 def test_a_run_that_goes_on_repeats_the_draws_and_steps_of_an_undisturbed_one(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_scores_are_asked_for_when_due_and_not_at_the_end(tmp_path: Path) -> Non
     task.evaluate_every = 4
     run(task, tmp_path)
     assert [count for what, count in task.events if what == "evaluate"] == [4]
-    assert read_metrics(tmp_path)["val/AP"] == ([3], [0.5])
+    assert Run(tmp_path).metrics["val/AP"] == ([3], [0.5])
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -190,7 +191,7 @@ def test_a_batch_in_parts_is_the_whole_batch_for_weights_rates_and_metrics(tmp_p
     assert parted.rates == whole.rates == [0, 1, 2]
     ours, theirs = dict(parted.module.state_dict()), dict(whole.module.state_dict())
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
-    metrics, expected = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
+    metrics, expected = Run(tmp_path / "parts").metrics, Run(tmp_path / "whole").metrics
     assert metrics.keys() == expected.keys() == {"loss", "largest", "learning_rate", "gradient_norm"}
     for name, (steps, values) in expected.items():
         assert metrics[name][0] == steps == [2]
@@ -237,9 +238,9 @@ def test_half_precision_skips_overflows_and_measures_gradients_without_their_sca
     object.__setattr__(task.recipe, "checkpoint_every", 1)
     run(task, tmp_path, half())
     assert weights == pytest.approx([1, 0.7, 0.7, 0.4])
-    metrics = read_metrics(tmp_path)
+    metrics = Run(tmp_path).metrics
     assert metrics["loss_scale"][1] == [65536, 65536, 32768, 32768]
     assert metrics["gradient_norm"][1] == pytest.approx([3, float("inf"), 3, 3])
     again, longer = half(), Half(losses, [*batches, 3.0])
     run(longer, tmp_path, again)
-    assert longer.events[0] == ("restore", 4) and read_metrics(tmp_path)["loss_scale"][1][-1] == 32768
+    assert longer.events[0] == ("restore", 4) and Run(tmp_path).metrics["loss_scale"][1][-1] == 32768

@@ -10,8 +10,9 @@ from lightning.fabric.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from boxless.errors import UserError
+from boxless.runs.run import Run
 from boxless.training.health import Alarm
-from boxless.training.logger import MetricLogger, read_metrics
+from boxless.training.logger import MetricLogger
 
 
 def journal(folder: Path, start: int = 0, total: int = 10, every: int = 4, quiet: bool = True) -> MetricLogger:
@@ -30,7 +31,7 @@ def test_means_are_written_when_due_and_before_checkpoints(tmp_path: Path) -> No
     kept = journal(tmp_path)
     write(kept, range(10))
     kept.close()
-    metrics = read_metrics(tmp_path)
+    metrics = Run(tmp_path).metrics
     assert metrics["loss"][0] == [2, 3, 5, 7, 8, 9]
     assert metrics["loss"][1] == pytest.approx([1 / 3, 1, 4.5 / 3, 6.5 / 3, 8 / 3, 3])
     assert metrics["rate"][1] == pytest.approx([0.1, 0.3, 0.45, 0.65, 0.8, 0.9])
@@ -62,7 +63,7 @@ def test_a_line_that_was_cut_is_dropped(tmp_path: Path) -> None:
 def test_start_from_0_forgets_an_earlier_try(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,name,value\n0,loss,1.0\n")
     journal(tmp_path).close()
-    assert read_metrics(tmp_path) == {}
+    assert Run(tmp_path).metrics == {}
 
 
 def test_alarms_are_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +71,7 @@ def test_alarms_are_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     kept.alarm(Alarm(3, "gradient_norm", 250.0, "gradient norm 9 at step 3"))
     kept.close()
     assert capsys.readouterr().err == "train: gradient norm 9 at step 3\n"
-    assert read_metrics(tmp_path) == {"alarm/gradient_norm": ([3], [250.0])}
+    assert Run(tmp_path).metrics == {"alarm/gradient_norm": ([3], [250.0])}
 
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     write(kept, range(10))
     kept.close()
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
-    steps, values = read_metrics(tmp_path)["loss"]
+    steps, values = Run(tmp_path).metrics["loss"]
     assert [event.step for event in events] == steps
     assert [event.value for event in events] == pytest.approx(values)
 
@@ -161,5 +162,5 @@ def test_other_loggers_get_the_same_scalars(tmp_path: Path) -> None:
     kept.close()
     rows = csv.DictReader((Path(own.log_dir) / "metrics.csv").read_text().splitlines())
     losses = [(int(row["step"]), float(row["loss"])) for row in rows if row["loss"]]
-    ours = zip(*read_metrics(tmp_path / "run")["loss"], strict=True)
+    ours = zip(*Run(tmp_path / "run").metrics["loss"], strict=True)
     assert losses == [(step, pytest.approx(value)) for step, value in ours]

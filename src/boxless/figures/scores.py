@@ -20,10 +20,10 @@ from boxless.figures.views import Picture, small
 from boxless.plots.curves import training_curves
 from boxless.plots.outcomes import GROUPS, Judged, examples, outcome_counts, outcome_pairs
 from boxless.plots.scores import class_gains, confusion_matrix, precision_recall_curves
+from boxless.runs.run import Run
 from boxless.tasks.compare_table import REFERENCE, SCRATCH, efficiency_figures, read_table
 from boxless.tasks.detect import detect_labelled, load_detector
 from boxless.tasks.labels import validation_labels
-from boxless.training.logger import read_metrics
 
 NAMES = {
     "loss": "loss",
@@ -39,10 +39,9 @@ NAMES = {
 
 def draw_curves(run: Path) -> Picture:
     """Everything that a run, finished or not, has written down of its steps: loss, its terms, rates, health, scores."""
-    try:
-        metrics = read_metrics(run)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run / 'metrics.csv'}: cannot be read ({error}); has the run logged a step yet?") from error
+    metrics = Run(run).metrics
+    if not metrics:
+        raise UserError(f"{run / 'metrics.csv'}: holds no metrics; has the run logged a step yet?")
     ends = [name for name in NAMES if name in metrics]
     terms = [name for name in metrics if name not in NAMES]
     order = [*ends[:1], *terms, *ends[1:]] if ends[:1] == ["loss"] else [*terms, *ends]

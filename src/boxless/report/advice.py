@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from boxless.report.shapes import NUMBER, fits
-from boxless.report.story import Story
+from boxless.report.run_report import RunReport
+from boxless.runs.reading import NUMBER, fits
+from boxless.training.progress import duration
 
 Level = Literal["good", "note", "warn", "bad"]
 
@@ -29,29 +30,29 @@ class Advice:
     command: str = ""
 
 
-def verdict(story: Story) -> Advice:
+def verdict(report: RunReport) -> Advice:
     """Whether a run is well, in words."""
-    if not story.finished:
-        return _unfinished(story)
-    return _pretrained(story) if story.pretrains else _finetuned(story)
+    if not report.finished:
+        return _unfinished(report)
+    return _pretrained(report) if report.pretrains else _finetuned(report)
 
 
-def advise(story: Story) -> list[Advice]:
+def advise(report: RunReport) -> list[Advice]:
     """What to do next, the gravest first."""
-    rules = [*_of_any(story), *(_of_pretraining(story) if story.pretrains else _of_finetuning(story))]
+    rules = [*_of_any(report), *(_of_pretraining(report) if report.pretrains else _of_finetuning(report))]
     return _gravest_first(rules)
 
 
-def together(stories: Sequence[Story]) -> list[Advice]:
+def together(reports: Sequence[RunReport]) -> list[Advice]:
     """The advice of several runs, each once, with the runs that it is for."""
     groups: dict[tuple[Level, str], list[tuple[str, Advice]]] = {}
-    for story in stories:
-        for advice in advise(story):
-            groups.setdefault((advice.level, advice.title), []).append((story.name, advice))
+    for report in reports:
+        for advice in advise(report):
+            groups.setdefault((advice.level, advice.title), []).append((report.name, advice))
     merged = []
     for (level, title), items in groups.items():
         reasons = dict.fromkeys(advice.reason for _, advice in items)
-        names = "all runs" if len(items) == len(stories) else _listed([name for name, _ in items])
+        names = "all runs" if len(items) == len(reports) else _listed([name for name, _ in items])
         said = [f"{name}: {advice.reason}" for name, advice in items[:3]]
         more = [f"And {len(items) - 3} more."] if len(items) > 3 else []
         reason = f"{items[0][1].reason} ({names})" if len(reasons) == 1 else " ".join(said + more)
@@ -78,29 +79,29 @@ def still_falling(values: list[float]) -> float | None:
     return fall / whole if whole > 0 and fall > 2 * error and fall > 0.01 * whole else None
 
 
-def _unfinished(story: Story) -> Advice:
-    done, total = story.steps
+def _unfinished(report: RunReport) -> Advice:
+    done, total = report.steps
     where = f"step {done:,}" + (f" of {total:,}" if total else "")
-    status = str(story.progress.get("status", ""))
+    status = str(report.progress.get("status", ""))
     if any(word in status for word in ("collaps", "stopped")):
         return Advice("bad", status, f"The run stands at {where}; it has no weights and no scores yet.")
     health = f"; so far: {status}" if status else ""
     return Advice("warn", "not finished", f"The run stands at {where}{health}. It has no weights and no scores yet.")
 
 
-def _pretrained(story: Story) -> Advice:
-    word = str(story.summary.get("health", "unknown"))
-    report = str(story.summary.get("health_report", ""))
-    reason, _, numbers = report.partition(" - ")[2].partition("\n")
+def _pretrained(report: RunReport) -> Advice:
+    word = str(report.summary.get("health", "unknown"))
+    said = str(report.summary.get("health_report", ""))
+    reason, _, numbers = said.partition(" - ")[2].partition("\n")
     level: Level = "good" if word == "healthy" else "warn" if word in ("unknown", "collapsing") else "bad"
     sentence = reason or "no measure of the embeddings was taken"
     measures = "; ".join(line.strip() for line in numbers.replace("->", "to").splitlines())
     return Advice(level, word, f"{sentence[:1].upper()}{sentence[1:]}. {measures[:1].upper()}{measures[1:]}".strip())
 
 
-def _finetuned(story: Story) -> Advice:
-    name, score = story.main_score, story.scores.get(story.main_score)
-    loss = [value for value in story.metrics.get("loss", ([], []))[1] if math.isfinite(value)]
+def _finetuned(report: RunReport) -> Advice:
+    name, score = report.main_score, report.scores.get(report.main_score)
+    loss = [value for value in report.metrics.get("loss", ([], []))[1] if math.isfinite(value)]
     fell = f" The training loss went from {loss[0]:.3g} to {loss[-1]:.3g}." if len(loss) > 1 else ""
     if score is None:
         return Advice("warn", "not measured", f"The labels to measure with have no object of these classes.{fell}")
@@ -113,69 +114,69 @@ def _finetuned(story: Story) -> Advice:
     return Advice(level, word, f"{name} is {_percent(score)}.{fell}")
 
 
-def _of_any(story: Story) -> Iterator[Advice]:
-    if not story.finished:
+def _of_any(report: RunReport) -> Iterator[Advice]:
+    if not report.finished:
         reason = "Its command, given again, goes on at the last checkpoint."
-        yield Advice("warn", "Continue the run", reason, command_of(story))
-    skipped = story.summary.get("skipped", {})
+        yield Advice("warn", "Continue the run", reason, command_of(report))
+    skipped = report.summary.get("skipped", {})
     if skipped:
         first = ", ".join(list(skipped)[:3])
         yield Advice("warn", f"{len(skipped)} images could not be read", f"Mend or remove them: {first}.")
-    wait = story.progress.get("data_wait", 0.0)
+    wait = report.progress.get("data_wait", 0.0)
     if wait > SLOW_DATA:
         reason = f"{wait:.0%} of the time went into waiting for images: give more workers, or smaller files on disk."
         yield Advice("note", "Training waits for data", reason, "--workers N")
 
 
-def _of_pretraining(story: Story) -> Iterator[Advice]:
-    health = str(story.summary.get("health") or story.progress.get("status", ""))
+def _of_pretraining(report: RunReport) -> Iterator[Advice]:
+    health = str(report.summary.get("health") or report.progress.get("status", ""))
     if "collaps" in health:
         reason = "Images with one embedding teach nothing. Lower the learning rate, or let the target move more slowly."
         yield Advice("bad", f"{health[:1].upper()}{health[1:]}", reason, "--optim.base_lr ... --method.momentum ...")
         return
-    if not story.finished:
+    if not report.finished:
         return
-    epochs: Any = story.recipe.get("epochs")
+    epochs: Any = report.settings.get("epochs")
     if fits(epochs, NUMBER):
-        yield from _of_length(story, float(epochs))
+        yield from _of_length(report, float(epochs))
     reason = "A loss says little of detection: compare with a start from scratch, over seeds, on your labels."
-    command = f"boxless compare --data IMAGES --labels TRAIN --val VAL --out OUT --methods none,{story.path}"
+    command = f"boxless compare --data IMAGES --labels TRAIN --val VAL --out OUT --methods none,{report.path}"
     yield Advice("good", "See what it buys", reason, command)
 
 
-def _of_length(story: Story, epochs: float) -> Iterator[Advice]:
-    share = still_falling(story.metrics.get("loss", ([], []))[1])
+def _of_length(report: RunReport, epochs: float) -> Iterator[Advice]:
+    share = still_falling(report.metrics.get("loss", ([], []))[1])
     if share is not None:
-        reason = f"{share:.0%} of the loss's fall came in the last fifth of {epochs:.3g} epochs. " + _longer(story)
+        reason = f"{share:.0%} of the loss's fall came in the last fifth of {epochs:.3g} epochs. " + _longer(report)
         yield Advice("note", "More epochs may still help", reason, f"--epochs {epochs * 2:g}")
     elif epochs < FEW_EPOCHS:
         reason = f"Each image was seen {epochs:.3g} times; the papers' shortest runs have 100 epochs."
         yield Advice("note", "This was a short run", reason, f"--epochs {max(100, epochs):g}")
 
 
-def _longer(story: Story) -> str:
-    seconds = story.summary.get("seconds")
+def _longer(report: RunReport) -> str:
+    seconds = report.summary.get("seconds")
     return f"This one took {duration(seconds)}." if seconds else ""
 
 
-def _of_finetuning(story: Story) -> Iterator[Advice]:
-    weights = str(story.summary.get("weights", ""))
+def _of_finetuning(report: RunReport) -> Iterator[Advice]:
+    weights = str(report.summary.get("weights", ""))
     if weights == "from scratch":
         reason = "No pretrained weights were loaded. Pretrain on images without labels, and compare."
         yield Advice("note", "This started from scratch", reason, "boxless pretrain --data IMAGES --out PRETRAINED")
-    count = story.summary.get("labelled_images")
+    count = report.summary.get("labelled_images")
     if count is not None and count < FEW_LABELS:
         reason = f"With {count} labelled images, which ones they are moves AP a lot: look at several seeds."
         yield Advice("warn", "Few labels", reason, "boxless compare --seeds 5 ...")
-    if story.finished:
-        yield from _of_scores(story)
-        yield from _of_classes(story.per_class, story.main_score)
+    if report.finished:
+        yield from _of_scores(report)
+        yield from _of_classes(report.per_class, report.main_score)
 
 
-def _of_scores(story: Story) -> Iterator[Advice]:
-    name, scores = story.main_score, story.scores
+def _of_scores(report: RunReport) -> Iterator[Advice]:
+    name, scores = report.main_score, report.scores
     final = scores.get(name)
-    looks = story.metrics.get(f"val/{name}", ([], []))[1]
+    looks = report.metrics.get(f"val/{name}", ([], []))[1]
     if final and looks and max(looks) > final * 1.1 and max(looks) - final > 0.01:
         reason = f"{name} was {_percent(max(looks))} on the way and is {_percent(final)} at the end: it over-fits."
         yield Advice("warn", "A shorter run may be better", reason, "--iterations N")
@@ -190,8 +191,8 @@ def _of_scores(story: Story) -> Iterator[Advice]:
     if small is not None and large and large > 0.1 and small < 0.25 * large:
         reason = f"AP is {_percent(small)} on small objects and {_percent(large)} on large ones: try larger images."
         yield Advice("note", "Small objects are missed", reason, "--min_size N --max_size N")
-    counts = story.galleries[0].get("counts", {}) if story.galleries else {}
-    pairs = story.galleries[0].get("confusions", []) if story.galleries else []
+    counts = report.galleries[0].get("counts", {}) if report.galleries else {}
+    pairs = report.galleries[0].get("confusions", []) if report.galleries else []
     if counts.get("wrong class", 0) > max(counts.get("missing", 0), counts.get("extra", 0)) and pairs:
         mixed = ", ".join(f"{truth} for {taken} ({n})" for truth, taken, n in pairs[:3])
         yield Advice("note", "Most errors are mixed-up classes", f"Taken for another: {mixed}. Are their labels clear?")
@@ -209,17 +210,11 @@ def _of_classes(per_class: dict[str, float | None], name: str) -> Iterator[Advic
         yield Advice("note", f"{absent} of {len(per_class)} classes were not measured", reason)
 
 
-def command_of(story: Story) -> str:
+def command_of(report: RunReport) -> str:
     """The command line that made the run; "" where it is not known."""
-    words = [str(word) for word in story.environment.get("command", [])]
+    words = [str(word) for word in report.environment.get("command", [])]
     program = [words[0].rpartition("/")[2]] if words else []
     return shlex.join([*program, *words[1:]])
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def _listed(names: list[str]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from boxless.errors import UserError
 from boxless.files import write_text
-from boxless.report.advice import Advice, advise, duration, together, verdict
+from boxless.report.advice import Advice, advise, together, verdict
 from boxless.report.page import Page, Table, render
-from boxless.report.story import Metrics, Story, read_story
-from boxless.runs.run import Run
+from boxless.report.run_report import RunReport, read_run
+from boxless.runs.reading import Metrics
 from boxless.tasks.compare_table import (
     NOTE,
     REFERENCE,
@@ -23,6 +23,7 @@ from boxless.tasks.compare_table import (
     read_table,
     summarize,
 )
+from boxless.training.progress import duration
 
 SEEDS = ("seed", "label_seed")
 """Keys in which runs of one group may differ."""
@@ -30,14 +31,14 @@ NO_WORDS = {"reference": "plain", "better": "good", "worse": "bad", "within nois
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A folder of boxless compare: its cells, and the runs in it."""
 
     path: Path
     name: str
     cells: tuple[Cell, ...]
-    pretrained: tuple[Story, ...]
-    finetuned: tuple[Story, ...]
+    pretrained: tuple[RunReport, ...]
+    finetuned: tuple[RunReport, ...]
 
     @property
     def finished(self) -> bool:
@@ -45,10 +46,10 @@ class Compared:
         return bool(self.cells)
 
 
-Subject = Story | Compared
+Report = RunReport | Comparison
 
 
-def read_subjects(runs: Sequence[str]) -> list[Subject]:
+def read_reports(runs: Sequence[str]) -> list[Report]:
     """What the folders are: runs, evaluations of runs, comparisons, demos; one that is named twice is read once.
 
     Raises:
@@ -63,13 +64,13 @@ def read_subjects(runs: Sequence[str]) -> list[Subject]:
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def _read(path: Path, name: str) -> Subject:
+def _read(path: Path, name: str) -> Report:
     for folder in (path, path / "comparison"):
         if is_comparison(folder):
-            return _compared(folder, name)
+            return _read_comparison(folder, name)
     if (path / "evaluation.json").is_file() and not (path / "recipe.yaml").is_file():
-        return read_story(Run(_evaluated(path)).path, name, path)
-    return read_story(Run(path).path, name)
+        return read_run(_evaluated(path), name, path)
+    return read_run(path, name)
 
 
 def _evaluated(path: Path) -> Path:
@@ -82,50 +83,47 @@ def _evaluated(path: Path) -> Path:
         ) from error
 
 
-def _compared(path: Path, name: str) -> Compared:
-    pretrained = [_story(file, file.parent.name) for file in sorted(path.glob("pretrain/*/recipe.yaml"))]
+def _read_comparison(path: Path, name: str) -> Comparison:
+    pretrained = [read_run(file.parent, file.parent.name) for file in sorted(path.glob("pretrain/*/recipe.yaml"))]
     finetuned = [
-        _story(file, "/".join(file.parent.relative_to(path / "finetune").parts)) for file in finetuning_recipes(path)
+        read_run(file.parent, "/".join(file.parent.relative_to(path / "finetune").parts))
+        for file in finetuning_recipes(path)
     ]
     table = path / "comparison.csv"
     cells = tuple(read_table(table)) if table.is_file() else ()
-    return Compared(path, name, cells, tuple(pretrained), tuple(finetuned))
+    return Comparison(path, name, cells, tuple(pretrained), tuple(finetuned))
 
 
-def _story(recipe: Path, name: str) -> Story:
-    return read_story(Run(recipe.parent).path, name)
-
-
-def make_page(subjects: Sequence[Subject], live: str = "") -> str:
+def make_page(sources: Sequence[Report], live: str = "") -> str:
     """The page of all that was named, as HTML."""
-    single = subjects[0]
-    if len(subjects) == 1 and isinstance(single, Story):
+    single = sources[0]
+    if len(sources) == 1 and isinstance(single, RunReport):
         curves = [("", [(0, single.name, single.metrics)])]
         pictures = [(single.name, single.path)]
         said = _about(single)
         return render(Page(single.name, said, [single], curves, [single], pictures, advice=advise(single), live=live))
-    stories = [each for each in subjects if isinstance(each, Story)]
-    comparisons = [each for each in subjects if isinstance(each, Compared)]
-    inner = [story for each in comparisons for story in each.pretrained]
+    reports = [each for each in sources if isinstance(each, RunReport)]
+    comparisons = [each for each in sources if isinstance(each, Comparison)]
+    inner = [report for each in comparisons for report in each.pretrained]
     cells = [_first_seeds(each) for each in comparisons]
-    runs = [*stories, *inner]
+    runs = [*reports, *inner]
     numbered = list(enumerate(runs))
     curves = [
-        ("Pretraining", [(number, story.name, story.metrics) for number, story in numbered if story.pretrains]),
-        ("Fine-tuning", [(number, story.name, story.metrics) for number, story in numbered if not story.pretrains]),
+        ("Pretraining", [(number, report.name, report.metrics) for number, report in numbered if report.pretrains]),
+        ("Fine-tuning", [(number, report.name, report.metrics) for number, report in numbered if not report.pretrains]),
         *[(f"{each.name}: fine-tuning, means over seeds", _means(each, len(runs))) for each in comparisons],
     ]
-    tables = [table for each in comparisons for table in _tables(each)] + _table_of_runs(stories)
+    tables = [table for each in comparisons for table in _tables(each)] + _table_of_runs(reports)
     return render(
         Page(
-            comparisons[0].name if len(subjects) == 1 else f"{len(subjects)} runs side by side",
-            _subtitle(subjects),
+            comparisons[0].name if len(sources) == 1 else f"{len(sources)} runs side by side",
+            _subtitle(sources),
             runs,
             curves,
-            [*stories, *(story for each in cells for story in each)],
-            [(each.name, each.path) for each in [*subjects, *inner]],
+            [*reports, *(report for each in cells for report in each)],
+            [(each.name, each.path) for each in [*sources, *inner]],
             tables,
-            [*(advice for each in comparisons for advice in advise_comparison(each)), *together(stories)],
+            [*(advice for each in comparisons for advice in advise_comparison(each)), *together(reports)],
             [gap for each in comparisons for gap in _gaps(each)],
             live=live,
         )
@@ -138,44 +136,44 @@ def write_report(runs: Sequence[str], out: Path | None = None) -> Path:
         out = Path(runs[0]) / "report.html" if len(runs) == 1 else Path("report.html")
     if out.is_dir():
         raise UserError(f"out {out}: is a folder; name a file such as {out / 'report.html'}")
-    write_text(out, make_page(read_subjects(runs)))
+    write_text(out, make_page(read_reports(runs)))
     return out
 
 
-def _subtitle(subjects: Sequence[Subject]) -> str:
-    single = subjects[0]
-    if len(subjects) > 1 or isinstance(single, Story):
-        return ", ".join(each.name for each in subjects)
+def _subtitle(sources: Sequence[Report]) -> str:
+    single = sources[0]
+    if len(sources) > 1 or isinstance(single, RunReport):
+        return ", ".join(each.name for each in sources)
     starts = dict.fromkeys(cell.method for cell in single.cells)
     detectors = dict.fromkeys(cell.detector for cell in single.cells)
     if not single.finished:
-        done = sum(story.finished for story in single.finetuned)
+        done = sum(report.finished for report in single.finetuned)
         return f"A comparison that is not finished: {done} fine-tunings are done."
     named = ", ".join(SCRATCH if start == REFERENCE else start for start in starts)
     spent = duration(sum(cell.seconds for cell in single.cells))
-    before = sum(float(story.summary.get("seconds", 0)) for story in single.pretrained)
+    before = sum(float(report.summary.get("seconds", 0)) for report in single.pretrained)
     cost = f"{spent} of fine-tuning" + (f" after {duration(before)} of pretraining" if before else "")
     return f"{len(single.cells)} fine-tunings of {', '.join(detectors)}, started {named}: {cost}."
 
 
-def _about(story: Story) -> str:
+def _about(report: RunReport) -> str:
     """What was run, on what, in a line."""
-    inputs = story.environment.get("inputs", {})
+    inputs = report.inputs
     images = f" on {inputs['images']:,} images" if isinstance(inputs.get("images"), int) else ""
-    machine = story.environment.get("machine")
-    recipe = story.recipe.get("recipe")
+    machine = report.environment.get("machine")
+    recipe = report.settings.get("recipe")
     parts = [
-        f"{story.what}{images}",
+        f"{report.title}{images}",
         *([f"recipe {recipe}"] if recipe else []),
         *([f"on {machine}"] if machine else []),
     ]
     return f"{', '.join(parts)}."
 
 
-def _tables(compared: Compared) -> list[Table]:
-    if not compared.finished:
+def _tables(comparison: Comparison) -> list[Table]:
+    if not comparison.finished:
         return []
-    rows = summarize(compared.cells)
+    rows = summarize(comparison.cells)
     several = len({row.detector for row in rows}) > 1
     detectors = list(dict.fromkeys(row.detector for row in rows))
     return [
@@ -214,36 +212,34 @@ def _with_spread(value: float, spread: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}")
 
 
-def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
+def _table_of_runs(reports: Sequence[RunReport]) -> list[Table]:
     """Fine-tuned runs in groups that differ in seeds alone; gains are over the first group, on the same labels."""
-    measured = [story for story in stories if story.finished and story.scores.get("AP") is not None]
+    measured = [report for report in reports if report.finished and report.scores.get("AP") is not None]
     if len(measured) < 2:
         return []
-    groups: dict[str, dict[tuple[int, ...], Story]] = {}
+    groups: dict[str, dict[tuple[int, ...], RunReport]] = {}
     repeats = []
-    for story in measured:
-        if groups.setdefault(_fingerprint(story), {}).setdefault(_seeds(story), story) is not story:
-            repeats.append(story.name)
+    for report in measured:
+        if groups.setdefault(_fingerprint(report), {}).setdefault(_seeds(report), report) is not report:
+            repeats.append(report.name)
     names = {}
     for key, group in groups.items():
-        own = [story.name for story in group.values()]
+        own = [report.name for report in group.values()]
         names[key] = own[0] if len(own) == 1 else f"{own[0]} … {own[-1]}"
     first = next(iter(groups))
-    seeds = sorted({_seeds(story) for story in measured})
+    seeds = sorted({_seeds(report) for report in measured})
     cells = [
         Cell(
-            str(
-                story.environment.get("inputs", {}).get("val")
-            ),  # gains are within what was measured on the same labels
+            str(report.inputs.get("val")),  # gains are within what was measured on the same labels
             REFERENCE if key == first else key,
-            float(story.summary.get("labelled_images", 0)),
-            int(story.summary.get("labelled_images", 0)),
+            float(report.summary.get("labelled_images", 0)),
+            int(report.summary.get("labelled_images", 0)),
             seeds.index(pair),
-            {name: math.nan if value is None else value for name, value in story.scores.items()},
-            float(story.summary.get("seconds", 0)),
+            {name: math.nan if value is None else value for name, value in report.scores.items()},
+            float(report.summary.get("seconds", 0)),
         )
         for key, group in groups.items()
-        for pair, story in group.items()
+        for pair, report in group.items()
     ]
     data = {cell.detector for cell in cells}
     note = f"± is the standard deviation over seeds; gains are over {names[first]}, paired by seed, 95 % by t."
@@ -254,35 +250,35 @@ def _table_of_runs(stories: Sequence[Story]) -> list[Table]:
     return [_table(summarize(cells), "", {REFERENCE: names[first], **names}, note)]
 
 
-def _seeds(story: Story) -> tuple[int, ...]:
+def _seeds(report: RunReport) -> tuple[int, ...]:
     """What pairs runs of two groups."""
-    return tuple(int(story.recipe.get(key) or 0) for key in SEEDS)
+    return tuple(int(report.settings.get(key) or 0) for key in SEEDS)
 
 
-def _fingerprint(story: Story) -> str:
-    recipe = {key: value for key, value in story.recipe.items() if key not in SEEDS}
-    return json.dumps([recipe, story.environment.get("inputs")], sort_keys=True, default=str)
+def _fingerprint(report: RunReport) -> str:
+    recipe = {key: value for key, value in report.settings.items() if key not in SEEDS}
+    return json.dumps([recipe, report.environment.get("inputs")], sort_keys=True, default=str)
 
 
-def _first_seeds(compared: Compared) -> list[Story]:
+def _first_seeds(comparison: Comparison) -> list[RunReport]:
     """Of each start and share the fine-tuning with the first seed: enough to look at."""
-    return [replace(story, name=_cell_name(story)) for story in compared.finetuned if story.path.name == "seed-0"]
+    return [replace(report, name=_cell_name(report)) for report in comparison.finetuned if report.path.name == "seed-0"]
 
 
-def _means(compared: Compared, first: int) -> list[tuple[int, str, Metrics]]:
+def _means(comparison: Comparison, first: int) -> list[tuple[int, str, Metrics]]:
     """The curves of fine-tunings that differ in their seed alone, as their means, numbered from `first`."""
-    groups: dict[Path, list[Story]] = {}
-    for story in compared.finetuned:
-        groups.setdefault(story.path.parent, []).append(story)
+    groups: dict[Path, list[RunReport]] = {}
+    for report in comparison.finetuned:
+        groups.setdefault(report.path.parent, []).append(report)
     return [
-        (number, _cell_name(group[0]), _mean([story.metrics for story in group]))
+        (number, _cell_name(group[0]), _mean([report.metrics for report in group]))
         for number, group in enumerate(groups.values(), first)
     ]
 
 
-def _cell_name(story: Story) -> str:
+def _cell_name(report: RunReport) -> str:
     """DETECTOR/START/labels-0.1/seed-0 in words; older folders have no detector."""
-    *detector, start, share, _ = ["", "", "", *story.name.split("/")][-4:]
+    *detector, start, share, _ = ["", "", "", *report.name.split("/")][-4:]
     name = SCRATCH if start == REFERENCE else start
     return ", ".join([name, *filter(None, detector), f"{float(share.removeprefix('labels-')):.0%} of the labels"])
 
@@ -299,24 +295,24 @@ def _mean(several: Sequence[Metrics]) -> Metrics:
     return means
 
 
-def _gaps(compared: Compared) -> list[str]:
-    gaps = [f"{story.name}: {gap}" for story in compared.finetuned for gap in story.gaps]
-    if not compared.finished:
-        gaps.append(f"{compared.name} has no comparison.csv yet: the table comes when all fine-tunings are done.")
+def _gaps(comparison: Comparison) -> list[str]:
+    gaps = [f"{report.name}: {gap}" for report in comparison.finetuned for gap in report.gaps]
+    if not comparison.finished:
+        gaps.append(f"{comparison.name} has no comparison.csv yet: the table comes when all fine-tunings are done.")
     return gaps
 
 
-def advise_comparison(compared: Compared) -> list[Advice]:
+def advise_comparison(comparison: Comparison) -> list[Advice]:
     """What a comparison says of each start, and what to do next."""
     result = []
-    rows = summarize(compared.cells)
+    rows = summarize(comparison.cells)
     several = len({row.detector for row in rows}) > 1
     for row in rows:
         if row.gain is None:
             continue
         name = f"{row.method}, {row.images} labels" + (f", {row.detector}" if several else "")
         gain = _with_spread(row.gain, row.interval, "+")
-        lost = _lost_classes(compared, row)
+        lost = _lost_classes(comparison, row)
         if row.verdict == "better":
             result.append(Advice("good", f"{name}: pretraining helps", f"AP {gain}.{lost}"))
         elif row.verdict == "worse":
@@ -330,16 +326,16 @@ def advise_comparison(compared: Compared) -> list[Advice]:
             more = f"A gain of this size would show with about {needed} seeds. " if needed <= 50 else ""
             reason = f"AP {gain}. {more}A longer pretraining may do more than seeds.{lost}"
             result.append(Advice("note", f"{name}: within noise", reason))
-    for story in compared.pretrained:
-        told = verdict(story)
-        if told.level in ("bad", "warn"):
-            result.insert(0, Advice(told.level, f"The pretraining {story.name} is {told.title}", told.reason))
+    for report in comparison.pretrained:
+        state = verdict(report)
+        if state.level in ("bad", "warn"):
+            result.insert(0, Advice(state.level, f"The pretraining {report.name} is {state.title}", state.reason))
     return result
 
 
-def _lost_classes(compared: Compared, row: Row) -> str:
+def _lost_classes(comparison: Comparison, row: Row) -> str:
     """ " 3 of 10 classes lost AP: ..." where some did, means over seeds."""
-    own, other = (_per_class(compared, replace(row, method=name)) for name in (row.method, REFERENCE))
+    own, other = (_per_class(comparison, replace(row, method=name)) for name in (row.method, REFERENCE))
     both = [name for name in own if name in other]
     lost = sorted((name for name in both if own[name] < other[name]), key=lambda name: own[name] - other[name])
     if not lost:
@@ -348,14 +344,14 @@ def _lost_classes(compared: Compared, row: Row) -> str:
     return f" {len(lost)} of {len(both)} classes lost AP: {listed}{', ...' if len(lost) > 5 else ''}."
 
 
-def _per_class(compared: Compared, row: Row) -> dict[str, float]:
+def _per_class(comparison: Comparison, row: Row) -> dict[str, float]:
     values: dict[str, list[float]] = {}
-    for story in compared.finetuned:
-        *detector, method, labels, _ = story.name.split("/")
+    for report in comparison.finetuned:
+        *detector, method, labels, _ = report.name.split("/")
         if (method, labels) == (row.method, f"labels-{row.fraction:g}") and (
             not detector or detector[-1] == row.detector
         ):
-            for name, value in story.per_class.items():
+            for name, value in report.per_class.items():
                 if value is not None:
                     values.setdefault(name, []).append(value)
     return {name: sum(known) / len(known) for name, known in values.items()}

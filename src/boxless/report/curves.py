@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from boxless.report.story import Metrics
+from boxless.runs.reading import Metrics
 
 KNOWN = {
     "loss": ("loss", "what training minimises"),

@@ -4,17 +4,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from boxless.report.story import Story
+from boxless.report.run_report import RunReport
 
 IMAGES = 60
 """Shown on a page, of all data together."""
 
 
-def merged(stories: Sequence[Story]) -> list[dict[str, Any]]:
+def merged(reports: Sequence[RunReport]) -> list[dict[str, Any]]:
     """A set for each data that runs were measured on: images once, with what each run found in them."""
     sets: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for number, story in enumerate(stories):
-        for gallery in story.galleries:
+    for number, report in enumerate(reports):
+        for gallery in report.galleries:
             key = gallery["data"], tuple(gallery["classes"])
             known = sets.setdefault(
                 key, {"data": gallery["data"], "classes": gallery["classes"], "runs": [], "images": {}}
@@ -22,7 +22,7 @@ def merged(stories: Sequence[Story]) -> list[dict[str, Any]]:
             if any(run["run"] == number for run in known["runs"]):
                 continue  # a fine-tuning's own evaluation, and boxless evaluate on the same labels
             names = "images", "score", "counts"
-            run = {"run": number, "name": story.name, **{name: gallery[name] for name in names}}
+            run = {"run": number, "name": report.name, **{name: gallery[name] for name in names}}
             known["runs"].append(run)
             for shown in gallery["shown"]:
                 own = {name: value for name, value in shown.items() if name != "found"}

@@ -13,11 +13,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from boxless.report.advice import Advice, command_of, duration, verdict
+from boxless.report.advice import Advice, command_of, verdict
 from boxless.report.curves import Named, charts
 from boxless.report.galleries import merged
 from boxless.report.pictures import embedded
-from boxless.report.story import Story
+from boxless.report.run_report import RunReport
+from boxless.training.progress import duration
 
 SCRIPTS = ("page.js", "charts.js", "gallery.js")
 MANY_CLASSES = 40
@@ -52,7 +53,7 @@ class Page:
     Attributes:
         title: of the page.
         subtitle: what it is about, in a line.
-        stories: runs that have a part of their own; a run's number is its place among them.
+        reports: runs that have a part of their own; a run's number is its place among them.
         curves: groups of what is drawn, each with a title, numbers, names and metrics.
         galleries: runs whose detections are shown.
         folders: name and folder of what has pictures.
@@ -64,9 +65,9 @@ class Page:
 
     title: str
     subtitle: str
-    stories: Sequence[Story]
+    reports: Sequence[RunReport]
     curves: Sequence[tuple[str, Named]]
-    galleries: Sequence[Story]
+    galleries: Sequence[RunReport]
     folders: Sequence[tuple[str, Path]]
     tables: Sequence[Table] = ()
     advice: Sequence[Advice] = ()
@@ -90,37 +91,38 @@ def render(page: Page) -> str:
         style=Markup(_resource("page.css")),
         scripts=[Markup(text) for text in scripts],
         hashes=" ".join(f"'sha256-{_digest(text)}'" for text in scripts),
-        runs=[_run(story) for story in page.stories],
-        differences=_differences(page.stories),
+        runs=[_run(report) for report in page.reports],
+        differences=_differences(page.reports),
         pictures=pictures,
         gaps=[*page.gaps, *unreadable],
         charts=charts(page.curves),
         gallery=merged(page.galleries),
-        spread=max((abs(gain) + half for table in page.tables for gain, half in filter(None, table.ranges)), default=1),
+        spread=max((abs(gain) + half for table in page.tables for gain, half in filter(None, table.ranges)), default=1)
+        or 1,  # all gains are 0
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=version("boxless"),
     )
 
 
-def _run(story: Story) -> dict[str, Any]:
+def _run(report: RunReport) -> dict[str, Any]:
     return {
-        "story": story,
-        "verdict": verdict(story),
-        "numbers": _numbers(story),
-        "facts": _facts(story),
-        "classes": _classes(story),
-        "folded": len(story.per_class) > MANY_CLASSES,
+        "report": report,
+        "verdict": verdict(report),
+        "numbers": _numbers(report),
+        "facts": _facts(report),
+        "classes": _classes(report),
+        "folded": len(report.per_class) > MANY_CLASSES,
     }
 
 
-def _numbers(story: Story) -> list[tuple[str, str]]:
+def _numbers(report: RunReport) -> list[tuple[str, str]]:
     """The few that matter, label and value."""
-    summary, (done, total) = story.summary, story.steps
+    summary, (done, total) = report.summary, report.steps
     numbers = [
         (f"{name}, percent", "not measured" if value is None else f"{100 * value:.1f}")
-        for name, value in list(story.scores.items())[:3]
+        for name, value in list(report.scores.items())[:3]
     ]
-    for folder, evaluation in story.evaluations.items():
+    for folder, evaluation in report.evaluations.items():
         name, value = next(iter(next(iter(evaluation.get("scores", {}).values()), {}).items()), ("AP", None))
         where = folder.removeprefix("evaluation-")
         numbers.append((f"{name} on {where}, percent", "not measured" if value is None else f"{100 * value:.1f}"))
@@ -130,47 +132,47 @@ def _numbers(story: Story) -> list[tuple[str, str]]:
     if "images_seen" in summary:
         numbers.append(("images seen", f"{summary['images_seen']:,}"))
     if "seconds" in summary:
-        numbers.append(("time" if story.pretrains else "time, evaluation included", duration(summary["seconds"])))
-    speed = summary.get("images_per_second") or story.progress.get("images_per_second")
+        numbers.append(("time" if report.pretrains else "time, evaluation included", duration(summary["seconds"])))
+    speed = summary.get("images_per_second") or report.progress.get("images_per_second")
     if speed:
         numbers.append(("images per second", f"{speed:.1f}"))
-    if not story.finished and story.progress.get("seconds_left"):
-        numbers.append(("left, at this speed", duration(story.progress["seconds_left"])))
+    if not report.finished and report.progress.get("seconds_left"):
+        numbers.append(("left, at this speed", duration(report.progress["seconds_left"])))
     return numbers
 
 
-def _facts(story: Story) -> list[tuple[str, str]]:
+def _facts(report: RunReport) -> list[tuple[str, str]]:
     """What was run, on what."""
-    environment = story.environment
+    environment = report.environment
     inputs = environment.get("inputs", {})
-    facts = [("recipe", str(story.recipe.get("recipe", "not named"))), ("folder", str(story.path.resolve()))]
+    facts = [("recipe", str(report.settings.get("recipe", "not named"))), ("folder", str(report.path.resolve()))]
     facts += [(str(name), str(value)) for name, value in inputs.items() if value is not None]
-    facts += [("weights", str(story.summary[key])) for key in ("init", "weights") if key in story.summary]
-    if story.summary.get("trains"):
-        facts.append(("trained parts", ", ".join(story.summary["trains"])))
-    if "sha256" in story.labels:
-        facts.append(("labelled images, SHA-256 of their ids", str(story.labels["sha256"])))
+    facts += [("weights", str(report.summary[key])) for key in ("init", "weights") if key in report.summary]
+    if report.summary.get("trains"):
+        facts.append(("trained parts", ", ".join(report.summary["trains"])))
+    if "sha256" in report.labels:
+        facts.append(("labelled images, SHA-256 of their ids", str(report.labels["sha256"])))
     facts += [(name, str(environment[name])) for name in ("machine", "started") if name in environment]
     versions = [
         f"{name} {environment[name]}" for name in ("boxless", "torch", "torchvision", "python") if name in environment
     ]
     facts += [("versions", ", ".join(versions))] if versions else []
-    facts += [("command", command_of(story))] if command_of(story) else []
+    facts += [("command", command_of(report))] if command_of(report) else []
     return facts
 
 
-def _classes(story: Story) -> list[tuple[str, float | None]]:
+def _classes(report: RunReport) -> list[tuple[str, float | None]]:
     """Classes with their scores in percent, the best first, those without a score last."""
-    ranked = sorted(story.per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
+    ranked = sorted(report.per_class.items(), key=lambda item: -1.0 if item[1] is None else item[1], reverse=True)
     return [(name, None if value is None else 100 * value) for name, value in ranked]
 
 
-def _differences(stories: Sequence[Story]) -> list[tuple[str, list[str]]]:
+def _differences(reports: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
     """Keys of the recipes that are not the same everywhere, with each run's value."""
-    if len(stories) < 2:
+    if len(reports) < 2:
         return []
-    keys = dict.fromkeys(key for story in stories for key in story.recipe)
-    rows = [(key, [_shown(story.recipe.get(key, _ABSENT)) for story in stories]) for key in keys]
+    keys = dict.fromkeys(key for report in reports for key in report.settings)
+    rows = [(key, [_shown(report.settings.get(key, _ABSENT)) for report in reports]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from boxless.errors import UserError
-from boxless.report.build import make_page, read_subjects
+from boxless.report.build import make_page, read_reports
 
 ADDRESS = "127.0.0.1"
 WATCHED = ("metrics.csv", "progress.json", "summary.json", "comparison.csv", "gallery.json", "captions.json")
@@ -26,7 +26,7 @@ def make_server(runs: Sequence[str], port: int) -> ThreadingHTTPServer:
             if self.headers.get("Host", "").rpartition(":")[0] not in (ADDRESS, "localhost"):
                 self.send_error(403)  # another site's page, by a name of its own that leads here
             elif self.path == "/":
-                self._answer(make_page(read_subjects(runs), live=state(runs)), "text/html; charset=utf-8")
+                self._answer(make_page(read_reports(runs), live=state(runs)), "text/html; charset=utf-8")
             elif self.path == "/state":
                 self._answer(state(runs), "text/plain; charset=utf-8")
             else:

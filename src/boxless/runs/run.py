@@ -25,7 +25,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from boxless.errors import UserError
 from boxless.files import PARTIAL, make_folder, write_text
@@ -33,6 +33,9 @@ from boxless.files import lock as lock_file
 from boxless.launch import Processes
 from boxless.recipes.load import load
 from boxless.recipes.overrides import to_yaml
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.runs.reading import Metrics, flat, read_json, read_metrics
+from boxless.training.checkpoint import checkpoints
 from boxless.training.faults import one_line_faults
 from boxless.training.progress import say
 from boxless.training.rank_zero import broadcast, on_rank_zero
@@ -48,13 +51,13 @@ FREE = ("workers", "stop_on_collapse", "loggers")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or unfinished run.
+    """A run's folder, finished or not; each property reads its file when it is asked for.
 
     Attributes:
-        path: its folder.
+        path: the folder.
 
     Raises:
-        UserError: where a newer boxless wrote it in a format that this one does not know.
+        UserError: if a newer boxless wrote it in a format that this one does not know.
     """
 
     path: Path
@@ -69,10 +72,64 @@ class Run:
                 f"{version('boxless')}, which reads formats up to {FORMAT}: pip install 'boxless>={needed}'"
             )
 
+    @classmethod
+    def open(cls, where: str | Path, trained: bool = False) -> Self:
+        """The run in a folder that a user names.
+
+        Args:
+            where: the folder.
+            trained: whether it must have weights.
+
+        Raises:
+            UserError: if it is not a run, or has no weights though it must.
+        """
+        run = cls(Path(where))
+        if not run.recipe_file.is_file():
+            reason = "is not a run (no recipe.yaml in it)" if run.path.is_dir() else "no such folder"
+            raise UserError(f"run {where}: {reason}; name the folder that boxless pretrain or finetune wrote")
+        if trained and run.recipe is not None and not run.weights.is_file():
+            raise UserError(
+                f"run {where}: did not finish (no weights.safetensors); give its command again to continue it"
+            )
+        return run
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def recipe(self) -> PretrainRecipe | FinetuneRecipe:
+        """The recipe that the run was made by.
+
+        Raises:
+            UserError: if it cannot be read, or is of another command.
+        """
+        recipe = load(self.recipe_file, object)
+        if not isinstance(recipe, PretrainRecipe | FinetuneRecipe):
+            raise UserError(
+                f"run {self.path}: has a {type(recipe).__name__}, no weights; name a run of pretrain or finetune"
+            )
+        return recipe
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every key of the recipe by its dotted name, as it is written: also keys that this version does not know.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        return flat(_mapping(self.recipe_file, parse_yaml))
+
     @property
     def weights(self) -> Path:
         """The trained weights."""
         return self.path / "weights.safetensors"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The states that training can go on from, the oldest first."""
+        return checkpoints(self.path / "checkpoints")
 
     @property
     def finished(self) -> bool:
@@ -81,30 +138,58 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What came out of a finished run."""
-        try:
-            return _mapping(self.path / "summary.json", parse_json)
-        except OSError as error:
-            raise UserError(f"{self.path}: not a finished run (no summary.json)") from error
+        """Scores, health, time and whatever else a finished run came to.
+
+        Raises:
+            UserError: if the run is not finished, or the file is damaged.
+        """
+        if not self.finished:
+            raise UserError(f"{self.path}: not a finished run (no summary.json)")
+        return _mapping(self.path / "summary.json", parse_json)
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions, machine, command and inputs; nothing where that was lost."""
-        try:
-            return _mapping(self.path / "environment.json", parse_json)
-        except (OSError, UserError):
-            return {}
+        """Versions, machine, command and inputs; {} if that was lost."""
+        return self.read("environment.json")
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """Data and weights that the run uses; nothing where that was lost."""
-        inputs = self.environment.get("inputs")
-        return inputs if isinstance(inputs, dict) else {}
+        """Data and weights that the run uses; {} if that was lost."""
+        return dict(self.environment.get("inputs", {}))
 
     @property
-    def recipe_file(self) -> Path:
-        """What was asked."""
-        return self.path / "recipe.yaml"
+    def labels(self) -> dict[str, Any]:
+        """Classes, skeleton and choice of images of a fine-tuning; {} if that was lost, or of a pretraining."""
+        return self.read("labels.json")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that a fine-tuning has learned.
+
+        Raises:
+            UserError: if they were lost.
+        """
+        classes = self.labels.get("classes")
+        if not isinstance(classes, list):
+            raise UserError(
+                f"{self.path / 'labels.json'}: expected the run's list of classes; copy it from the run's original "
+                "folder"
+            )
+        return tuple(map(str, classes))
+
+    @property
+    def metrics(self) -> Metrics:
+        """Name -> (steps, values) of everything that was logged; {} before the first step."""
+        return read_metrics(self.path / "metrics.csv", [])
+
+    def read(self, name: str, gaps: list[str] | None = None) -> dict[str, Any]:
+        """A JSON file of the run, {} if there is none.
+
+        Args:
+            name: of the file.
+            gaps: collects a sentence for each part that is damaged and so left out.
+        """
+        return read_json(self.path / name, [] if gaps is None else gaps)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -225,10 +310,10 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """What a file of a run holds; raises OSError where there is none, `UserError` where it is damaged."""
+    """The content of a file of a run; raises UserError if it is missing or damaged."""
     try:
         content = parse(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it from the original run") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: cannot be read (names no keys); copy it from the original run")
@@ -243,7 +328,7 @@ def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
         for key, value in inputs.items()
         if value != old_inputs.get(key, value)  # an older version may have written down less
     ]
-    old, new = _flat(_mapping(run.recipe_file, parse_yaml)), _flat(parse_yaml(recipe))
+    old, new = run.settings, flat(parse_yaml(recipe))
     old = {**_defaults(old.get("recipe"), new), **old}  # an older version had fewer keys
     changed += [
         f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
@@ -254,14 +339,7 @@ def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
 def _defaults(name: object, keys: Collection[str]) -> dict[str, object]:
     """What a shipped recipe has under some keys; nothing where there is none of that name."""
     try:
-        values = _flat(parse_yaml(to_yaml(load(str(name), object))))
+        values = flat(parse_yaml(to_yaml(load(str(name), object))))
     except UserError:
         return {}
     return {key: values[key] for key in values if key in keys}
-
-
-def _flat(content: object, prefix: str = "") -> dict[str, object]:
-    """Values of nested mappings by their dotted keys."""
-    if not isinstance(content, dict):
-        return {prefix.removesuffix("."): content}
-    return {key: value for name, part in content.items() for key, value in _flat(part, f"{prefix}{name}.").items()}

@@ -168,17 +168,6 @@ class MetricLogger:
         partial.replace(folder / "progress.json")  # often, and of no worth after a power cut: never waits for the disk
 
 
-def read_metrics(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """metrics.csv of a run as name -> (steps, values)."""
-    metrics: dict[str, tuple[list[int], list[float]]] = {}
-    with (folder / "metrics.csv").open(newline="") as file:
-        for step, name, value in list(csv.reader(file))[1:]:
-            steps, values = metrics.setdefault(name, ([], []))
-            steps.append(int(step))
-            values.append(float(value))
-    return metrics
-
-
 def _continued(path: Path, start: int) -> io.TextIOWrapper:
     """metrics.csv, open for writing, without rows of steps from `start` on (nor a line that a kill cut in two)."""
     kept = ["step,name,value\n"]

@@ -50,7 +50,7 @@ class Report:
             f"loss {self.loss:.4f}",
             f"{self.images_per_second:.1f} images/s",
             f"{self.data_wait:.0%} waiting for data",
-            f"{_duration(self.seconds_left)} left",
+            f"{duration(self.seconds_left)} left",
         ]
         return ", ".join([*parts, self.status] if self.status else parts)
 
@@ -116,7 +116,8 @@ def _mode() -> str:
     return mode
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 2.5 h, 12 min, 40 s."""
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
