@@ -17,7 +17,7 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
     detector on few labelled ones, with and without it, and ends with the table, the figure and drawn detections.
 
     Args:
-        out: Folder for the scenes and the comparison. Given again, the demo goes on where it was.
+        out: Folder for the scenes and the comparison. An unfinished demo in it is resumed.
         seeds: Fine-tunings per start.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         **overrides: Keys of the recipe, such as pretrain.epochs.

@@ -43,12 +43,12 @@ def figures(
     label-efficiency, gain. captions.json says in words what each shows.
 
     Args:
-        run: Folder of a pretraining, a fine-tuning or a comparison. Further folders stand beside the first one in pca,
-            attention and correspondence (without them random weights do), and as the reference in gain.
-        data: Images, or labels for what compares with labels (COCO JSON, a Pascal VOC folder, a YOLO data.yaml; :split
-            picks a split). Labels show the recall of proposals too.
-        kinds: What to draw, with commas between; by default all that run and data allow.
-        seed: Another number, other images.
+        run: Folder of a pretraining, a fine-tuning or a comparison. Further folders are shown beside the first one in
+            pca, attention and correspondence (random weights if there are none), and are the reference in gain.
+        data: Images, or labels for figures that compare with labels (COCO JSON, a Pascal VOC folder, a YOLO data.yaml;
+            :split picks a split). Labels show the recall of proposals too.
+        kinds: Figures to draw, separated by commas; by default all that run and data allow.
+        seed: Seed for choosing the images.
         quiet: Print nothing.
 
     Returns:

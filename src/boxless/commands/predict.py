@@ -56,10 +56,10 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
 
     Args:
         run: Folder that boxless finetune wrote.
-        data: Images: files, or folders (searched through and through), a list file, a labelled data set (without its
+        data: Images: files, folders with all folders below them, a list file, a labelled data set (without its
             labels).
         out: Folder for the results; a new or empty one, or one that predict wrote, whose results are replaced.
-        score: Objects with a lower score, 0..1, are left out; of no effect on FCN.
+        score: Least score of an object, 0..1; FCN ignores it.
         quiet: Print nothing.
 
     Returns:

@@ -37,21 +37,22 @@ def probe(
         weights: Runs, weights files in torchvision's names, or none; random weights are always measured too.
         data: A folder with one folder of images per class, or labels for detection (COCO JSON, a Pascal VOC folder, a
             YOLO data.yaml; :split picks a split): then each object is an example, for svm and low_shot each image. For
-            correspondence any images, of which the whole is shown.
+            correspondence any images, shown whole.
         out: Folder for features, tables and figures.
-        val: What to measure on, in the same forms; few_shot draws from both, correspondence takes none.
-        kind: What is measured.
-        size: Of the views, px; by default 224, for correspondence 225: at 32 k + 1 the cells of a ResNet lie
+        val: Images to measure on, in the same forms; few_shot draws from both, correspondence takes none.
+        kind: Probe to run.
+        size: Size of the views, px; by default 224, for correspondence 225: at 32 k + 1 the cells of a ResNet lie
             symmetrically. An image of a class folder is resized to 8/7 of it and its centre cut out (svm, low_shot:
             all of it is shown); objects are cut out with a tenth of margin, as squares.
-        preset: Of linear: learning rate, decay and schedule of that paper, or by default Barlow Twins' with a learning
-            rate chosen for each of the weights on a fifth of the training examples (sweep). Of svm: whose costs to
+        preset: Settings by paper. For linear: learning rate, decay and schedule; by default (sweep) Barlow Twins', with
+            a learning rate chosen for each of the weights on a fifth of the training examples. For svm: the costs to
             choose from, by default detco's.
-        crops: Of linear: learn from a new random crop of each example in each of the 100 epochs, as the papers do,
-            rather than from one view.
-        level: Of correspondence: a map of the FPN, where the weights have one; by default C5.
-        backbone: Of weights that are no run, and of none; by default that of the first run, or else resnet50.
-        seed: Of random weights, draws and colours.
+        crops: Learn linear from a new random crop of each example in each of the 100 epochs, as the papers do, instead
+            of from one view.
+        level: Map of the FPN for correspondence, if the weights have one; by default C5.
+        backbone: Backbone of random weights and of weights that are no run; by default the first run's, or else
+            resnet50.
+        seed: Seed for random weights, draws and colours.
         workers: Processes that decode images and fit SVMs; by default one a core, at most 8.
         quiet: Print nothing.
 

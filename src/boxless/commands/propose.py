@@ -72,13 +72,13 @@ def propose(
     Args:
         data: Images: a folder, a list file, a labelled data set (labels are not used), or several of these.
         out: The Parquet file to write or to complete.
-        method: What draws the boxes, by default selective_search; grid and random are baselines.
+        method: Algorithm that draws the boxes, selective_search by default; grid and random are baselines.
         preset: Settings of selective search alone. fast, the default: three colour spaces at 256 px; paper: SoCo's
             appendix; official-code: SoCo's released script. The last two use one colour space at full size.
-        max_side: Shrink images to this longer side, px, for selective search alone; 0 never; default as the preset has
-            it.
-        boxes_from: Take the boxes of this COCO JSON file instead; with it nothing is drawn, so that method, preset,
-            max_side, workers and engine are refused.
+        max_side: Longer side that images are shrunk to for selective search, px; 0 keeps their size. Default: the
+            preset's.
+        boxes_from: COCO JSON file whose boxes are taken instead of drawing any; method, preset, max_side, workers and
+            engine are then refused.
         recall: Labels to compare with, e.g. a COCO JSON file of some of the images.
         workers: Processes; default one per core.
         engine: local, the default: this machine; ray: a Ray cluster that is running, whose machines all see the images

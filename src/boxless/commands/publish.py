@@ -11,7 +11,7 @@ def publish(run: str, to: str, quiet: bool = False) -> str:
 
     Args:
         run: Folder that boxless pretrain or finetune wrote.
-        to: A folder to write; or hf://user/name, a repository of the Hugging Face Hub, made private where it is new.
+        to: Folder to write; or hf://user/name, a repository of the Hugging Face Hub, created as private if it is new.
         quiet: Print nothing.
 
     Returns:

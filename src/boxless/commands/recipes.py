@@ -7,8 +7,8 @@ def recipes(name: str | None = None, paper: str | None = None) -> None:
     """List the shipped recipes, or show one of them.
 
     Args:
-        name: A recipe: prints its description and all its keys as YAML, ready to be saved, changed and given as a file.
-        paper: Accepted still; names the page that has the papers' tables.
+        name: Recipe to show: its description and all its keys as YAML, ready to be saved, changed and given as a file.
+        paper: Former way to the papers' tables; prints the page that has them now.
 
     Raises:
         UserError: for an unknown name.

@@ -34,7 +34,7 @@ def report(
         run: Folders of pretrain, finetune, evaluate, compare or demo, also unfinished. Several are set side by side.
         out: The file; by default report.html in the run's folder, or of several runs in the current one.
         watch: Serve the page at 127.0.0.1, to this machine alone, and renew it while a run lasts; ends with Ctrl-C.
-        port: Of the served page; 0 takes any.
+        port: Port of the served page; 0 takes any free one.
         quiet: Print nothing.
 
     Returns:

@@ -23,7 +23,7 @@ TRIES = 10  # at a crop in which no class has more than its share (mmseg, Random
 
 @dataclass(frozen=True)
 class CropConfig:
-    """What FCN is shown of an image in training; the defaults are OpenMMLab's for Pascal VOC."""
+    """Training crops of FCN; the defaults are OpenMMLab's for Pascal VOC."""
 
     size: int = 512
     """Side of the crop, px; smaller images are padded. Cityscapes has 769; MoCo's FCN-16s 513 and 769."""
@@ -33,7 +33,7 @@ class CropConfig:
     """Share of a crop that no class should reach, in ten tries at the place; 1 takes the first place, as MoCo's paper
     knows no such rule."""
     distort: bool = True
-    """Whether brightness, contrast, saturation and hue change at random; MoCo's paper names no such change."""
+    """Change brightness, contrast, saturation and hue at random; MoCo's paper names no such change."""
 
 
 class SegmentationDataset(Dataset[DetectionSample]):

@@ -35,7 +35,7 @@ class BYOLConfig(UnequalCrops):
     output: int = 256
     """Width of projections and predictions."""
     momentum: float = 0.99
-    """Of the target at the start, rising to 1; 0.996 for 1000 epochs, 0.99 for 300, 0.97 for 40."""
+    """Momentum of the target at the start; it rises to 1. 0.996 for 1000 epochs, 0.99 for 300, 0.97 for 40."""
 
     needs_boxes: ClassVar[bool] = False
 

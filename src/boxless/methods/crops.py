@@ -12,13 +12,13 @@ class UnequalCrops:
 
     name: str
     size: int = 224
-    """Of the full-size views, px."""
+    """Size of the full-size views, px."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a crop shows."""
     first: Photometric = Photometric(blur=1.0)  # noqa: RUF009 (frozen)
-    """Of the first view: BYOL's T."""
+    """Colours and blur of the first view: BYOL's T."""
     second: Photometric = Photometric(blur=0.1, solarize=0.2)  # noqa: RUF009
-    """Of the second view: BYOL's T'."""
+    """Colours and blur of the second view: BYOL's T'."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two random crops, augmented unequally."""
@@ -36,11 +36,11 @@ class EqualCrops:
 
     name: str
     size: int = 224
-    """Of the full-size views, px."""
+    """Size of the full-size views, px."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a crop shows."""
     photometric: Photometric
-    """Of all views."""
+    """Colours and blur of all views."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """Two random crops, augmented alike."""

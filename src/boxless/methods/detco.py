@@ -51,15 +51,15 @@ class DetCoConfig(MomentumContrast):
 
     name: Literal["detco"] = "detco"
     patch_size: int = 64
-    """Of the patches, px (PIRL)."""
+    """Size of the patches, px (PIRL)."""
     cell_size: int = 85
-    """Of the grid's cells, px: a patch lies anywhere in its cell (PIRL)."""
+    """Size of the grid's cells, px: a patch lies anywhere in its cell (PIRL)."""
     patch_scale: tuple[float, float] = (0.6, 1.0)
     """Share of the image's area that the grid covers (PIRL)."""
     level_weights: tuple[float, float, float, float] = (0.1, 0.4, 0.7, 1.0)
-    """Of the losses on C2..C5 (eq. 1)."""
+    """Weights of the losses on C2..C5 (eq. 1)."""
     term_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of L_gg, L_ll and L_gl (eq. 1, for ablations); without the last two there are no patches."""
+    """Weights of L_gg, L_ll and L_gl (eq. 1, for ablations); no patches are cut if the last two are 0."""
 
     @property
     def has_patches(self) -> bool:

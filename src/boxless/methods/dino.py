@@ -41,7 +41,7 @@ class DINOConfig(UnequalCrops):
 
     name: Literal["dino"] = "dino"
     local_size: int = 96
-    """Of the local crops, px."""
+    """Size of the local crops, px."""
     local_crops: int = 8
     """Local crops per image."""
     scale: tuple[float, float] = (0.14, 1.0)
@@ -49,7 +49,7 @@ class DINOConfig(UnequalCrops):
     local_scale: tuple[float, float] = (0.05, 0.14)
     """Share of the image's area that a local crop shows; up to 0.4 for vision transformers."""
     local_look: Photometric = Photometric(blur=0.5)  # noqa: RUF009 (frozen)
-    """Of the local crops."""
+    """Colours and blur of the local crops."""
     hidden: int = 2048
     """Width of the projector's two hidden layers."""
     output: int = 256
@@ -59,17 +59,17 @@ class DINOConfig(UnequalCrops):
     held: float = 0.01
     """Share of the run in which the prototypes stay as they are: the first epoch of 100."""
     temperature: float = 0.1
-    """Of the student."""
+    """Temperature of the student."""
     first_target_temperature: float = 0.04
-    """Of the teacher at the start."""
+    """Temperature of the teacher at the start."""
     target_temperature: float = 0.07
-    """Of the teacher after its warm-up; lower it to 0.04, the code's default, where training is unstable."""
+    """Temperature of the teacher after its warm-up; use 0.04, the code's default, if training is unstable."""
     warmup: float = 0.3
     """Share of the run in which the teacher's temperature rises along a line: 30 epochs of 100."""
     center_momentum: float = 0.9
     """m of eq. 4."""
     momentum: float = 0.996
-    """Of the teacher at the start, rising to 1."""
+    """Momentum of the teacher at the start; it rises to 1."""
 
     needs_boxes: ClassVar[bool] = False
 

@@ -45,13 +45,13 @@ class JointConfig(UnequalCrops):
 
     name: Literal["joint"] = "joint"
     global_weight: float = 1.0
-    """Of BYOL's loss."""
+    """Weight of BYOL's loss."""
     pixel_weight: float = 0.1
-    """Of LC-loss; the paper gives it 0.1 / 0.9 of BYOL's weight."""
+    """Weight of LC-loss; the paper gives it 0.1 / 0.9 of BYOL's weight."""
     object_weight: float = 1.0
-    """Of SoCo's loss."""
+    """Weight of SoCo's loss."""
     pixel_map: Literal["C5", "P2", "P3", "P4", "P5"] = "C5"
-    """Whose cells the pixel term compares; the logits of P2 need (H / 4)^4 numbers per image."""
+    """Map whose cells the pixel term compares; the logits of P2 need (H / 4)^4 numbers per image."""
     scale: tuple[float, float] = (0.5, 1.0)
     """Share of the image's area that V2 shows (SoCo)."""
     local: LocalConfig = LocalConfig()  # noqa: RUF009 (frozen)
@@ -61,13 +61,13 @@ class JointConfig(UnequalCrops):
     jitter: float = 0.1
     """Largest shift and growth of a jittered box, as a share of its sides (SoCo)."""
     jitter_probability: float = 0.5
-    """That a box of V1 is jittered (SoCo)."""
+    """Probability of jittering a box of V1 (SoCo)."""
     hidden: int = 4096
     """Width inside the projectors and predictors of images and boxes (BYOL, SoCo)."""
     output: int = 256
     """Width of their projections and predictions (BYOL, SoCo)."""
     momentum: float = 0.99
-    """Of the target at the start, rising to 1 (BYOL, SoCo)."""
+    """Momentum of the target at the start; it rises to 1 (BYOL, SoCo)."""
 
     @property
     def needs_boxes(self) -> bool:

@@ -45,7 +45,7 @@ class LocalConfig:
     kind: Literal["contrastive", "mse"] = "contrastive"
     """The paper's term, or BYOL's distance of each cell from its own place alone (table 6)."""
     predictor: bool = False
-    """Whether two more convolutions follow on the online side, as BYOL's predictor does; the paper has none."""
+    """Add two convolutions on the online side, as BYOL's predictor does; the paper has none."""
 
 
 class LocalTerm(nn.Module):

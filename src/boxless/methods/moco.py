@@ -36,15 +36,15 @@ class MomentumContrast(EqualCrops):
     scale: tuple[float, float] = (0.2, 1.0)
     """Share of the image's area that a crop shows."""
     photometric: Photometric = Photometric(saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
-    """Of all views (v2: v1's with blur)."""
+    """Colours and blur of all views (v2: those of v1, with blur)."""
     output: int = 128
     """Width of queries and keys."""
     temperature: float = 0.2
     """t, of all losses (v2, table 2); 0.07 in v1."""
     queue_length: int = 65536
-    """Of each queue: past keys that a query must tell from its own."""
+    """Length of each queue: past keys that a query must tell from its own."""
     momentum: float = 0.999
-    """Of the key encoder, constant."""
+    """Momentum of the key encoder, constant."""
     norm_groups: int = 8
     """Parts of the batch, over all processes, with batch statistics of their own: the authors' 8 GPUs."""
 

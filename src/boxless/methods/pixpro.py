@@ -40,9 +40,9 @@ class PixProConfig(UnequalCrops):
     sharpness: float = 2.0
     """gamma: exponent of the similarity by which cells propagate (eq. 4)."""
     normalize_values: bool = False
-    """Whether cells are brought to unit length before they are propagated, as in the official code alone."""
+    """Bring cells to unit length before they are propagated, as in the official code alone."""
     momentum: float = 0.99
-    """Of the target at the start, rising to 1."""
+    """Momentum of the target at the start; it rises to 1."""
 
     needs_boxes: ClassVar[bool] = False
 

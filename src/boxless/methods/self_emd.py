@@ -35,13 +35,13 @@ class SelfEMDConfig(UnequalCrops):
 
     name: Literal["self-emd"] = "self-emd"
     small_size: int = 112
-    """Of the third view, px; its augmentation is that of the second."""
+    """Size of the third view, px; it is augmented as the second."""
     third_view: bool = True
-    """Whether there is one; together with the pyramid worth 0.3 AP (paper, table 2)."""
+    """Take a third view; it is worth 0.3 AP together with the pyramid (paper, table 2)."""
     pyramid: bool = True
-    """Whether cells that are averages of several take part (spatial pyramid crops)."""
+    """Add cells that are averages of several (spatial pyramid crops)."""
     marginals: Literal["vector", "mean"] = "vector"
-    """What cells of the other view are weighed by: its vector from BYOL's branch (eq. 13), or its mean cell, without
+    """Weights for the cells of the other view: by its vector from BYOL's branch (eq. 13), or by its mean cell, without
     that branch and its loss (eq. 12; table 2's row, 2.3 AP worse, has neither pyramid nor third view)."""
     hidden: int = 4096
     """Width inside projectors and predictors (BYOL)."""
@@ -52,7 +52,7 @@ class SelfEMDConfig(UnequalCrops):
     iterations: int = 10
     """T, of Sinkhorn and Knopp."""
     momentum: float = 0.99
-    """Of the target at the start, rising to 1 (BYOL, for 300 epochs)."""
+    """Momentum of the target at the start; it rises to 1 (BYOL, for 300 epochs)."""
 
     needs_boxes: ClassVar[bool] = False
 

@@ -31,7 +31,7 @@ class SimCLRConfig(EqualCrops):
 
     name: Literal["simclr"] = "simclr"
     photometric: Photometric = Photometric(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)  # noqa: RUF009
-    """Of both views (appendix A, strength 1)."""
+    """Colours and blur of both views (appendix A, strength 1)."""
     hidden: int = 2048
     """Width inside the projector."""
     output: int = 128

@@ -50,21 +50,22 @@ class SoCoFamily(UnequalCrops):
     scale: tuple[float, float] = (0.5, 1.0)
     """Share of the image's area that a crop shows; V1 shows it all."""
     empty_places: Literal["masked", "copies"] = "masked"
-    """What stands for boxes that an image lacks: nothing, or copies of those that it has (official code)."""
+    """Replacement for boxes that an image lacks: none, or copies of the boxes that it has (official code)."""
     cut_out: float = 0.0
-    """That a box of another view than V1 loses a square (official code of SoCo for 100 epochs and of SoCo-C4: 0.5)."""
+    """Probability of erasing a square inside a box in views other than V1 (official code of SoCo for 100 epochs and of
+    SoCo-C4: 0.5)."""
     boxes: int = 4
     """K, boxes per image and step (paper, table 5c)."""
     jitter: float = 0.1
     """Largest shift and growth of a jittered box, as a share of its sides."""
     jitter_probability: float = 0.5
-    """That a box of V1 is jittered (official code of SoCo-C4: 0)."""
+    """Probability of jittering a box of V1 (official code of SoCo-C4: 0)."""
     hidden: int = 4096
     """Width inside projector and predictor."""
     output: int = 256
     """Width of projections and predictions."""
     momentum: float = 0.99
-    """Of the target at the start, rising to 1."""
+    """Momentum of the target at the start; it rises to 1."""
 
     needs_boxes: ClassVar[bool] = True
     necks: ClassVar[tuple[str, ...]] = ("fpn", "hybrid")
@@ -94,15 +95,15 @@ class SoCoConfig(SoCoFamily):
 
     name: Literal["soco"] = "soco"
     small_size: int = 112
-    """Of V3, px; the paper found 96 to 192 equally good."""
+    """Size of V3, px; the paper found 96 to 192 equally good."""
     third_view: Literal["resize_of_second", "independent_crop", "none"] = "resize_of_second"
-    """What V3 is: V2 made smaller (paper), a crop of its own (official code), or left out (table 4)."""
+    """Third view: V2 made smaller (paper), a crop of its own (official code), or none (table 4)."""
     pooling: Literal["own_level", "all_levels", "coarsest_level"] = "own_level"
-    """Where a box is pooled: at the level of its size; at all, of which one counts (official code); or, whatever its
-    size, at the coarsest (table 4)."""
+    """Levels that a box is pooled from: the level of its size; all, of which one counts (official code); or the
+    coarsest for every size (table 4)."""
     align: Literal["head", "pyramid", "body"] = "head"
-    """What is pretrained and describes a box: everything up to the box head, or in table 4 less, the average of what is
-    pooled from the pyramid or from C5."""
+    """Last part that is pretrained, whose output describes a box: the box head or, in table 4, the pyramid or the body,
+    averaged over the box."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it, V3 small."""

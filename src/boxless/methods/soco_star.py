@@ -18,11 +18,11 @@ class SoCoStarConfig(SoCoFamily):
 
     name: Literal["soco-star"] = "soco-star"
     small_size: int = 112
-    """Of V3, which is V2 made smaller, px."""
+    """Size of V3, which is V2 made smaller, px."""
     fourth_size: int = 192
-    """Of V4, px."""
+    """Size of V4, px."""
     pooling: Literal["own_level", "all_levels"] = "own_level"
-    """Where a box is pooled: at the level of its size, or at all, of which one counts (official code)."""
+    """Levels that a box is pooled from: the level of its size, or all, of which one counts (official code)."""
 
     def views(self) -> tuple[ViewSpec, ...]:
         """V1 the whole image, V2 a crop of it, V3 the same crop made small, V4 another crop."""

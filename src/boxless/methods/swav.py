@@ -36,9 +36,9 @@ class SwAVConfig:
 
     name: Literal["swav"] = "swav"
     size: int = 224
-    """Of the two global crops, px."""
+    """Size of the two global crops, px."""
     local_size: int = 96
-    """Of the local crops, px."""
+    """Size of the local crops, px."""
     local_crops: int = 6
     """Local crops per image."""
     scale: tuple[float, float] = (0.14, 1.0)
@@ -46,7 +46,7 @@ class SwAVConfig:
     local_scale: tuple[float, float] = (0.05, 0.14)
     """Share of the image's area that a local crop shows."""
     look: Photometric = Photometric(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)  # noqa: RUF009
-    """Of all crops: SimCLR's."""
+    """Colours and blur of all crops: SimCLR's."""
     hidden: int = 2048
     """Width inside the projector."""
     output: int = 128
@@ -60,7 +60,7 @@ class SwAVConfig:
     epsilon: float = 0.05
     """Entropy's weight in the codes (eq. 3); lower it to 0.03 where the loss stays at ln K."""
     iterations: int = 3
-    """Of Sinkhorn."""
+    """Iterations of Sinkhorn."""
     queue_length: int = 0
     """Past embeddings that take part in the codes; 3840 for a batch of 256, none for thousands."""
     queue_start: float = 0.075

@@ -49,19 +49,19 @@ class UPDETRConfig:
     patches: int = 10
     """M, query patches per image."""
     patch_size: int = 128
-    """Of the square that a patch is shown as, px."""
+    """Side of the square that a patch is resized to, px."""
     least_side: int = 8
-    """Of a patch in the source, and how much shorter than the image's it is at least, px (code)."""
+    """Least side of a patch in the source, and least difference to the image's side, px (code)."""
     patch: Photometric = Photometric(flip=0.0, saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
-    """Of the patches; the image itself keeps its colours, and nothing is flipped (code)."""
+    """Colours and blur of the patches; the image itself keeps its colours, and nothing is flipped (code)."""
     mask: float = 0.1
     """Probability that a query does not get its patch, in training."""
     shuffle: bool = True
-    """Whether the query embeddings are dealt anew to the groups at each step (paper) or stay (official code)."""
+    """Assign the query embeddings to groups anew at each step (paper), or keep the assignment (official code)."""
     reconstruct: float = 1.0
     """Weight of the reconstruction; 0 leaves it out."""
     freeze_backbone: bool = True
-    """Whether the backbone stays as loaded (paper) or learns, for want of a pretrained one."""
+    """Keep the backbone as loaded (paper); false trains it too, if no pretrained one is at hand."""
 
     needs_boxes: ClassVar[bool] = False
 

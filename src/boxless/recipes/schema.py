@@ -33,19 +33,19 @@ class PretrainOptim:
     reference_batch: int = 256
     """Batch that base_lr is for."""
     weight_decay: float = 1e-5
-    """Not applied to biases and norms."""
+    """Weight decay; biases and norms have none."""
     momentum: float = 0.9
-    """Of LARS and SGD."""
+    """Momentum for LARS and SGD."""
     warmup_epochs: float = 10
-    """Epochs up to the peak; at most a tenth of the run."""
+    """Epochs of warm-up to the peak; at most a tenth of the run."""
     warmup_start: float = 0.0
-    """Where the warm-up begins, as a share of the peak (SoCo and PixPro: 0.01)."""
+    """Learning rate at the start of the warm-up, as a share of the peak (SoCo and PixPro: 0.01)."""
     final_lr: float = 0.0
-    """Where the cosine ends, for a batch of `reference_batch`; scaled as base_lr is."""
+    """Learning rate at the end of the cosine, for a batch of `reference_batch`; scaled as base_lr is."""
     bias_lr_scale: float = 1.0
     """Factor on the learning rate of biases and norms."""
     adapt_biases: bool = False
-    """Whether LARS decays and scales biases and norms too (SwAV)."""
+    """Apply LARS's scaling and weight decay to biases and norms too (SwAV)."""
     clip_norm: float | None = None
     """Largest norm of all gradients together; none by default."""
 
@@ -60,11 +60,11 @@ class ProposalOptions:
     """Boxes without labels that `pretrain` makes by itself where a method needs them."""
 
     method: Literal["selective_search", "grid", "random"] = "selective_search"
-    """How boxes are found."""
+    """Algorithm that finds the boxes."""
     preset: Literal["fast", "paper", "official-code"] = "fast"
-    """Selective search in three colour spaces at reduced size, or as SoCo's paper or its code sets it."""
+    """Settings of selective search: fast (three colour spaces at reduced size), or those of SoCo's paper or code."""
     file: str | None = None
-    """A table made by `boxless propose`, instead of making one."""
+    """Table made by `boxless propose`, to be used instead of a new one."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class PretrainRecipe:
     """A pretraining run."""
 
     method: MethodConfig
-    """What is learned from the images."""
+    """Method, which defines the pretext task."""
     trunk: TrunkConfig = TrunkConfig()  # noqa: RUF009
     """The part of a detector that is trained."""
     optim: PretrainOptim = PretrainOptim()
     """Optimiser and schedule."""
     proposals: ProposalOptions = ProposalOptions()
-    """Boxes without labels."""
+    """Proposals: boxes without labels."""
     epochs: float = 100
     """Times that each image is seen."""
     batch_size: int = 256
@@ -86,25 +86,25 @@ class PretrainRecipe:
     workers: int | None = None
     """Processes that decode and crop; by default the number of cores, at most 16."""
     decoder: Literal["processor", "gpu"] = "processor"
-    """What decodes JPEGs and crops them; gpu helps where a GPU waits for few cores (torchvision's nvJPEG)."""
+    """Device that decodes and crops JPEGs; gpu (torchvision's nvJPEG) helps if the GPU waits for few cores."""
     shard_buffer: int | None = None
-    """Shards to draw images from at a time, of packed data; by default 8 where they are fetched, else all."""
+    """Shards of packed data that images are drawn from at a time; by default 8 if they are fetched, else all."""
     precision: Precision = "auto"
-    """auto: bf16 where the processor or GPU computes with it, else float32."""
+    """Precision of the forward pass; auto: bf16 if the processor or GPU supports it, else float32."""
     compile: bool | None = None
-    """Whether bodies, pyramids and colours run as kernels of torch.compile; by default on a GPU in runs of 2000 steps
-    and more, because it takes a minute or two at the start."""
+    """Compile bodies, pyramids and colours with torch.compile; by default on a GPU in runs of 2000 steps or more,
+    because it takes a minute or two at the start."""
     seed: int = 0
-    """Of every random draw."""
+    """Seed for every random draw."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     health_every: int = 10
     """Steps between measures of the embeddings."""
     stop_on_collapse: bool = True
-    """Whether a collapse ends the run."""
+    """Stop the run if the embeddings collapse."""
     loggers: Loggers = ()
-    """Beside metrics.csv and TensorBoard: wandb, mlflow. They write into the run's folder and send nothing, unless
-    WANDB_MODE=online or MLFLOW_TRACKING_URI is set."""
+    """Loggers in addition to metrics.csv and TensorBoard: wandb, mlflow. They write into the run's folder and send
+    nothing unless WANDB_MODE=online or MLFLOW_TRACKING_URI is set."""
 
     def __post_init__(self) -> None:
         _check_least(self, 0, "epochs", "workers", "seed")
@@ -122,21 +122,21 @@ class FinetuneOptim:
     reference_batch: int = 16
     """Batch that lr is for."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum for SGD."""
     weight_decay: float = 1e-4
-    """Not applied to biases and norms. SoCo's COCO runs use 2.5e-5."""
+    """Weight decay; biases and norms have none. SoCo's COCO runs use 2.5e-5."""
     warmup_iterations: int = 1000
-    """Steps up to the peak; at most a tenth of the run. Detectron2's VOC protocol has 100."""
+    """Steps of warm-up to the peak; at most a tenth of the run. Detectron2's VOC protocol has 100."""
     warmup_start: float = 0.001
-    """Where the warm-up begins, as a share of the peak (Sparse R-CNN: 0.01)."""
+    """Learning rate at the start of the warm-up, as a share of the peak (Sparse R-CNN: 0.01)."""
     schedule: Literal["drops", "polynomial"] = "drops"
-    """After the warm-up: a rate that falls in steps, or MMSegmentation's, in proportion to (1 - share done) ** 0.9."""
+    """Schedule after the warm-up: drops, or MMSegmentation's polynomial, in proportion to (1 - share done) ** 0.9."""
     final_lr: float = 1e-4
-    """Where the polynomial ends, for a batch of `reference_batch`; scaled as lr is."""
+    """Learning rate at the end of the polynomial, for a batch of `reference_batch`; scaled as lr is."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
     """Shares of the run after which the learning rate falls (1x: 60k and 80k of 90k)."""
     drop_factor: float = 0.1
-    """What the learning rate falls to at each drop, as a share."""
+    """Factor on the learning rate at each drop."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each stage of the body to the one before it; 1 treats all alike."""
     body_lr_scale: float = 1.0
@@ -155,30 +155,29 @@ class FinetuneRecipe:
     """A fine-tuning run on labelled images."""
 
     detector: DetectorConfig = DetectorConfig()  # noqa: RUF009
-    """What is put around the trunk."""
+    """Detector around the trunk."""
     trunk: TrunkConfig = TrunkConfig()  # noqa: RUF009
-    """Of the detector; the weights' own trunk where they come from a boxless run."""
+    """Trunk of the detector; replaced by the weights' own if they come from a boxless run."""
     optim: FinetuneOptim = FinetuneOptim()
     """Optimiser and schedule."""
     epochs: float = 12
-    """Times that each labelled image is seen; see iterations."""
+    """Times that each labelled image is seen; ignored if iterations is set."""
     iterations: int | None = None
     """Steps, instead of epochs."""
     batch_size: int = 16
     """Images per step over all processes."""
     accumulate: int | Literal["auto"] = 1
-    """Parts that a batch is gone through in, one after the other, where memory is short: gradients are averaged, norms
-    see the parts, and losses that are means over objects are means over each part's. auto: more and more of them from
-    the step on at which memory runs out."""
+    """Micro-batches that a batch is split into, to save memory: gradients are averaged, norms see one micro-batch, and
+    losses that are means over objects are means within it. auto: split further whenever memory runs out."""
     min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     """Shorter side, px: one is drawn per training image; the last is used for evaluation."""
     max_size: int = 1333
     """Longest side, px."""
     crop: CropConfig = CropConfig()  # noqa: RUF009
-    """What FCN is shown of a training image, after min_size and max_size; an empty min_size leaves it as on disk."""
+    """Training crops of FCN, taken after min_size and max_size; an empty min_size keeps the size on disk."""
     random_crop: bool = False
-    """Whether every second training image is a part of its image, as DETR and Sparse R-CNN have it: 384 to 600 px a
-    side of an image whose shorter side is 400, 500 or 600 px."""
+    """Crop every second training image, as DETR and Sparse R-CNN do: to 384 to 600 px a side, after its shorter side
+    is resized to 400, 500 or 600 px."""
     freeze: int = 0
     """Stages of the body that stay as loaded: 1 is the stem, 5 the whole body."""
     label_fraction: float = 1.0
@@ -186,18 +185,18 @@ class FinetuneRecipe:
     label_count: int | None = None
     """Number of labelled images to learn from, instead of a share."""
     label_seed: int = 0
-    """Which images these are."""
+    """Seed for choosing the labelled images."""
     label_choice: Literal["random", "first"] = "random"
-    """How they are chosen: at random, or the first ones by image id of those with objects (SoCo's code)."""
+    """Choice of the labelled images: at random, or those with objects in the order of their ids (SoCo's code)."""
     label_list: str | None = None
-    """A file that names the images to learn from: the labels.json of a run, or an image id or file name per line."""
+    """File that names the images to learn from: the labels.json of a run, or an image id or file name per line."""
     learn_difficult: bool = False
-    """Whether Pascal VOC's `difficult` objects are learned too, as in Detectron2 and so in MoCo, DetCo and SoCo. AP
-    ignores them in any case."""
+    """Learn Pascal VOC's `difficult` objects too, as Detectron2 does and so MoCo, DetCo and SoCo. AP ignores
+    them in any case."""
     repeat_threshold: float = 0.0
     """Share of images below which a class is rare, and its images seen more often (LVIS: 0.001); 0 for none."""
     metric: Literal["coco", "voc07", "lvis"] = "coco"
-    """AP by COCO's rules; beside it VOC 2007's 11-point AP; or LVIS's in place of it."""
+    """Metric: COCO's AP; voc07 adds VOC 2007's 11-point AP; lvis replaces it by LVIS's."""
     min_loaded: float = 0.99
     """Share of the backbone (and of each part that the weights hold) that must be loaded."""
     precise_norms: int = 0
@@ -208,13 +207,13 @@ class FinetuneRecipe:
     workers: int | None = None
     """Processes that decode and resize; by default the number of cores, at most 8."""
     precision: Precision = "auto"
-    """auto: bf16 where the processor or GPU computes with it, else float32."""
+    """Precision of the forward pass; auto: bf16 if the processor or GPU supports it, else float32."""
     seed: int = 0
-    """Of every random draw but the choice of labels."""
+    """Seed for every random draw except the choice of labels."""
     checkpoint_every: int = 500
     """Iterations between checkpoints."""
     loggers: Loggers = ()
-    """Beside metrics.csv and TensorBoard; see pretraining's."""
+    """Loggers in addition to metrics.csv and TensorBoard, as in pretraining."""
 
     def __post_init__(self) -> None:
         _check_least(self, 0, "epochs", "iterations", "freeze", "label_seed", "precise_norms", "evaluate_every")
@@ -227,12 +226,12 @@ class CompareRecipe:
     """The settings of all cells of a comparison; methods, label fractions and seeds are arguments of the command."""
 
     pretrain: PretrainRecipe
-    """Of every method; its `method` group is for that method alone, others are as in their own recipes (byol-small).
-    Other methods also bring their recipe's optimiser, but for the keys that were changed here."""
+    """Pretraining of every method. The `method` group holds for that method alone; other methods take theirs and the
+    optimiser from their own recipes (such as byol-small), except for keys of the optimiser that are changed here."""
     finetune: FinetuneRecipe = FinetuneRecipe()
-    """Of every cell; its trunk is pretrain.trunk."""
+    """Fine-tuning of every cell; its trunk is pretrain.trunk."""
     view_size: int = 96
-    """Of the full-size views of every method, px; smaller views and blur keep their proportion."""
+    """Size of the full-size views of every method, px; smaller views and blur are scaled with it."""
     starts: dict[str, Any] = field(default_factory=dict)
     """Starts of your own, by name: a method, keys of its pretraining that differ, and `weights` to start from, such
     as {method: soco, method.boxes: 1} or {method: byol, weights: runs/byol}."""

@@ -12,9 +12,13 @@ class Photometric:
     jitter: float = 0.8
     """Probability of the colour jitter."""
     brightness: float = 0.4
+    """Largest change of brightness, as a share."""
     contrast: float = 0.4
+    """Largest change of contrast, as a share."""
     saturation: float = 0.2
+    """Largest change of saturation, as a share."""
     hue: float = 0.1
+    """Largest shift of hue, as a share of the colour circle."""
     gray: float = 0.2
     """Probability of greyscale."""
     blur: float = 1.0
