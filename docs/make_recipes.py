@@ -18,8 +18,7 @@ from boxless.detectors.trunk import Trunk
 from boxless.plots.style import PALETTE, blank, styled
 from boxless.recipes.load import docstrings, load, names
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.tasks.finetune import Schedule
-from boxless.tasks.schedule import Plan
+from boxless.tasks.schedule import FinetuneSchedule, PretrainSchedule
 from boxless.training.optim import warmup_cosine
 
 HERE = Path(__file__).parent
@@ -57,9 +56,9 @@ def parameters(recipe: PretrainRecipe | FinetuneRecipe) -> int:
 def schedule(recipe: PretrainRecipe | FinetuneRecipe) -> tuple[int, Callable[[int], float]]:
     """The steps and the learning rate at each."""
     if isinstance(recipe, FinetuneRecipe):
-        plan = Schedule.of(recipe, COCO)
+        plan = FinetuneSchedule.of(recipe, COCO)
         return plan.steps, plan.learning_rate
-    pretraining = Plan.of(recipe, IMAGENET)
+    pretraining = PretrainSchedule.of(recipe, IMAGENET)
     rates = pretraining.learning_rates(recipe.optim)
     return pretraining.steps, lambda step: warmup_cosine(step, **rates)
 

@@ -14,7 +14,8 @@ from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.method import MethodConfig
 from boxless.methods.modules import Queue, Shuffle
-from boxless.training.distributed import agreed, gather, own, synchronize_norms
+from boxless.training.distributed import agreed, gather, own
+from boxless.training.sync_norms import synchronize_norms
 
 BATCH, SIDE, WORLD = 16, 32, 2
 TRUNK = TrunkConfig("resnet18", fpn_channels=8, box_head_width=16)

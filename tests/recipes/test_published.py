@@ -17,7 +17,7 @@ from boxless.detectors.trunk import Trunk
 from boxless.recipes.load import load, names
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.tasks.schedule import Plan, Schedule
+from boxless.tasks.schedule import FinetuneSchedule, PretrainSchedule
 from boxless.training.optim import warmup_cosine
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -132,7 +132,7 @@ TRANSFERS: dict[str, dict[str, Any]] = {
 def test_transfer_protocols_have_the_published_settings(name: str) -> None:
     wanted = TRANSFERS[name]
     recipe = load(name, FinetuneRecipe)
-    plan, optim, detector = Schedule.of(recipe, COCO), recipe.optim, recipe.detector
+    plan, optim, detector = FinetuneSchedule.of(recipe, COCO), recipe.optim, recipe.detector
     assert plan.steps == wanted["steps"] and plan.batch == wanted.get("batch", 16)
     warmup, start, peak = wanted.get("warmup", 1000), wanted.get("start", 0.001), wanted["peak"]
     assert plan.warmup == warmup
@@ -175,7 +175,7 @@ def test_twice_and_four_times_as_long_keep_the_drops() -> None:
     """COCO 2x: 180k (120k, 160k), 4x: 360k (240k, 320k)."""
     recipe = load("mask-rcnn-r50-fpn-soco", FinetuneRecipe)
     for steps, drops in {180_000: (120_000, 160_000), 360_000: (240_000, 320_000)}.items():
-        assert Schedule.of(override(recipe, {"iterations": steps}), COCO).milestones == drops
+        assert FinetuneSchedule.of(override(recipe, {"iterations": steps}), COCO).milestones == drops
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_openmmlabs_segmentation_protocols(
     name: str, steps: int, batch: int, peak: float, decay: float, crop: int
 ) -> None:
     recipe = load(name, FinetuneRecipe)
-    plan = Schedule.of(recipe, COCO)
+    plan = FinetuneSchedule.of(recipe, COCO)
     assert (plan.steps, plan.batch, recipe.optim.weight_decay, recipe.crop.size) == (steps, batch, decay, crop)
     for share in (0, 0.25, 0.5, 0.9):
         step = round(share * steps)
@@ -200,7 +200,7 @@ def test_openmmlabs_segmentation_protocols(
 )
 def test_mocos_segmentation_protocols(name: str, steps: int, peak: float, crop: int) -> None:
     recipe = load(name, FinetuneRecipe)
-    plan = Schedule.of(recipe, COCO)
+    plan = FinetuneSchedule.of(recipe, COCO)
     rates = [plan.learning_rate(round(share * steps)) for share in (0, 0.69, 0.7, 0.9)]
     assert rates == pytest.approx([peak, peak, peak / 10, peak / 100])
     assert (plan.steps, plan.batch, recipe.optim.weight_decay, recipe.crop.size) == (steps, 16, 1e-4, crop)
@@ -230,7 +230,7 @@ PRETRAININGS: dict[str, dict[str, Any]] = {
 def test_pretrainings_have_the_published_settings(name: str) -> None:
     wanted = PRETRAININGS[name]
     recipe = override(load(name, PretrainRecipe), {"batch_size": wanted["batch"]})
-    plan = Plan.of(recipe, IMAGENET)
+    plan = PretrainSchedule.of(recipe, IMAGENET)
     per_epoch = IMAGENET // wanted["batch"]
     assert plan.steps == wanted["epochs"] * per_epoch and plan.warmup_steps == wanted["warmup"] * per_epoch
     rates = plan.learning_rates(recipe.optim)

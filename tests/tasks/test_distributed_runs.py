@@ -24,9 +24,9 @@ from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks import finetune as finetuning_file
 from boxless.tasks import pretrain as pretraining_file
-from boxless.tasks.schedule import Plan, check_divides, rates_in_words
+from boxless.tasks.schedule import PretrainSchedule, check_divides, rates_in_words
 from boxless.training.device import training_fabric, worker_count
-from boxless.training.rank_zero import check_same, on_rank_zero, rank_zero_first
+from boxless.training.distributed import check_same, on_rank_zero, rank_zero_first
 from boxless.training.signals import stoppable
 
 ALIKE = {"trunk.norm": "sync", "min_size": (80,), "batch_size": 4, "iterations": 6, "checkpoint_every": 2}
@@ -253,12 +253,12 @@ def test_data_workers_are_a_process_s_share_of_the_cores(monkeypatch: pytest.Mon
 
 def test_batch_and_rate_are_those_of_all_processes() -> None:
     recipe = PretrainRecipe(SoCoConfig(), batch_size=16)
-    assert Plan.of(recipe, 1000, 2) == Plan.of(recipe, 1000)
-    assert Plan.of(recipe, 15, 4).batch == 12
+    assert PretrainSchedule.of(recipe, 1000, 2) == PretrainSchedule.of(recipe, 1000)
+    assert PretrainSchedule.of(recipe, 15, 4).batch == 12
     assert rates_in_words(16, 1.0, 256, 2) == "2 processes x 8 images = batch 16; peak rate 0.0625 = 1.0 x 16 / 256"
     assert rates_in_words(8, 0.02, 16, 1) == "batch 8; peak rate 0.01 = 0.02 x 8 / 16"
     with pytest.raises(UserError, match="batch_size: 16 images cannot be dealt out to 3 processes alike"):
-        Plan.of(recipe, 1000, 3)
+        PretrainSchedule.of(recipe, 1000, 3)
     with pytest.raises(UserError, match=r"16 images cannot be dealt out to 4 processes x 8 parts \(accumulate\)"):
         check_divides(FinetuneRecipe().batch_size, 4, 8)
 

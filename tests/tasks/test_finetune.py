@@ -18,7 +18,7 @@ from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.tasks.finetune import make_detector_optimizer, with_trunk_of
 from boxless.tasks.labels import choose_labels
-from boxless.tasks.schedule import Schedule
+from boxless.tasks.schedule import FinetuneSchedule
 
 SHORT = {"iterations": 3, "evaluate_every": 2}
 
@@ -116,24 +116,24 @@ def test_smaller_shares_of_labels_are_parts_of_larger_ones(scenes: Path) -> None
 
 
 def test_schedule_is_detectron2s_at_any_length() -> None:
-    full = Schedule.of(FinetuneRecipe(iterations=90_000), 118_000)
+    full = FinetuneSchedule.of(FinetuneRecipe(iterations=90_000), 118_000)
     assert (full.steps, full.warmup, full.milestones) == (90_000, 1000, (60_000, 80_000))
     assert [full.learning_rate(step) for step in (0, 500, 1000, 60_000, 80_000)] == pytest.approx(
         [2e-5, 0.01001, 0.02, 0.002, 0.0002]
     )
-    few = Schedule.of(FinetuneRecipe(epochs=3, batch_size=4), 10)
+    few = FinetuneSchedule.of(FinetuneRecipe(epochs=3, batch_size=4), 10)
     assert (few.steps, few.warmup) == (8, 0) and few.peak == pytest.approx(0.005)
-    assert Schedule.of(FinetuneRecipe(epochs=0.1), 10).steps == 1
-    sparse = Schedule.of(FinetuneRecipe(optim=FinetuneOptim(warmup_start=0.01), iterations=270_000), 118_000)
+    assert FinetuneSchedule.of(FinetuneRecipe(epochs=0.1), 10).steps == 1
+    sparse = FinetuneSchedule.of(FinetuneRecipe(optim=FinetuneOptim(warmup_start=0.01), iterations=270_000), 118_000)
     assert [sparse.learning_rate(step) for step in (0, 500, 1000)] == pytest.approx([2e-4, 0.0101, 0.02])
 
 
 def test_schedule_is_mmsegmentations_polynomial_where_asked() -> None:
     optim = FinetuneOptim(lr=0.01, warmup_iterations=0, schedule="polynomial")
-    full = Schedule.of(FinetuneRecipe(optim=optim, iterations=20_000), 10_582)
+    full = FinetuneSchedule.of(FinetuneRecipe(optim=optim, iterations=20_000), 10_582)
     rates = [full.learning_rate(step) for step in (0, 5_000, 19_999)]
     assert rates == pytest.approx([1e-4 + 0.0099 * (1 - step / 20_000) ** 0.9 for step in (0, 5_000, 19_999)])
-    half = Schedule.of(FinetuneRecipe(optim=optim, iterations=20_000, batch_size=8), 10_582)
+    half = FinetuneSchedule.of(FinetuneRecipe(optim=optim, iterations=20_000, batch_size=8), 10_582)
     assert half.learning_rate(5_000) == pytest.approx(rates[1] / 2)
 
 

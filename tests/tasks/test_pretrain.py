@@ -26,7 +26,7 @@ from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks import pretrain as module
 from boxless.tasks.pretrain import PretrainTask, with_trunk_of
-from boxless.tasks.schedule import Plan
+from boxless.tasks.schedule import PretrainSchedule
 from boxless.training.health import Health
 
 SHORT = {"epochs": 2, "checkpoint_every": 3}
@@ -216,12 +216,12 @@ def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
 
 def test_plan_counts_in_epochs_and_scales_with_the_batch() -> None:
     optim = PretrainOptim(base_lr=0.3, reference_batch=256, warmup_epochs=10)
-    plan = Plan.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=100, batch_size=64), 1000)
+    plan = PretrainSchedule.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=100, batch_size=64), 1000)
     assert (plan.batch, plan.steps, plan.warmup_steps) == (64, 1500, 150)
     assert plan.peak == pytest.approx(0.075)
-    short = Plan.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=2, batch_size=64), 640)
+    short = PretrainSchedule.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=2, batch_size=64), 640)
     assert (short.steps, short.warmup_steps) == (20, 2)  # a tenth of the run at most
-    assert Plan.of(PretrainRecipe(SoCoConfig(), epochs=0.01), 10).steps == 1
-    assert Plan.of(PretrainRecipe(SoCoConfig(), batch_size=256), 10).batch == 10
+    assert PretrainSchedule.of(PretrainRecipe(SoCoConfig(), epochs=0.01), 10).steps == 1
+    assert PretrainSchedule.of(PretrainRecipe(SoCoConfig(), batch_size=256), 10).batch == 10
     with pytest.raises(UserError, match="batch norms need 2"):
-        Plan.of(PretrainRecipe(SoCoConfig()), 1)
+        PretrainSchedule.of(PretrainRecipe(SoCoConfig()), 1)

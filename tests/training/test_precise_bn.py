@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
-from boxless.training.distributed import SynchronizedBatchNorm
 from boxless.training.precise_bn import estimate_norms
+from boxless.training.sync_norms import SynchronizedBatchNorm
 
 
 class Net(nn.Module):

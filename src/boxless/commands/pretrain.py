@@ -56,7 +56,7 @@ def pretrain(
     from boxless.tasks.pretrain import check_start, run_pretraining, with_trunk_of
     from boxless.tasks.proposals import prepare_boxes
     from boxless.training.device import training_fabric
-    from boxless.training.rank_zero import on_rank_zero, rank_zero_first
+    from boxless.training.distributed import on_rank_zero, rank_zero_first
     from boxless.training.signals import stoppable
 
     if replay is not None:

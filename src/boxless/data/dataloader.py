@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 from boxless.data.gpu_jpeg import Decoder, encoded_batches
 from boxless.data.unlabelled import Batch, ViewDataset, view_batches
-from boxless.training.rank_zero import largest
+from boxless.training.distributed import largest
 
 
 def arriving_batches(

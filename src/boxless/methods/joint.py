@@ -32,8 +32,8 @@ from boxless.methods.lc import LocalConfig, LocalTerm
 from boxless.methods.method import MethodOutput
 from boxless.methods.modules import mlp, move_targets, nothing, target_copy, with_all
 from boxless.methods.soco import listed, placed, shared_boxes
+from boxless.training.distributed import total
 from boxless.training.optim import ema_momentum
-from boxless.training.rank_zero import total
 
 Maps = dict[str, Tensor]
 """C2..C5 and P2..P5 (or P3..P5) by these names, (B, C, h, w) each."""

@@ -39,8 +39,8 @@ from boxless.losses import object_contrastive_loss
 from boxless.methods.crops import UnequalCrops
 from boxless.methods.method import MethodOutput
 from boxless.methods.modules import mlp, move_targets, nothing, target_copy, with_all
+from boxless.training.distributed import total
 from boxless.training.optim import ema_momentum
-from boxless.training.rank_zero import total
 
 
 @dataclass(frozen=True)

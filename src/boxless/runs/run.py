@@ -36,9 +36,9 @@ from boxless.recipes.overrides import to_yaml
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.reading import Metrics, flat, read_json, read_metrics
 from boxless.training.checkpoint import checkpoints
+from boxless.training.distributed import broadcast, on_rank_zero
 from boxless.training.faults import one_line_faults
 from boxless.training.progress import say
-from boxless.training.rank_zero import broadcast, on_rank_zero
 from boxless.untrusted import parse_json, parse_yaml
 
 FORMAT = 1

@@ -31,9 +31,9 @@ from boxless.runs.weights import adopt, trunk_of
 from boxless.tasks.detect import check_keypoints
 from boxless.tasks.evaluate import evaluate_detector, known, score_table
 from boxless.tasks.labels import choose_labels
-from boxless.tasks.schedule import Schedule, check_divides, rates_in_words
+from boxless.tasks.schedule import FinetuneSchedule, check_divides, rates_in_words
 from boxless.training.device import training_fabric, worker_count
-from boxless.training.distributed import rank, synchronize_norms, world_size
+from boxless.training.distributed import check_same, merged, on_rank_zero, rank, world_size
 from boxless.training.fit import fit
 from boxless.training.health import Alarm
 from boxless.training.logger import MetricLogger
@@ -42,7 +42,7 @@ from boxless.training.nan_guard import NonFiniteStep
 from boxless.training.optim import make_optimizer, parameter_groups
 from boxless.training.precise_bn import estimate_norms
 from boxless.training.progress import say
-from boxless.training.rank_zero import check_same, merged, on_rank_zero
+from boxless.training.sync_norms import synchronize_norms
 
 HOPELESS = 20
 """Images that end a run if they are the first and none of them can be used."""
@@ -93,7 +93,7 @@ class DetectTask:
         repeated = recipe.repeat_threshold > 0
         self.repeats = repeat_factors(self.chosen, recipe.repeat_threshold) if repeated else None
         seen = len(self.chosen) if self.repeats is None else round(float(self.repeats.sum()))
-        self.schedule = Schedule.of(recipe, seen)
+        self.schedule = FinetuneSchedule.of(recipe, seen)
         self.steps, self.batch = self.schedule.steps, self.schedule.batch
         self.evaluate_every: int | None = recipe.evaluate_every or max(1, self.steps // 5)
         self.workers = worker_count(recipe.workers, 8)
@@ -137,7 +137,8 @@ class DetectTask:
         keypoints = len(self.all.skeleton.names)
         detector = build_detector(self.trunk, len(self.all.classes), recipe.detector, keypoints)
         detector = detector.to(self.fabric.device).to(memory_format=torch.channels_last)
-        self.module = synchronize_norms(detector) if recipe.trunk.norm == "sync" else detector
+        synchronized = recipe.trunk.norm == "sync" and world_size() > 1
+        self.module = synchronize_norms(detector) if synchronized else detector
         self.optimizer = make_detector_optimizer(self.module, self.trunk, recipe.optim)
 
     def _write_labels(self) -> None:

@@ -26,9 +26,9 @@ from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run, training_in, write_json
 from boxless.runs.weights import adopt
 from boxless.tasks.compiling import compile_parts, is_compiled
-from boxless.tasks.schedule import Plan, rates_in_words
+from boxless.tasks.schedule import PretrainSchedule, rates_in_words
 from boxless.training.device import training_fabric, worker_count
-from boxless.training.distributed import gather_rows, rank, synchronize_norms, world_size
+from boxless.training.distributed import broadcast, check_same, gather_rows, merged, on_rank_zero, rank, world_size
 from boxless.training.fit import fit
 from boxless.training.health import Alarm, Health, HealthRecord, measure
 from boxless.training.logger import MetricLogger
@@ -36,7 +36,7 @@ from boxless.training.memory import MicroBatches, OutOfMemory
 from boxless.training.nan_guard import NonFiniteStep
 from boxless.training.optim import make_optimizer, parameter_groups, warmup_cosine
 from boxless.training.progress import say
-from boxless.training.rank_zero import broadcast, check_same, merged, on_rank_zero
+from boxless.training.sync_norms import synchronize_norms
 
 LEAST_LOADED = 0.99
 """Share of the backbone, and of each part that the start's weights hold, that must be loaded."""
@@ -80,8 +80,10 @@ class PretrainTask:
         self.recipe, self.fabric, self.out, self.init, self.quiet = recipe, fabric, out, init, quiet
         self.index, self.proposals = index, proposals
         self.specs = recipe.method.views()
-        self.plan = Plan.of(recipe, len(index) if index is not None else recipe.batch_size, world_size())
-        self.steps, self.batch = self.plan.steps, self.plan.batch
+        self.schedule = PretrainSchedule.of(
+            recipe, len(index) if index is not None else recipe.batch_size, world_size()
+        )
+        self.steps, self.batch = self.schedule.steps, self.schedule.batch
         # Norms, negatives and statistics are those of the whole batch.
         self.micro_batches = MicroBatches(self.batch // world_size())
         self.compiled = is_compiled(recipe, self.steps, fabric.device)
@@ -107,7 +109,8 @@ class PretrainTask:
             say(self.start, self.quiet)
         self.method = recipe.method.build(self.trunk)
         module = as_module(self.method).to(device).to(memory_format=torch.channels_last)
-        self.module = module if isinstance(recipe.method, GroupedNorms) else synchronize_norms(module)
+        alone = world_size() == 1 or isinstance(recipe.method, GroupedNorms)  # which keep to parts of the batch
+        self.module = module if alone else synchronize_norms(module)
         self.optimizer = make_pretrain_optimizer(self.module, recipe.optim)
         if self.compiled:
             say("compiling: the first steps take a minute or two", self.quiet)
@@ -115,7 +118,7 @@ class PretrainTask:
 
     def learning_rate(self, step: int) -> float:
         """A warm-up, then a cosine."""
-        return warmup_cosine(step, **self.plan.learning_rates(self.recipe.optim))
+        return warmup_cosine(step, **self.schedule.learning_rates(self.recipe.optim))
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
         """This process's share of each step's images, on the device."""

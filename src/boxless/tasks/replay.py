@@ -21,10 +21,9 @@ from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.pretrain import PretrainTask
 from boxless.training.device import make_fabric, resolve_precision
-from boxless.training.distributed import rank, world_size
+from boxless.training.distributed import gather_objects, rank, world_size
 from boxless.training.fit import seed_step
 from boxless.training.nan_guard import NonFiniteStep
-from boxless.training.rank_zero import gather_objects
 
 PACKAGE = Path(__file__).parents[1]
 AROUND = Path("tasks/replay.py"), Path("tasks/pretrain.py")

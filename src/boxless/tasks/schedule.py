@@ -9,7 +9,7 @@ from boxless.training.optim import warmup_multistep, warmup_polynomial
 
 
 @dataclass
-class Plan:
+class PretrainSchedule:
     """A pretraining's length: from epochs and images to steps; `batch` is that of all processes."""
 
     batch: int
@@ -18,8 +18,8 @@ class Plan:
     peak: float
 
     @staticmethod
-    def of(recipe: PretrainRecipe, images: int, processes: int = 1) -> "Plan":
-        """The plan for a number of images."""
+    def of(recipe: PretrainRecipe, images: int, processes: int = 1) -> "PretrainSchedule":
+        """The schedule for a number of images."""
         check_divides(recipe.batch_size, processes)
         batch = min(recipe.batch_size, images // processes * processes)
         if batch < 2:
@@ -27,7 +27,7 @@ class Plan:
         per_epoch = images // batch
         steps = max(1, round(recipe.epochs * per_epoch))
         warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
-        return Plan(batch, steps, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+        return PretrainSchedule(batch, steps, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
 
     def learning_rates(self, optim: PretrainOptim) -> dict[str, Any]:
         """What `warmup_cosine` wants beside the step."""
@@ -37,7 +37,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class FinetuneSchedule:
     """A fine-tuning's length and learning rates, in steps; `final` is where a polynomial ends, None with drops."""
 
     batch: int
@@ -50,11 +50,11 @@ class Schedule:
     final: float | None
 
     @staticmethod
-    def of(recipe: FinetuneRecipe, images: int) -> "Schedule":
+    def of(recipe: FinetuneRecipe, images: int) -> "FinetuneSchedule":
         """The schedule for a number of labelled images; a data set smaller than a batch is gone through repeatedly."""
         steps = recipe.iterations or max(1, round(recipe.epochs * images / recipe.batch_size))
         optim, scale = recipe.optim, recipe.batch_size / recipe.optim.reference_batch
-        return Schedule(
+        return FinetuneSchedule(
             recipe.batch_size,
             steps,
             min(optim.warmup_iterations, steps // 10),

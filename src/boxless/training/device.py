@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxless.errors import UserError
 from boxless.launch import Processes
+from boxless.training.distributed import cpu_group
 from boxless.training.memory import keep_freed_memory
-from boxless.training.rank_zero import cpu_group
 
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 
@@ -64,16 +64,20 @@ def make_fabric(precision: str) -> Fabric:
 def training_fabric(precision: str) -> Fabric:
     """Fabric over all processes that torchrun or srun started, which wait here for each other; else `make_fabric`'s.
 
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
+    processes = Processes.of(os.environ)
+    return make_fabric(precision) if processes.world == 1 else _distributed_fabric(precision, processes)
+
+
+def _distributed_fabric(precision: str, processes: Processes) -> Fabric:
+    """Fabric by DDP.
+
     Parameters without gradient are allowed: of a pyramid's level on which no box falls, or of a part that a step leaves
     out. Buffers are not handed out before each step: norms that shall agree are synchronised, others keep to their own
     images, and the first process's are what is saved.
-
-    Raises:
-        UserError: where there are more processes than GPUs.
     """
-    processes = Processes.of(os.environ)
-    if processes.world == 1:
-        return make_fabric(precision)
     _set_up()
     _check_gpus(processes)
     handed_out = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"  # torch 2.14

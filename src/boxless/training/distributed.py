@@ -1,10 +1,23 @@
-"""What losses over a whole batch need when the batch is spread over processes."""
+"""Processes that train together: tensors of a whole batch, work that the first one does, values that they exchange.
 
-from collections.abc import Mapping
-from typing import Any
+Work and values (`on_rank_zero`, `broadcast`, ...) go over TCP (gloo), so that nothing waits for a GPU, and may wait for
+days: proposals of a million images take the first process hours; Fabric's own barriers give up after half an hour.
+"""
+
+import socket
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
+
+from boxless.errors import Unfinished, UserError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(days=7)
 
 
 def world_size() -> int:
@@ -67,64 +80,100 @@ def agreed(values: Tensor) -> Tensor:
     return values
 
 
-class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose statistics in training are those of all processes: `torch.nn.SyncBatchNorm` for processors."""
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Normalise (N, C, ...); N may differ between processes."""
-        if not self.training or world_size() == 1:
-            return super().forward(values)
-        given, values = values.dtype, values.to(torch.promote_types(values.dtype, torch.float32))
-        axes = [axis for axis in range(values.ndim) if axis != 1]
-        shape = [1, -1] + [1] * (values.ndim - 2)
-        rows = values.new_tensor([values.numel() / values.shape[1]])
-        totals = _summed(torch.cat([values.sum(axes), rows]))
-        mean, count = totals[:-1] / totals[-1], totals[-1]
-        centred = values - mean.view(shape)
-        variance = _summed(centred.square().sum(axes)) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1))
-        normal = centred * (variance + self.eps).rsqrt().view(shape)
-        normal = normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
-        return normal.to(given)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Any shape, as in `torch.nn.SyncBatchNorm`."""
+@cache
+def cpu_group() -> Any:
+    """The group of all processes on their CPUs; all must ask for it at the same time."""
+    return distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
 
-def synchronize_norms(module: nn.Module) -> nn.Module:
-    """The module with batch norms over all processes, names of parameters and buffers as before.
+def broadcast(value: T) -> T:
+    """Return the first process's value on all processes."""
+    return value if world_size() == 1 else _broadcast(value)
 
-    Call it when the module is on its device and before the optimizer is made, and go on with what it returns. Nothing
-    happens with one process.
+
+def on_rank_zero(action: Callable[[], T]) -> T | None:
+    """Run an action on the first process and return its result; the others wait for its end and get None.
+
+    Raises:
+        UserError: on all processes, as `Unfinished`, if it fails.
+    """
+    return action() if world_size() == 1 else _on_rank_zero(action)
+
+
+def rank_zero_first(action: Callable[[], T]) -> T:
+    """Run an action on the first process and then on the others, which find what it left on disk."""
+    result = on_rank_zero(lambda: (action(),))
+    return result[0] if result is not None else action()
+
+
+def _broadcast(value: T) -> T:
+    box: list[Any] = [value if rank() == 0 else None]
+    distributed.broadcast_object_list(box, 0, cpu_group())
+    received: T = box[0]
+    return received
+
+
+def _on_rank_zero(action: Callable[[], T]) -> T | None:
+    failure: BaseException | None = None
+    result = None
+    if rank() == 0:
+        try:
+            result = action()
+        except BaseException as error:
+            failure = error
+    known = isinstance(failure, UserError | Unfinished | None)
+    received = _broadcast(failure if known else UserError(f"process 0 failed: {failure}"))
+    if received is not None:
+        raise failure or received
+    return result
+
+
+def total(count: int) -> int:
+    """The sum over all processes."""
+    return count if world_size() == 1 else _reduced(count, distributed.ReduceOp.SUM)
+
+
+def largest(count: int) -> int:
+    """The largest of all processes."""
+    return count if world_size() == 1 else _reduced(count, distributed.ReduceOp.MAX)
+
+
+def _reduced(count: int, how: Any) -> int:
+    value = torch.tensor(count)
+    distributed.all_reduce(value, how, cpu_group())
+    return int(value)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value, cpu_group())
+    return values
+
+
+def merged(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of all processes in one mapping."""
+    parts = [mapping] if world_size() == 1 else gather_objects(dict(mapping))
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def check_same(what: str, value: str) -> None:
+    """Check that all processes have the same value.
+
+    Raises:
+        UserError: on all of them, naming the machines.
     """
     if world_size() == 1:
-        return module
-    norms = {name: part for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
-    acting = [name for name, norm in norms.items() if hasattr(norm, "act")]
-    if any(p.is_cuda for p in module.parameters()):
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    else:
-        for norm in norms.values():
-            norm.__class__ = SynchronizedBatchNorm  # the same object: whoever holds it, parts of a trunk too, has it
-    for name, norm in norms.items():  # a converted norm is a new object: frozen ones are kept still by a hook
-        module.get_submodule(name)._forward_pre_hooks.update(norm._forward_pre_hooks)
-    for name in acting:
-        module.get_submodule(name).register_forward_hook(_activate)
-    return module
-
-
-def _activate(norm: Any, _: object, normal: Tensor) -> Tensor:
-    activated: Tensor = norm.act(norm.drop(normal))  # timm's norms hold the activation that follows them
-    return activated
+        return
+    found = gather_objects((value, socket.gethostname()))
+    other = next(((number, *entry) for number, entry in enumerate(found) if entry[0] != found[0][0]), None)
+    if other is not None:
+        raise UserError(
+            f"{what}: process 0 on {found[0][1]} sees {found[0][0]}, process {other[0]} on {other[2]} {other[1]}; "
+            "all machines must see the same files"
+        )
 
 
 class _Gather(torch.autograd.Function):
@@ -139,22 +188,3 @@ class _Gather(torch.autograd.Function):
         summed = gradients[0].contiguous()
         distributed.all_reduce(summed)
         return summed.chunk(world_size())[distributed.get_rank()]
-
-
-def _summed(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)
-    return total
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        distributed.all_reduce(total)
-        return total

@@ -35,16 +35,24 @@ def one_line_faults(out: Path) -> Iterator[None]:
         with in_words(out), silent_threads(_lost_connection):
             yield
     except (RuntimeError, *_LOST) as error:
-        if (worker := _dead_worker(error)) is not None:
-            raise UserError(f"{out}: {worker}; what was kept stays, give the same command again to go on") from error
-        process = isinstance(error, RuntimeError) and _PROCESS.search(str(error))
-        if world_size() > 1 and (isinstance(error, distributed.DistError) or process):
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{out}: another of the {world_size()} processes died or cannot be reached ({reason}); the newest "
-                "checkpoint stays, start all of them again to go on"
-            ) from error
-        raise
+        line = _line(error)
+        if line is None:
+            raise
+        raise UserError(f"{out}: {line}") from error
+
+
+def _line(error: Exception) -> str | None:
+    """A data worker or another process that died, in words; None: the error is something else."""
+    if (worker := _dead_worker(error)) is not None:
+        return f"{worker}; what was kept stays, give the same command again to go on"
+    process = isinstance(error, RuntimeError) and _PROCESS.search(str(error))
+    if world_size() > 1 and (isinstance(error, distributed.DistError) or process):
+        reason = " ".join(str(error).split())[:160]
+        return (
+            f"another of the {world_size()} processes died or cannot be reached ({reason}); the newest checkpoint "
+            "stays, start all of them again to go on"
+        )
+    return None
 
 
 def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:

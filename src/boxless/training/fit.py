@@ -12,14 +12,13 @@ from torch.optim import Optimizer
 
 from boxless.errors import Unfinished, UserError, is_out_of_memory
 from boxless.training.checkpoint import check_network, load_checkpoint, restore_optimizer, save_checkpoint
-from boxless.training.distributed import averaged, rank, world_size
+from boxless.training.distributed import averaged, broadcast, merged, on_rank_zero, rank, world_size
 from boxless.training.faults import until_lost
 from boxless.training.health import Alarm, AlarmDetector
 from boxless.training.logger import MetricLogger, make_loggers
 from boxless.training.memory import OutOfMemory, release
 from boxless.training.nan_guard import NanGuard, NonFiniteStep
 from boxless.training.progress import say
-from boxless.training.rank_zero import broadcast, merged, on_rank_zero
 from boxless.training.signals import Signals
 from boxless.training.task import Folder, Task
 

@@ -15,8 +15,7 @@ import torch
 from torch import distributed
 
 from boxless.errors import Unfinished
-from boxless.training.distributed import rank, world_size
-from boxless.training.rank_zero import cpu_group
+from boxless.training.distributed import cpu_group, rank, world_size
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 """A scheduler takes the machine; its time is nearly up (`sbatch --signal`); Ctrl-C. Windows has no SIGUSR1."""
@@ -46,13 +45,15 @@ class Signals:
 
     def __call__(self) -> bool:
         """Whether to end here."""
-        if world_size() == 1:
-            return self.signal is not None
+        return self.signal is not None if world_size() == 1 else self._agreed()
+
+    def _agreed(self) -> bool:
+        """Whether any process had a signal a step ago."""
         if self._news is not None:
-            work, heard = self._news
+            work, received = self._news
             work.wait()
-            self.signal = int(heard) or self.signal
-            if int(heard):
+            self.signal = int(received) or self.signal
+            if int(received):
                 return True
         flag = torch.tensor(self.signal or 0)
         self._news = distributed.all_reduce(flag, distributed.ReduceOp.MAX, cpu_group(), async_op=True), flag
