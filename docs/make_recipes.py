@@ -19,7 +19,6 @@ from boxless.plots.style import PALETTE, blank, styled
 from boxless.recipes.load import docstrings, load, names
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.tasks.schedule import FinetuneSchedule, PretrainSchedule
-from boxless.training.optim import warmup_cosine
 
 HERE = Path(__file__).parent
 IMAGENET, COCO = 1_281_167, 118_287
@@ -59,8 +58,7 @@ def schedule(recipe: PretrainRecipe | FinetuneRecipe) -> tuple[int, Callable[[in
         plan = FinetuneSchedule.of(recipe, COCO)
         return plan.steps, plan.learning_rate
     pretraining = PretrainSchedule.of(recipe, IMAGENET)
-    rates = pretraining.learning_rates(recipe.optim)
-    return pretraining.steps, lambda step: warmup_cosine(step, **rates)
+    return pretraining.steps, pretraining.learning_rate
 
 
 @styled()

@@ -217,10 +217,10 @@ def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
 def test_plan_counts_in_epochs_and_scales_with_the_batch() -> None:
     optim = PretrainOptim(base_lr=0.3, reference_batch=256, warmup_epochs=10)
     plan = PretrainSchedule.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=100, batch_size=64), 1000)
-    assert (plan.batch, plan.steps, plan.warmup_steps) == (64, 1500, 150)
+    assert (plan.batch, plan.steps, plan.warmup) == (64, 1500, 150)
     assert plan.peak == pytest.approx(0.075)
     short = PretrainSchedule.of(PretrainRecipe(SoCoConfig(), optim=optim, epochs=2, batch_size=64), 640)
-    assert (short.steps, short.warmup_steps) == (20, 2)  # a tenth of the run at most
+    assert (short.steps, short.warmup) == (20, 2)  # a tenth of the run at most
     assert PretrainSchedule.of(PretrainRecipe(SoCoConfig(), epochs=0.01), 10).steps == 1
     assert PretrainSchedule.of(PretrainRecipe(SoCoConfig(), batch_size=256), 10).batch == 10
     with pytest.raises(UserError, match="batch norms need 2"):

@@ -34,7 +34,7 @@ from boxless.training.health import Alarm, Health, HealthRecord, measure
 from boxless.training.logger import MetricLogger
 from boxless.training.memory import MicroBatches, OutOfMemory
 from boxless.training.nan_guard import NonFiniteStep
-from boxless.training.optim import make_optimizer, parameter_groups, warmup_cosine
+from boxless.training.optim import make_optimizer, parameter_groups
 from boxless.training.progress import say
 from boxless.training.sync_norms import synchronize_norms
 
@@ -117,8 +117,8 @@ class PretrainTask:
             compile_parts(self.module, self.trunk)
 
     def learning_rate(self, step: int) -> float:
-        """A warm-up, then a cosine."""
-        return warmup_cosine(step, **self.schedule.learning_rates(self.recipe.optim))
+        """The schedule's rate."""
+        return self.schedule.learning_rate(step)
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
         """This process's share of each step's images, on the device."""

@@ -1,21 +1,22 @@
 """How long a run is and how fast it learns, from a recipe and a number of images."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from boxless.errors import UserError
-from boxless.recipes.schema import FinetuneRecipe, PretrainOptim, PretrainRecipe
-from boxless.training.optim import warmup_multistep, warmup_polynomial
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.training.optim import warmup_cosine, warmup_multistep, warmup_polynomial
 
 
-@dataclass
+@dataclass(frozen=True)
 class PretrainSchedule:
-    """A pretraining's length: from epochs and images to steps; `batch` is that of all processes."""
+    """A pretraining's length and learning rates, in steps; `batch` is that of all processes."""
 
     batch: int
     steps: int
-    warmup_steps: int
+    warmup: int
+    start: float
     peak: float
+    final: float
 
     @staticmethod
     def of(recipe: PretrainRecipe, images: int, processes: int = 1) -> "PretrainSchedule":
@@ -24,16 +25,18 @@ class PretrainSchedule:
         batch = min(recipe.batch_size, images // processes * processes)
         if batch < 2:
             raise UserError(f"batch_size: {batch} image(s) in a batch; batch norms need 2 at least, give more images")
-        per_epoch = images // batch
+        optim, per_epoch = recipe.optim, images // batch
         steps = max(1, round(recipe.epochs * per_epoch))
-        warmup = min(round(recipe.optim.warmup_epochs * per_epoch), steps // 10)
-        return PretrainSchedule(batch, steps, warmup, recipe.optim.base_lr * batch / recipe.optim.reference_batch)
+        warmup = min(round(optim.warmup_epochs * per_epoch), steps // 10)
+        scale = batch / optim.reference_batch
+        peak = optim.base_lr * scale
+        return PretrainSchedule(
+            batch, steps, warmup, peak * optim.warmup_start, peak, min(peak, optim.final_lr * scale)
+        )
 
-    def learning_rates(self, optim: PretrainOptim) -> dict[str, Any]:
-        """What `warmup_cosine` wants beside the step."""
-        final = min(self.peak, optim.final_lr * self.batch / optim.reference_batch)
-        start = self.peak * optim.warmup_start
-        return dict(total_steps=self.steps, warmup_steps=self.warmup_steps, peak=self.peak, start=start, final=final)
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step: a warm-up, then a cosine."""
+        return warmup_cosine(step, self.steps, self.warmup, self.peak, self.start, self.final)
 
 
 @dataclass(frozen=True)
