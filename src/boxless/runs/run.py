@@ -274,26 +274,10 @@ def _begun(name: str) -> bool:
 
 
 def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: bool) -> None:
-    known = out / "recipe.yaml"
-    started = (out / "checkpoints").is_dir() or (out / "summary.json").exists()
-    if known.exists() and started:
-        changed = _changes(Run(out), recipe, inputs)
-        if changed and not allow_changes:
-            raise UserError(
-                f"--out {out}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
-                "it, name another folder, or (pretrain, finetune) add --allow-changes"
-            )
-        for change in changed:
-            print(f"{out}: going on although {change}", file=sys.stderr, flush=True)
     processes = Processes.of(os.environ).world
-    if started and (before := Run(out).environment.get("processes", processes)) != processes:
-        print(
-            f"{out}: going on with {processes} processes, not {before}: sums are rounded in another order, so that the "
-            "weights will not be bit for bit those of an undisturbed run",
-            file=sys.stderr,
-            flush=True,
-        )
-    write_text(known, recipe)
+    if (out / "checkpoints").is_dir() or (out / "summary.json").exists():
+        _check_continued(Run(out), recipe, inputs, allow_changes, processes)
+    write_text(out / "recipe.yaml", recipe)
     environment = {
         "format": FORMAT,
         "inputs": inputs,
@@ -307,6 +291,30 @@ def _describe_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(out / "environment.json", environment)
+
+
+def _check_continued(run: Run, recipe: str, inputs: dict[str, Any], allow_changes: bool, processes: int) -> None:
+    """Compare a run that goes on with what it was started with.
+
+    Raises:
+        UserError: settings or data have changed, and are not allowed to.
+    """
+    changed = _changes(run, recipe, inputs) if run.recipe_file.exists() else []
+    if changed and not allow_changes:
+        raise UserError(
+            f"--out {run.path}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
+            "it, name another folder, or (pretrain, finetune) add --allow-changes"
+        )
+    for change in changed:
+        print(f"{run.path}: going on although {change}", file=sys.stderr, flush=True)
+    before = run.environment.get("processes", processes)
+    if before != processes:
+        print(
+            f"{run.path}: going on with {processes} processes, not {before}: sums are rounded in another order, so "
+            "that the weights will not be bit for bit those of an undisturbed run",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
