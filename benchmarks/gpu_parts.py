@@ -14,11 +14,11 @@ from gpu_detector import torchvision_step, with_boxless_step
 from gpu_inside import byte_count, copy_rate, kernel_times, matrix_rate, step_flops, waits_of
 from training_step import Step, boxless_step
 
-from boxless.data.dataloader import arriving_batches
 from boxless.data.images import decode
 from boxless.data.index import index_images
+from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.crops import cut, draw_window
-from boxless.data.unlabelled import Order, ViewDataset
+from boxless.data.unlabelled import ViewDataset, view_batches
 from boxless.methods.soco import SoCoConfig
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
@@ -141,9 +141,9 @@ def input_alone(by: By, workers: int | None, sizes: Sizes, images: str) -> Figur
     index = index_images(images)
     recipe = recipe_of("byol-r50", sizes, compiled=False)
     dataset = ViewDataset(index, recipe.method.views(), None, 0)
-    order = Order(len(index), sizes.batch, 0, sizes.warmup + 4 * sizes.steps, 0)
+    order = TrainingSampler(len(index), sizes.batch, 0, sizes.warmup + 4 * sizes.steps, 0)
     workers = sizes.workers if workers is None else min(workers, sizes.workers)
-    batches = arriving_batches(make_fabric("32-true"), dataset, order, workers, by)
+    batches = view_batches(dataset, order, workers, make_fabric("32-true").device, by)
     for _ in range(sizes.warmup):
         next(batches)
     began = time.perf_counter()

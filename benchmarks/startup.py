@@ -31,7 +31,7 @@ from environment import RESULTS, facts, write
 from pipeline import photographs
 
 from boxless.data.index import index_images
-from boxless.data.unlabelled import Order
+from boxless.data.sampler import TrainingSampler
 from boxless.proposals.packed import PackedBoxes
 from boxless.proposals.table import ProposalTable
 
@@ -95,7 +95,7 @@ def memory(kind: str, where: str, cache: str) -> Figures:
     paths = start("index" if kind == "boxes" else kind, where, cache)["object"]
     if kind == "boxes":
         boxes = ProposalTable.open(f"{where}.parquet").aligned_to(paths)
-    order = Order(len(paths), FOLDER, 0, len(paths) // FOLDER, seed=0)
+    order = TrainingSampler(len(paths), FOLDER, 0, len(paths) // FOLDER, seed=0)
     began = time.process_time()
     next(iter(order))
     drawn = time.process_time() - began

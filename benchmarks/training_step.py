@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from boxless.data.dataloader import arriving_batches
 from boxless.data.index import ImageIndex
-from boxless.data.unlabelled import Batch, Order, ViewDataset
+from boxless.data.sampler import TrainingSampler
+from boxless.data.unlabelled import Batch, ViewDataset, view_batches
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
@@ -69,9 +69,9 @@ def boxless_step(
     batches: Iterator[Batch] = itertools.repeat(synthetic(recipe.method, batch).to(fabric.device))
     if files is not None:
         dataset = ViewDataset(files, recipe.method.views(), None, recipe.seed)
-        order = Order(len(files), batch, 0, 1_000_000, recipe.seed)
+        order = TrainingSampler(len(files), batch, 0, 1_000_000, recipe.seed)
         workers = worker_count(recipe.workers, 16)
-        batches = arriving_batches(fabric, dataset, order, workers, recipe.decoder)
+        batches = view_batches(dataset, order, workers, fabric.device, recipe.decoder)
     numbers = itertools.count()
 
     def step() -> Tensor:

@@ -9,8 +9,9 @@ from PIL import Image
 
 from boxless.data.annotations.keypoints import Skeleton
 from boxless.data.annotations.read import LabelledData, LabelledImage
-from boxless.data.detection import DetectionDataset, detection_batches, draw_window, resize
-from boxless.data.unlabelled import Order
+from boxless.data.dataloader import make_loader
+from boxless.data.detection import DetectionDataset, draw_window, resize
+from boxless.data.sampler import TrainingSampler
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import transform_boxes
 
@@ -85,7 +86,7 @@ def test_unreadable_image_is_grey_empty_and_reported(data: LabelledData) -> None
 
 def test_batches_depend_on_neither_workers_nor_first_step(data: LabelledData) -> None:
     def draw(workers: int, start: int) -> list[list[torch.Tensor]]:
-        loader = detection_batches(dataset(data), Order(2, 2, start, 4, 0), workers)
+        loader = make_loader(dataset(data), TrainingSampler(2, 2, start, 4, 0), workers)
         return [[tensor for sample in batch for tensor in (sample.image, *sample.target.values())] for batch in loader]
 
     whole, tail = draw(0, 0), draw(2, 2)

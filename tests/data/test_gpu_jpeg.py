@@ -9,8 +9,9 @@ from PIL import Image
 from boxless.data import gpu_jpeg as device_decoding
 from boxless.data.gpu_jpeg import Decoder, Encoded, EncodedDataset, encoded_batches, require_gpu_decoder
 from boxless.data.index import index_images
+from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.specs import Photometric, ViewSpec
-from boxless.data.unlabelled import Batch, Order, ViewDataset, view_batches
+from boxless.data.unlabelled import Batch, ViewDataset, view_batches
 from boxless.errors import UserError
 from boxless.geometry.view import View
 
@@ -48,10 +49,10 @@ def pair(folder: Path, workers: int = 0, start: int = 0) -> tuple[list[Batch], l
     """Batches that the workers decode, and those that the device does: twice half of the images each."""
     index = index_images(folder)
     dataset, size = ViewDataset(index, SPECS, Grid(), seed=5), len(index) // 2
-    orders = [Order(len(index), size, start, 2, 5) for _ in range(2)]
+    orders = [TrainingSampler(len(index), size, start, 2, 5) for _ in range(2)]
     decoder = Decoder(dataset)
     there = [decoder(batch, CPU) for batch in encoded_batches(dataset, orders[1], workers)]
-    return list(view_batches(dataset, orders[0], 0, pinned=False)), there
+    return list(view_batches(dataset, orders[0], 0, CPU)), there
 
 
 def encoded(folder: Path) -> set[str]:

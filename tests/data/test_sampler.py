@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxless.data.annotations.types import LabelledData, LabelledImage
-from boxless.data.sampler import repeat_factors
-from boxless.data.unlabelled import Order
+from boxless.data.sampler import RepeatFactorSampler, TrainingSampler, repeat_factors
 
 SHOWN = [[0], [0, 0], [0, 1], [0, 2, 1], [], [0], [0], [0]]  # classes of each image's objects
 
@@ -38,7 +37,7 @@ def test_factors_by_the_definition(threshold):
 
 
 def order(start, total, repeats, rank=0, world=1, batch=2):
-    return list(Order(len(repeats), batch, start, total, 5, rank, world, np.asarray(repeats)))
+    return list(RepeatFactorSampler(np.asarray(repeats), batch, start, total, 5, rank, world))
 
 
 def test_images_come_as_often_as_their_factors_say():
@@ -66,7 +65,7 @@ def test_processes_share_the_batches_and_without_repeats_all_is_as_it_was():
         order(0, 9, factors, batch=4), order(0, 9, factors, 0, 2), order(0, 9, factors, 1, 2), strict=True
     ):
         assert one == [*first, *second]
-    once = list(Order(5, 2, 3, 9, 5))
+    once = list(TrainingSampler(5, 2, 3, 9, 5))
     expected = []
     for step in range(3, 9):
         rows = np.random.default_rng((5, step // 2)).permutation(5)

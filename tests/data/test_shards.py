@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from boxless.commands.pack import pack
 from boxless.data.images import BadImage, decode, image_size
 from boxless.data.index import ImageIndex, index_images
+from boxless.data.sampler import make_sampler
 from boxless.data.shards import files as shard_files
-from boxless.data.shards.fetch import image_order
 from boxless.data.shards.index import ShardIndex, open_shards
-from boxless.data.shards.order import mixed_rows
+from boxless.data.shards.sampler import mixed_rows
 from boxless.errors import UserError
 from boxless.proposals.generate import make_proposals
 from boxless.proposals.grid import Grid
@@ -243,7 +243,7 @@ class Keys(Dataset[tuple[str, int]]):
 
 
 def keys_seen(index: ShardIndex, start: int, total: int, rank: int, buffer: int | None) -> list[list[tuple[str, int]]]:
-    order = image_order(index, 3, start, total, seed=7, buffer=buffer, rank=rank, world=2)
+    order = make_sampler(index, 3, start, total, seed=7, rank=rank, world=2, shard_buffer=buffer)
     return list(DataLoader(Keys(index), batch_sampler=order, num_workers=2, collate_fn=list))
 
 
@@ -282,7 +282,7 @@ def test_shards_elsewhere_are_fetched_once_by_all_processes(
     assert pixels_of(index) == pixels_of(photos.index) and server.asked[files[0]] > 1
     assert len(list(shard_files.cache_folder().glob("*.tar"))) == 1
     with pytest.raises(UserError, match="set BOXLESS_CACHE_GB to that, or shard_buffer lower"):
-        image_order(open_shards(server.url), 4, 0, 4, seed=0)
+        make_sampler(open_shards(server.url), 4, 0, 4, seed=0)
 
 
 def test_a_broken_shard_elsewhere_is_named(server: SimpleNamespace, copy: Path) -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from boxless.data.gpu_jpeg import EncodedDataset
 from boxless.data.index import index_images
+from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.specs import Photometric, ViewSpec
-from boxless.data.unlabelled import Batch, Order, ViewDataset, collate, view_batches
+from boxless.data.unlabelled import Batch, ViewDataset, collate, view_batches
 from boxless.errors import UserError
 from boxless.proposals.generate import make_proposals
 from boxless.proposals.grid import Grid
@@ -56,7 +57,7 @@ def folder(tmp_path: Path) -> Folder:
 
 def batches(folder: Folder, workers: int = 0, start: int = 0, size: int = 3, total: int = 5) -> list[Batch]:
     dataset = ViewDataset(folder, SPECS, folder, seed=3)
-    return list(view_batches(dataset, Order(ROWS, size, start, total, 3), workers, pinned=False))
+    return list(view_batches(dataset, TrainingSampler(ROWS, size, start, total, 3), workers, torch.device("cpu")))
 
 
 def assert_equal(ours: Batch, theirs: Batch) -> None:
@@ -75,25 +76,25 @@ def test_batches_depend_on_neither_workers_nor_first_step(folder: Folder) -> Non
 
 
 def test_epochs_are_permutations_and_differ() -> None:
-    order = list(Order(ROWS, 3, 0, 6, seed=0))
+    order = list(TrainingSampler(ROWS, 3, 0, 6, seed=0))
     epochs = [[row for batch in order[i : i + 2] for _, row in batch] for i in (0, 2, 4)]
     assert [{epoch for epoch, _ in batch} for batch in order] == [{0}, {0}, {1}, {1}, {2}, {2}]
     assert all(len(set(rows)) == 6 for rows in epochs) and epochs[0] != epochs[1] != epochs[2]
-    assert list(Order(ROWS, 3, 0, 6, seed=1)) != order
-    assert list(Order(ROWS, 3, 6, 6, seed=0)) == []
+    assert list(TrainingSampler(ROWS, 3, 0, 6, seed=1)) != order
+    assert list(TrainingSampler(ROWS, 3, 6, 6, seed=0)) == []
     for start in range(6):
-        assert list(Order(ROWS, 3, start, 6, seed=0)) == order[start:]
-        assert len(Order(ROWS, 3, start, 6, seed=0)) == 6 - start
+        assert list(TrainingSampler(ROWS, 3, start, 6, seed=0)) == order[start:]
+        assert len(TrainingSampler(ROWS, 3, start, 6, seed=0)) == 6 - start
 
 
 def test_processes_share_each_batch() -> None:
-    alone = list(Order(ROWS, 4, 0, 5, seed=0))
-    parts = [list(Order(ROWS, 2, 0, 5, seed=0, rank=rank, world=2)) for rank in (0, 1)]
+    alone = list(TrainingSampler(ROWS, 4, 0, 5, seed=0))
+    parts = [list(TrainingSampler(ROWS, 2, 0, 5, seed=0, rank=rank, world=2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*parts, strict=True)] == alone
 
 
 def test_data_set_smaller_than_a_batch_is_gone_through_again() -> None:
-    for batch in Order(3, 8, 0, 4, seed=0):
+    for batch in TrainingSampler(3, 8, 0, 4, seed=0):
         rows = [row for _, row in batch]
         assert len(rows) == 8 and [rows.count(row) for row in sorted(set(rows))] in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
@@ -181,7 +182,7 @@ def test_maps_hold_where_a_large_photo_is_decoded_small(orientation: int, tmp_pa
 
 
 def test_a_worker_says_nothing_of_connections_that_end_with_the_run() -> None:
-    code = "import sys; from boxless.data.unlabelled import one_thread; one_thread(0)\n"
+    code = "import sys; from boxless.data.dataloader import init_worker; init_worker(0)\n"
     code += "for error in (ConnectionResetError, EOFError, ValueError): sys.excepthook(error, error(), None)"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr
     assert said.split() == ["ValueError"]

@@ -31,15 +31,14 @@ class PackResult:
     left_out: list[tuple[str, str]]
 
     def __str__(self) -> str:
+        from boxless.data.images import skipped_report
+
         kept = self.shards - self.written
         lines = [f"{self.manifest}: {self.images} images in {self.shards} shards, {self.bytes / 1e9:.3g} GB"]
         if kept:
             lines.append(f"{kept} shards were there already, their checksums are right; {self.written} written")
         if self.left_out:
-            lines.append(f"{len(self.left_out)} images could not be read and were left out:")
-            lines += [f"  {key}: {reason}" for key, reason in self.left_out[:20]]
-        if len(self.left_out) > 20:
-            lines.append(f'  and {len(self.left_out) - 20} more, under "left_out" in {self.manifest}')
+            lines.append(skipped_report(self.left_out, more=f', under "left_out" in {self.manifest}'))
         return "\n".join(lines)
 
 

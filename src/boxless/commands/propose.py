@@ -37,6 +37,8 @@ class ProposeResult:
     recall: "Recall | None" = None
 
     def __str__(self) -> str:
+        from boxless.data.images import skipped_report
+
         time = f", {self.seconds_per_image:.3f} s per image" if self.computed else ""
         lines = [f"{self.path}: {self.images} images, {self.boxes_per_image:g} boxes per image (median){time}"]
         if self.fallback:
@@ -44,10 +46,8 @@ class ProposeResult:
         if self.missing:
             lines.append(f"{self.missing} images are not in the given file: they count as one box, the whole image")
         if self.skipped:
-            lines.append(f"{len(self.skipped)} images could not be used (to try them again, delete the table):")
-            lines += [f"  {key}: {reason}" for key, reason in self.skipped[:20]]
-        if len(self.skipped) > 20:
-            lines.append(f"  and {len(self.skipped) - 20} more, under `skipped` in the table")
+            what = "images could not be used (to try them again, delete the table)"
+            lines.append(skipped_report(self.skipped, what, ", under `skipped` in the table"))
         return "\n".join([*lines, str(self.recall)] if self.recall else lines)
 
 

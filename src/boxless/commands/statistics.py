@@ -20,13 +20,12 @@ class Statistics:
     skipped: list[tuple[str, str]]
 
     def __str__(self) -> str:
+        from boxless.data.images import skipped_report
+
         mean, std = (",".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
         lines = [f"{self.images} images: mean {mean}, standard deviation {std} (red, green, blue in 0..1)"]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} images could not be read and were left out:")
-            lines += [f"  {path}: {reason}" for path, reason in self.skipped[:20]]
-        if len(self.skipped) > 20:
-            lines.append(f"  and {len(self.skipped) - 20} more")
+            lines.append(skipped_report(self.skipped))
         return "\n".join([*lines, f"--trunk.mean {mean} --trunk.std {std}"])
 
 

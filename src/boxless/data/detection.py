@@ -9,12 +9,11 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.images import BadImage, check_size, decode
 from boxless.data.transforms.crops import extended
-from boxless.data.unlabelled import Order, one_thread
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
 
@@ -185,20 +184,6 @@ def move_keypoints(forward: Tensor, points: Tensor, mirrored: list[int] | None) 
     moved = torch.cat([transform_points(forward[None], points[None, ..., :2])[0], points[..., 2:]], -1)
     moved = torch.where(points[..., 2:] > 0, moved, 0.0)
     return moved if mirrored is None else moved[:, mirrored]
-
-
-def detection_batches(
-    dataset: Dataset[DetectionSample], order: Order, workers: int
-) -> DataLoader[list[DetectionSample]]:
-    """Training batches in the given order."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=list,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=one_thread,
-    )
 
 
 def decode_labelled(labelled: LabelledImage) -> NDArray[np.uint8]:

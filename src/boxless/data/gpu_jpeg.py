@@ -8,6 +8,7 @@ other images it decodes itself, and what the device refuses is decoded here by t
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from boxless.data.dataloader import make_loader
 from boxless.data.images import BadImage, opened
 from boxless.data.transforms.crops import Window
 from boxless.data.transforms.specs import ViewSpec
-from boxless.data.unlabelled import Batch, Sample, ViewDataset, collate, ordered_batches
+from boxless.data.unlabelled import Batch, Sample, ViewDataset, collate
 from boxless.errors import UserError, is_out_of_memory
 
 DECODED_AT_ONCE = 1 << 28
@@ -79,7 +81,7 @@ class EncodedDataset(Dataset[Sample | Encoded]):
         """The JPEG of a row with the windows of an epoch; the sample of what is none or cannot be read."""
         _, row = place
         try:
-            image = opened(self.dataset.paths.path(row))
+            image = opened(self.dataset.index.path(row))
         except BadImage:
             return self.dataset[place]
         if image.jpeg is None:
@@ -89,31 +91,25 @@ class EncodedDataset(Dataset[Sample | Encoded]):
         return Encoded(place, file, image.size, tuple(windows), boxes)
 
 
-class EncodedCollate:
-    """Samples as an `EncodedBatch`, for workers to pickle."""
-
-    def __init__(self, specs: Sequence[ViewSpec]) -> None:
-        self.specs = tuple(specs)
-
-    def __call__(self, samples: Sequence[Sample | Encoded]) -> EncodedBatch:
-        """Samples as a batch."""
-        jpegs = [sample for sample in samples if isinstance(sample, Encoded)]
-        others = [sample for sample in samples if isinstance(sample, Sample)]
-        files = [jpeg.file for jpeg in jpegs if jpeg.file is not None]
-        return EncodedBatch(
-            tuple(replace(jpeg, file=None) for jpeg in jpegs),
-            tuple(len(file) for file in files),
-            torch.cat(files) if files else torch.zeros(0, dtype=torch.uint8),
-            collate(others, self.specs) if others else None,
-            tuple(isinstance(sample, Encoded) for sample in samples),
-        )
+def collate_encoded(samples: Sequence[Sample | Encoded], specs: Sequence[ViewSpec]) -> EncodedBatch:
+    """Samples as a batch."""
+    jpegs = [sample for sample in samples if isinstance(sample, Encoded)]
+    others = [sample for sample in samples if isinstance(sample, Sample)]
+    files = [jpeg.file for jpeg in jpegs if jpeg.file is not None]
+    return EncodedBatch(
+        tuple(replace(jpeg, file=None) for jpeg in jpegs),
+        tuple(len(file) for file in files),
+        torch.cat(files) if files else torch.zeros(0, dtype=torch.uint8),
+        collate(others, specs) if others else None,
+        tuple(isinstance(sample, Encoded) for sample in samples),
+    )
 
 
 def encoded_batches(
-    dataset: ViewDataset, order: Sampler[list[tuple[int, int]]], workers: int
+    dataset: ViewDataset, sampler: Sampler[list[tuple[int, int]]], workers: int
 ) -> DataLoader[EncodedBatch]:
-    """Batches in the given order for a `Decoder`."""
-    return ordered_batches(EncodedDataset(dataset), EncodedCollate(dataset.specs), order, workers, pinned=False)
+    """Batches in the sampler's order for a `Decoder`."""
+    return make_loader(EncodedDataset(dataset), sampler, workers, partial(collate_encoded, specs=dataset.specs))
 
 
 class Decoder:
@@ -158,7 +154,7 @@ class Decoder:
         sample = self.dataset[jpeg.place]
         if not sample.skipped and not self.said:
             self.said = True
-            path, reason = self.dataset.paths.path(jpeg.place[1]), _line(refused)
+            path, reason = self.dataset.index.path(jpeg.place[1]), _line(refused)
             print(
                 f"boxless: decoder=gpu: {path}: refused ({reason}); the processor decodes such images", file=sys.stderr
             )

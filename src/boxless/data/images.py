@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -259,8 +259,20 @@ def _reason(path: str | Path, error: Exception) -> str:
     return f"cannot be decoded ({' '.join(str(error).split())[:80] or type(error).__name__})"
 
 
-def skipped_report(skipped: Mapping[str, str], what: str = "images") -> str:
-    """Images that could not be read, counted, the first 20 listed with reasons."""
-    lines = [f"  {path}: {reason}" for path, reason in sorted(skipped.items())[:20]]
-    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
-    return f"{len(skipped)} {what} could not be read and were left out:\n" + "\n".join(lines) + more
+def skipped_report(
+    skipped: Mapping[str, str] | Iterable[tuple[str, str]],
+    what: str = "images could not be read and were left out",
+    more: str = "",
+) -> str:
+    """Count the images that were skipped and list the first 20 of them.
+
+    Args:
+        skipped: path -> reason, or such pairs.
+        what: has become of them.
+        more: where the others are listed.
+    """
+    pairs = sorted(dict(skipped).items())
+    lines = [f"{len(pairs)} {what}:", *(f"  {path}: {reason}" for path, reason in pairs[:20])]
+    if len(pairs) > 20:
+        lines.append(f"  and {len(pairs) - 20} more{more}")
+    return "\n".join(lines)

@@ -46,6 +46,11 @@ class ImageIndex:
     roots: dict[str, str]
     keys_array: pa.LargeStringArray
 
+    @property
+    def remote(self) -> bool:
+        """Whether images have to be fetched from another machine."""
+        return False
+
     def __len__(self) -> int:
         return len(self.keys_array)
 

@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxless.data.images import BadImage, decode
-from boxless.data.unlabelled import Paths
+from boxless.data.index import ImageIndex
 
 _TOGETHER = 1024
 """Images handed to the threads at a time."""
 
 
 def colour_statistics(
-    paths: Paths, workers: int | None = None
+    index: ImageIndex, workers: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[tuple[str, str]]]:
     """Mean and standard deviation of all pixels, every image with the same weight whatever its size.
 
     Views are of one size, so this is how often training meets a colour. The number of threads changes no digit.
 
     Args:
-        paths: the images.
+        index: the images.
         workers: threads that decode; by default one per core.
 
     Returns:
@@ -32,7 +32,7 @@ def colour_statistics(
     """
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     skipped = []
-    for moments in _moments(paths, workers or os.cpu_count() or 1):
+    for moments in _moments(index, workers or os.cpu_count() or 1):
         if isinstance(moments, BadImage):
             skipped.append((moments.path, moments.reason))
             continue
@@ -44,11 +44,11 @@ def colour_statistics(
     return mean, np.sqrt(np.maximum(squares / count - mean**2, 0)), skipped
 
 
-def _moments(paths: Paths, workers: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]] | BadImage]:
+def _moments(index: ImageIndex, workers: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]] | BadImage]:
     with ThreadPoolExecutor(workers) as threads:  # decoders let go of the interpreter
-        for start in range(0, len(paths), _TOGETHER):
-            rows = range(start, min(start + _TOGETHER, len(paths)))
-            yield from threads.map(_of_image, (paths.path(row) for row in rows))
+        for start in range(0, len(index), _TOGETHER):
+            rows = range(start, min(start + _TOGETHER, len(index)))
+            yield from threads.map(_of_image, (index.path(row) for row in rows))
 
 
 def _of_image(path: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | BadImage:

@@ -17,10 +17,10 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from boxless.data.images import BadImage, opened
+from boxless.data.index import ImageIndex
 from boxless.data.transforms.color import augment
 from boxless.data.transforms.crops import cut, least_scale, on_grid
 from boxless.data.transforms.specs import Photometric
-from boxless.data.unlabelled import Paths
 from boxless.geometry.view import View
 
 CHANGE = Photometric(flip=1.0)
@@ -82,7 +82,7 @@ class Pair:
 class PairDataset(Dataset[Pair]):
     """Reads images and changes them; the copy of an image depends on the seed and its row alone."""
 
-    def __init__(self, paths: Paths, size: int, seed: int) -> None:
+    def __init__(self, paths: ImageIndex, size: int, seed: int) -> None:
         self.paths, self.size, self.seed = paths, size, seed
         self.change = CHANGE.at_scale(size / 224)
 

@@ -8,10 +8,10 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from boxless.data.dataloader import make_loader
 from boxless.data.detection import DetectionSample
-from boxless.data.unlabelled import one_thread
 from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import clip, transform_boxes
@@ -49,15 +49,8 @@ def _outputs(
 ) -> Iterator[tuple[DetectionSample, dict[str, Tensor]]]:
     training = detector.training
     detector.eval()
-    loader: DataLoader[list[DetectionSample]] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=one_thread,
-    )
     try:
-        for samples in loader:
+        for samples in make_loader(dataset, batch, workers):
             images = [sample.image.to(fabric.device).float() / 255 for sample in samples]
             with torch.inference_mode(), fabric.autocast():
                 outputs = detector(images)

@@ -19,7 +19,7 @@ from boxless.data.images import BadImage, decode
 from boxless.data.index import ImageIndex
 from boxless.data.transforms.color import augment
 from boxless.data.transforms.specs import ViewSpec
-from boxless.data.unlabelled import Boxes, ViewDataset, collate, fill_resized
+from boxless.data.unlabelled import Proposals, ViewDataset, collate, fill_resized
 from boxless.errors import UserError
 from boxless.geometry.affine import transform_points
 from boxless.geometry.boxes import area
@@ -106,7 +106,7 @@ def small(image: Pixels, longest: int = LONGEST) -> tuple[Pixels, float]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
 
 
-def seen(few: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Boxes | None, seed: int) -> Seen:
+def seen(few: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Proposals | None, seed: int) -> Seen:
     """The views of a few images that can be read, in their order, cut and coloured as in training."""
     shrunk = [small(decode(few.path(row))) for row in range(len(few))]
     dataset = ViewDataset(few, specs, boxes, seed)

@@ -16,7 +16,7 @@ from joblib import Parallel, delayed, parallel_config
 from boxless.data.annotations.read import LabelledData
 from boxless.data.gpu_jpeg import require_gpu_decoder
 from boxless.data.index import ImageIndex
-from boxless.data.unlabelled import Boxes
+from boxless.data.unlabelled import Proposals
 from boxless.detectors.build import fitting
 from boxless.detectors.two_stage import Kind
 from boxless.errors import UserError
@@ -294,7 +294,7 @@ def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> No
     _run_pretraining(start, images, boxes, folder, quiet)
 
 
-def _run_pretraining(start: Start, images: ImageIndex, boxes: Boxes | None, folder: Path, quiet: bool) -> None:
+def _run_pretraining(start: Start, images: ImageIndex, boxes: Proposals | None, folder: Path, quiet: bool) -> None:
     assert start.recipe is not None
     run_pretraining(start.recipe, describe(start.recipe, start.base), folder, images, boxes, start.init, quiet)
 

@@ -16,11 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from boxless.data.classification import ClassifiedData, ExampleDataset
+from boxless.data.dataloader import make_loader
+from boxless.data.index import ImageIndex
 from boxless.data.shards.sample import Packed
-from boxless.data.unlabelled import Paths, one_thread
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.evaluation.correspondence import PairDataset, best_matches
 from boxless.files import make_folder, written
@@ -98,7 +99,7 @@ class Extractor:
         width = parts * parts * trunk.body_width
         return Features(torch.cat([torch.zeros(0, width), *means]), np.concatenate(rows), skipped)
 
-    def matches(self, network: Frozen, paths: Paths, level: str, seed: int) -> tuple[Tensor, int, dict[str, str]]:
+    def matches(self, network: Frozen, paths: ImageIndex, level: str, seed: int) -> tuple[Tensor, int, dict[str, str]]:
         """Best matches (N, cells) of the images that can be read, the cells per row, and the images that can't."""
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -129,11 +130,8 @@ class Extractor:
         return network.trunk.to(self.device).to(memory_format=torch.channels_last)
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[list[Any]]:
-        loader: DataLoader[Any] = DataLoader(
-            dataset, batch_size=16, num_workers=self.workers, collate_fn=list, worker_init_fn=one_thread
-        )
         with torch.inference_mode():
-            yield from loader
+            yield from make_loader(dataset, 16, self.workers)
 
     def _kept(
         self,

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import LabelledData
 from boxless.data.annotations.select import fingerprint, labels_digest, targets_digest
-from boxless.data.detection import DetectionDataset, DetectionSample, detection_batches
+from boxless.data.dataloader import make_loader
+from boxless.data.detection import DetectionDataset, DetectionSample
 from boxless.data.images import skipped_report
-from boxless.data.sampler import repeat_factors
+from boxless.data.sampler import RepeatFactorSampler, TrainingSampler, repeat_factors
 from boxless.data.segmentation import CropConfig, SegmentationDataset
-from boxless.data.unlabelled import Order
 from boxless.detectors.build import build_detector, build_trunk, fitting
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.errors import UserError
@@ -172,9 +172,12 @@ class DetectTask:
 
     def batches(self, first: int, end: int) -> Iterable[list[DetectionSample]]:
         """This process's share of each step's images."""
-        seed = self.recipe.seed
-        order = Order(len(self.chosen), self.share, first, end, seed, rank(), world_size(), self.repeats)
-        return detection_batches(self.dataset(), order, self.workers)
+        steps = self.share, first, end, self.recipe.seed, rank(), world_size()
+        if self.repeats is None:
+            sampler = TrainingSampler(len(self.chosen), *steps)
+        else:
+            sampler = RepeatFactorSampler(self.repeats, *steps)
+        return make_loader(self.dataset(), sampler, self.workers, pinned=torch.cuda.is_available())
 
     def loss(self, module: nn.Module, batch: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
         """The detector's losses and their sum.
@@ -244,7 +247,7 @@ class DetectTask:
         say(score_table(scores), self.quiet)
         for left_out, name in ((self.skipped, "labelled images"), (skipped, "images of --val")):
             if left_out:
-                say(skipped_report(left_out, name), self.quiet)
+                say(skipped_report(left_out, f"{name} could not be read and were left out"), self.quiet)
         say(f"detector: {weights}; classes and label choice: {self.out / 'labels.json'}", self.quiet)
 
     def _summary(

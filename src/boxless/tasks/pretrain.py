@@ -10,13 +10,12 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from boxless.data.dataloader import arriving_batches, equally_wide
 from boxless.data.gpu_jpeg import require_gpu_decoder
 from boxless.data.images import skipped_report
 from boxless.data.index import ImageIndex
-from boxless.data.shards.fetch import image_order
+from boxless.data.sampler import make_sampler
 from boxless.data.transforms.color import augment
-from boxless.data.unlabelled import Batch, Boxes, ViewDataset, fill_resized
+from boxless.data.unlabelled import Batch, Proposals, ViewDataset, equally_wide, fill_resized, view_batches
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.geometry.view import View
@@ -73,7 +72,7 @@ class PretrainTask:
         fabric: Fabric,
         out: Path,
         index: ImageIndex | None = None,
-        proposals: Boxes | None = None,
+        proposals: Proposals | None = None,
         init: Path | None = None,
         quiet: bool = True,
     ) -> None:
@@ -127,8 +126,10 @@ class PretrainTask:
         dataset = ViewDataset(self.index, self.specs, self.proposals, recipe.seed)
         dataset[0, 0]  # if nothing can be read, this says so in one line; a worker would add its traceback
         share = self.batch // world_size()
-        order = image_order(self.index, share, first, end, recipe.seed, recipe.shard_buffer, rank(), world_size())
-        batches = arriving_batches(self.fabric, dataset, order, worker_count(recipe.workers, 16), recipe.decoder)
+        among = rank(), world_size()
+        sampler = make_sampler(self.index, share, first, end, recipe.seed, *among, recipe.shard_buffer)
+        workers = worker_count(recipe.workers, 16)
+        batches = view_batches(dataset, sampler, workers, self.fabric.device, recipe.decoder)
         return equally_wide(batches) if recipe.method.needs_boxes and world_size() > 1 else batches
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[View, ...]:
@@ -252,7 +253,7 @@ def run_pretraining(
     recipe_text: str,
     out: Path,
     index: ImageIndex,
-    proposals: Boxes | None = None,
+    proposals: Proposals | None = None,
     init: Path | None = None,
     quiet: bool = False,
     allow_changes: bool = False,

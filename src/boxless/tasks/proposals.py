@@ -7,7 +7,7 @@ from pathlib import Path
 
 from boxless.data.index import ImageIndex
 from boxless.data.shards.index import ShardIndex
-from boxless.data.unlabelled import Boxes
+from boxless.data.unlabelled import Proposals
 from boxless.errors import UserError
 from boxless.proposals.generate import Method as ProposalMethod
 from boxless.proposals.generate import ensure_proposals, settings_of
@@ -19,7 +19,7 @@ from boxless.recipes.schema import PretrainRecipe
 from boxless.training.distributed import rank
 
 
-def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Boxes:
+def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Proposals:
     """The proposals of the images: the given table, those in shards, or a table beside the run, made now if need be.
 
     The last lies beside the run's folder, named after its settings, so that other runs on the same data find it.
