@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from boxless.commands.recipes import recipes as recipes_command
 from boxless.errors import UserError
 from boxless.recipes import load as catalogue
-from boxless.recipes.overrides import did_you_mean, from_mapping, keys, override, parse, spell, to_yaml
+from boxless.recipes.overrides import did_you_mean, keys, override, parse, spell, to_yaml
 from boxless.recipes.schema import PretrainRecipe
 
 
@@ -75,7 +75,7 @@ recipes = st.builds(
 
 @given(recipes)
 def test_yaml_round_trip(recipe: Recipe) -> None:
-    assert from_mapping(Recipe(), yaml.safe_load(to_yaml(recipe))) == recipe
+    assert override(Recipe(), yaml.safe_load(to_yaml(recipe))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_recipe_of_another_kind(toy: Recipe) -> None:
 @pytest.mark.parametrize("name", catalogue.names())
 def test_shipped_recipes(name: str) -> None:
     recipe = catalogue.load(name, object)
-    assert from_mapping(recipe, yaml.safe_load(to_yaml(recipe))) == recipe
+    assert override(recipe, yaml.safe_load(to_yaml(recipe))) == recipe
 
 
 def test_every_shipped_recipe_has_a_description_of_one_line() -> None:

@@ -1,7 +1,4 @@
-"""Recipes of Barlow Twins.
-
-boxless pretrain --recipe barlow-small --data images/ --out runs/barlow
-"""
+"""Recipes of Barlow Twins: boxless pretrain --recipe barlow-small --data images/ --out runs/barlow."""
 
 from dataclasses import replace
 
@@ -60,10 +57,3 @@ Crops, projector, mean and standard deviation as in barlow-course-r50, which nam
 this run than that its detector was trained for 35 epochs and stayed close to an mAP of 0. LARS is for convolutional
 networks: the optimiser is that of soco-swin-t-fpn. Not measured by us.
 """
-
-RECIPES = {
-    "barlow-small": BARLOW_SMALL,
-    "barlow-r50": BARLOW_R50,
-    "barlow-course-r50": BARLOW_COURSE_R50,
-    "barlow-course-swin-t": BARLOW_COURSE_SWIN_T,
-}

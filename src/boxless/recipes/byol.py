@@ -1,7 +1,4 @@
-"""Recipes of BYOL.
-
-boxless pretrain --recipe byol-small --data images/ --out runs/byol
-"""
+"""Recipes of BYOL: boxless pretrain --recipe byol-small --data images/ --out runs/byol."""
 
 from dataclasses import replace
 
@@ -28,5 +25,3 @@ The batch is what one large GPU holds; the learning rate follows it. The paper's
 
 Base learning rate 0.3, weight decay 1e-6 and target momentum 0.99 are the authors' for 300 epochs. Not measured by us.
 """
-
-RECIPES = {"byol-small": BYOL_SMALL, "byol-r50": BYOL_R50}

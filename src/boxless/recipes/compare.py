@@ -68,5 +68,3 @@ DEMO = CompareRecipe(
 Pretraining is the joint method's pixel term alone, on P2: each of an image's 256 cells must find its own place in a
 crop whose colours changed. How it was chosen, and what was tried beside it: docs/results.md.
 """
-
-RECIPES = {"compare-small": COMPARE_SMALL, "demo": DEMO}

@@ -1,7 +1,4 @@
-"""Recipes of DenseCL.
-
-boxless pretrain --recipe densecl-small --data images/ --out runs/densecl
-"""
+"""Recipes of DenseCL: boxless pretrain --recipe densecl-small --data images/ --out runs/densecl."""
 
 from dataclasses import replace
 
@@ -31,5 +28,3 @@ boxless, they don't decay. On ImageNet the paper trains 200 epochs at a tenth of
 
 Paper: 800 epochs on COCO: Faster R-CNN R50-C4 on VOC 56.7 AP; 200 epochs on ImageNet 58.7. Not measured by us.
 """
-
-RECIPES = {"densecl-small": DENSECL_SMALL, "densecl-r50": DENSECL_R50}

@@ -1,7 +1,4 @@
-"""Recipes of DetCo.
-
-boxless pretrain --recipe detco-small --data images/ --out runs/detco
-"""
+"""Recipes of DetCo: boxless pretrain --recipe detco-small --data images/ --out runs/detco."""
 
 from dataclasses import replace
 
@@ -32,5 +29,3 @@ warm-up. Its weight decay is for biases and norms too; here, as everywhere in bo
 Paper: tables 2 and 3 on ImageNet: Mask R-CNN R50-FPN 12k 29.6 box AP, 27.6 mask AP; 90k 40.1 and 36.4. These rows have
 RandAugment on top; without it, as here, the authors' repository reports 27.9 and 39.5 box AP. Not measured by us.
 """
-
-RECIPES = {"detco-small": DETCO_SMALL, "detco-r50": DETCO_R50}

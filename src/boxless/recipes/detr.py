@@ -51,5 +51,3 @@ UP-DETR's authors take 5e-5 (--optim.body_lr_scale 0.5).
 
 Paper (DETR, table 1): 42.0 box AP after 500 epochs; UP-DETR's code: 43.1 after 300. Not measured by us.
 """
-
-RECIPES = {"detr-small": DETR_SMALL, "detr-r50": DETR_R50}

@@ -1,7 +1,4 @@
-"""Recipes of DINO.
-
-boxless pretrain --recipe dino-small --data images/ --out runs/dino
-"""
+"""Recipes of DINO: boxless pretrain --recipe dino-small --data images/ --out runs/dino."""
 
 from dataclasses import replace
 
@@ -46,5 +43,3 @@ The batch is what one large GPU holds; the learning rate follows it. The authors
 SGD, crops and weight decay are the README's, and so is the teacher's temperature, which stays at 0.04. (The 800-epoch
 model, whose arguments differ, has 75.3 % on ImageNet's linear evaluation.) Not measured by us.
 """
-
-RECIPES = {"dino-small": DINO_SMALL, "dino-r50": DINO_R50}

@@ -60,11 +60,3 @@ After the detectors of barlow-course-r50, which names the report and its scores:
 an mAP below 0.1. Weight decay is 0 as in PyTorch's Adam (AdamW without decay is Adam). The report names neither batch
 nor norms: batch norms keep the pretraining's statistics here, which small batches can not disturb.
 """
-
-RECIPES = {
-    "faster-rcnn-fpn": FASTER_RCNN_FPN,
-    "faster-rcnn-r50-fpn": FASTER_RCNN_R50_FPN,
-    "faster-rcnn-r50-c4-voc": FASTER_RCNN_R50_C4_VOC,
-    "faster-rcnn-r50-fpn-voc": FASTER_RCNN_R50_FPN_VOC,
-    "faster-rcnn-course": FASTER_RCNN_COURSE,
-}

@@ -67,10 +67,3 @@ FCN_16S_R50_CITYSCAPES = replace(
 As fcn-16s-r50-voc, with a rate of 0.01. DetCo's 76.5 mIoU on Cityscapes probably comes from this network: its authors
 released no settings.
 """
-
-RECIPES = {
-    "fcn-r50-voc": FCN_R50_VOC,
-    "fcn-r50-cityscapes": FCN_R50_CITYSCAPES,
-    "fcn-16s-r50-voc": FCN_16S_R50_VOC,
-    "fcn-16s-r50-cityscapes": FCN_16S_R50_CITYSCAPES,
-}

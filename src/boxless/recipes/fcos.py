@@ -32,5 +32,3 @@ The learning rate falls after 8 and 11 epochs; the warm-up holds a third of it f
 third. Gradients are clipped at 35. MMDetection's own keep the norms' statistics and the first stage as loaded; those of
 SoCo's runs are not known, here nothing is frozen. Biases learn at twice the rate there.
 """
-
-RECIPES = {"fcos-r50-fpn": FCOS_R50_FPN, "fcos-r50-fpn-mmdetection": FCOS_R50_FPN_MMDETECTION}

@@ -1,7 +1,4 @@
-"""Recipes of the joint method.
-
-boxless pretrain --recipe joint-small --data images/ --out runs/joint
-"""
+"""Recipes of the joint method: boxless pretrain --recipe joint-small --data images/ --out runs/joint."""
 
 from dataclasses import replace
 
@@ -30,5 +27,3 @@ JOINT_R50_FPN = PretrainRecipe(
 The batch is what one large GPU holds; the learning rate follows it. Two views of 224 px: a little less than SoCo's
 pixels. No paper has this composition, its weights are a guess. Not measured by us.
 """
-
-RECIPES = {"joint-small": JOINT_SMALL, "joint-r50-fpn": JOINT_R50_FPN}

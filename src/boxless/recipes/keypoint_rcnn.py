@@ -22,5 +22,3 @@ learns from images with keypoints only.
 
 Not measured by us; torchvision's own, from supervised weights, has 54.6 box AP and 65.0 keypoint AP after 46 epochs.
 """
-
-RECIPES = {"keypoint-rcnn-r50-fpn": KEYPOINT_RCNN_R50_FPN}

@@ -1,7 +1,4 @@
-"""Recipes of LC-loss on BYOL and on DINO.
-
-boxless pretrain --recipe lc-byol-small --data images/ --out runs/lc
-"""
+"""Recipes of LC-loss on BYOL and on DINO: boxless pretrain --recipe lc-byol-small --data images/ --out runs/lc."""
 
 from dataclasses import replace
 
@@ -43,10 +40,3 @@ LC_DINO_R50 = replace(DINO_R50, method=LCDINOConfig(dino=R50_DINO))
 The paper says that LC-loss helps DINO and gives no setting; alpha and the local term are those of its BYOL. Not
 measured by us.
 """
-
-RECIPES = {
-    "lc-byol-small": LC_BYOL_SMALL,
-    "lc-byol-r50": LC_BYOL_R50,
-    "lc-dino-small": LC_DINO_SMALL,
-    "lc-dino-r50": LC_DINO_R50,
-}

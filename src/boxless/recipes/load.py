@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from boxless.errors import UserError
-from boxless.recipes.overrides import did_you_mean, from_mapping, to_yaml
+from boxless.recipes.overrides import did_you_mean, override, to_yaml
 from boxless.untrusted import parse_yaml
 
 R = TypeVar("R")
 
 
 def shipped() -> dict[str, object]:
-    """Return all shipped recipes by name; the first call imports PyTorch and every method, which takes seconds."""
+    """Return all shipped recipes by name: `soco-small` is the constant `SOCO_SMALL` of the file of its method.
+
+    The first call imports PyTorch and every method, which takes seconds.
+    """
     from boxless.recipes import (
         barlow_twins,
         byol,
@@ -42,11 +45,14 @@ def shipped() -> dict[str, object]:
         up_detr,
         vicreg,
     )
+    from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 
     pretraining = [barlow_twins, byol, densecl, detco, dino, joint, lc, moco, pixpro, self_emd, simclr, soco, swav]
     detection = [detr, faster_rcnn, fcn, fcos, keypoint_rcnn, mask_rcnn, retinanet, rt_detr, sparse_rcnn]
     files = [*pretraining, up_detr, vicreg, *detection, compare]
-    return {name: recipe for file in files for name, recipe in file.RECIPES.items()}
+    kinds = (PretrainRecipe, FinetuneRecipe, CompareRecipe)
+    constants = {constant: value for file in files for constant, value in vars(file).items()}
+    return {_name(constant): value for constant, value in constants.items() if isinstance(value, kinds)}
 
 
 def names() -> list[str]:
@@ -55,17 +61,18 @@ def names() -> list[str]:
 
 
 def docstrings() -> dict[str, str]:
-    """Return the docstring of each shipped recipe by name, sorted; read from the files, because imports take seconds.
-
-    The docstring of `soco-small` follows the constant `SOCO_SMALL`.
-    """
+    """Return the docstring of each shipped recipe by name, sorted, from the files: importing them takes seconds."""
     found = {}
     for file in Path(__file__).parent.glob("*.py"):
         for statement, following in pairwise(ast.parse(file.read_text(encoding="utf-8")).body):
             match statement, following:
                 case ast.Assign(targets=[ast.Name(constant)]), ast.Expr(ast.Constant(str(text))):
-                    found[constant.lower().replace("_", "-")] = inspect.cleandoc(text)
+                    found[_name(constant)] = inspect.cleandoc(text)
     return dict(sorted(found.items()))
+
+
+def _name(constant: str) -> str:
+    return constant.lower().replace("_", "-")
 
 
 def load(name_or_file: str | Path, expected: type[R]) -> R:
@@ -78,7 +85,7 @@ def load(name_or_file: str | Path, expected: type[R]) -> R:
         return _named(str(name_or_file), expected)
     name, changes = _read(Path(name_or_file))
     try:
-        return from_mapping(_named(name, expected), changes)
+        return override(_named(name, expected), changes)
     except UserError as error:
         raise UserError(f"{name_or_file}: {error}") from error
 

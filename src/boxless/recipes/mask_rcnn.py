@@ -116,16 +116,3 @@ MASK_RCNN_R50_C4_SOCO = replace(MASK_RCNN_R50_C4, optim=replace(MASK_RCNN_R50_C4
 
 For 2x: --iterations 180000.
 """
-
-RECIPES = {
-    "mask-rcnn-r50-fpn": MASK_RCNN_R50_FPN,
-    "mask-rcnn-r50-fpn-12k": MASK_RCNN_R50_FPN_12K,
-    "mask-rcnn-r50-fpn-soco": MASK_RCNN_R50_FPN_SOCO,
-    "mask-rcnn-r50-fpn-mini-5": MASK_RCNN_R50_FPN_MINI_5,
-    "mask-rcnn-r50-fpn-mini-10": MASK_RCNN_R50_FPN_MINI_10,
-    "mask-rcnn-r50-fpn-lvis": MASK_RCNN_R50_FPN_LVIS,
-    "mask-rcnn-r50-fpn-cityscapes": MASK_RCNN_R50_FPN_CITYSCAPES,
-    "mask-rcnn-r50-c4": MASK_RCNN_R50_C4,
-    "mask-rcnn-r50-c4-12k": MASK_RCNN_R50_C4_12K,
-    "mask-rcnn-r50-c4-soco": MASK_RCNN_R50_C4_SOCO,
-}

@@ -1,7 +1,4 @@
-"""Recipes of MoCo v2.
-
-boxless pretrain --recipe moco-small --data images/ --out runs/moco
-"""
+"""Recipes of MoCo v2: boxless pretrain --recipe moco-small --data images/ --out runs/moco."""
 
 from dataclasses import replace
 
@@ -33,5 +30,3 @@ rate falls once per epoch, here with each step.
 
 Paper: table 1, 200 epochs on ImageNet: 67.5 % by a linear classifier. Not measured by us.
 """
-
-RECIPES = {"moco-small": MOCO_SMALL, "moco-r50": MOCO_R50}

@@ -48,15 +48,6 @@ def override(recipe: R, changes: Mapping[str, object]) -> R:
     return _rebuilt(recipe, values, "")
 
 
-def from_mapping(recipe: R, mapping: Mapping[str, object]) -> R:
-    """Return `recipe` with the keys of a loaded YAML file set; the inverse of `to_yaml` for the same recipe class.
-
-    Raises:
-        UserError: as `override` does.
-    """
-    return override(recipe, mapping)
-
-
 def renamed(given: MutableMapping[str, Any], old: str, new: str, value: Any) -> Any:
     """Return `value`, or what `given` still has by the old name, which is taken out of it and advised against."""
     if old not in given:
@@ -66,7 +57,7 @@ def renamed(given: MutableMapping[str, Any], old: str, new: str, value: Any) -> 
 
 
 def to_yaml(recipe: object) -> str:
-    """Return every key of the recipe as YAML text, nested as the dataclasses are and in their order."""
+    """Return every key of the recipe as YAML text, nested and ordered as the dataclasses; `override` reads it back."""
     return yaml.dump(_plain(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -1,7 +1,4 @@
-"""Recipes of PixPro.
-
-boxless pretrain --recipe pixpro-small --data images/ --out runs/pixpro
-"""
+"""Recipes of PixPro: boxless pretrain --recipe pixpro-small --data images/ --out runs/pixpro."""
 
 from dataclasses import replace
 
@@ -37,5 +34,3 @@ The batch is what one large GPU holds; the learning rate follows it. The paper's
 Paper and repository, PixPro (100 epochs) on ImageNet: Mask R-CNN R50-FPN 1x 40.8 box AP, 36.8 mask AP; Faster R-CNN
 R50-C4 on VOC 58.8 AP. Not measured by us.
 """
-
-RECIPES = {"pixpro-small": PIXPRO_SMALL, "pixpro-r50": PIXPRO_R50}

@@ -45,9 +45,3 @@ RETINANET_R50_FPN_MMDETECTION = replace(
 The learning rate falls after 8 and 11 epochs, the warm-up takes 500 steps. MMDetection's own keep the norms' statistics
 and the first stage as loaded; those of SoCo's runs are not known, here nothing is frozen.
 """
-
-RECIPES = {
-    "retinanet-r50-fpn": RETINANET_R50_FPN,
-    "retinanet-r50-fpn-12k": RETINANET_R50_FPN_12K,
-    "retinanet-r50-fpn-mmdetection": RETINANET_R50_FPN_MMDETECTION,
-}

@@ -68,5 +68,3 @@ sides where the longer one is at most 800. It keeps the body's norms as loaded; 
 
 Code (lyuwenyu/RT-DETR): 53.4 box AP on COCO from a supervised ResNet-50. Not measured by us.
 """
-
-RECIPES = {"rt-detr-small": RT_DETR_SMALL, "rt-detr-r50": RT_DETR_R50}

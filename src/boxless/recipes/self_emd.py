@@ -1,7 +1,4 @@
-"""Recipes of Self-EMD.
-
-boxless pretrain --recipe self-emd-small --data images/ --out runs/self-emd
-"""
+"""Recipes of Self-EMD: boxless pretrain --recipe self-emd-small --data images/ --out runs/self-emd."""
 
 from dataclasses import replace
 
@@ -29,5 +26,3 @@ The batch is the paper's, on 8 GPUs. Its weight decay is taken to be for weights
 Paper: table 1, Self-EMD on COCO: Faster R-CNN R50-FPN 1x 39.8 box AP, 40.4 with COCO's unlabelled images. Not measured
 by us.
 """
-
-RECIPES = {"self-emd-small": SELF_EMD_SMALL, "self-emd-r50": SELF_EMD_R50}

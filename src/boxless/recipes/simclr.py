@@ -1,7 +1,4 @@
-"""Recipes of SimCLR.
-
-boxless pretrain --recipe simclr-small --data images/ --out runs/simclr
-"""
+"""Recipes of SimCLR: boxless pretrain --recipe simclr-small --data images/ --out runs/simclr."""
 
 from dataclasses import replace
 
@@ -29,5 +26,3 @@ that fits. The paper's is --batch_size 4096, on 128 TPU cores. At 256 the paper'
 
 Base learning rate 0.3, weight decay 1e-6, temperature 0.1 are the paper's. Not measured by us.
 """
-
-RECIPES = {"simclr-small": SIMCLR_SMALL, "simclr-r50": SIMCLR_R50}

@@ -1,7 +1,4 @@
-"""Recipes of SoCo, SoCo* and SoCo-C4.
-
-boxless pretrain --recipe soco-small --data images/ --out runs/soco
-"""
+"""Recipes of SoCo, SoCo* and SoCo-C4: boxless pretrain --recipe soco-small --data images/ --out runs/soco."""
 
 from dataclasses import replace
 
@@ -89,13 +86,3 @@ The batch is what one large GPU holds; the learning rate follows it. The paper's
 Paper: tables 2 and 3, SoCo (100 epochs) on ImageNet: Mask R-CNN R50-C4 1x 40.4 box AP, 34.9 mask AP on COCO; Faster
 R-CNN R50-C4 59.1 AP on VOC. Not measured by us.
 """
-
-RECIPES = {
-    "soco-small": SOCO_SMALL,
-    "soco-r50-fpn": SOCO_R50_FPN,
-    "soco-swin-t-fpn": SOCO_SWIN_T_FPN,
-    "soco-star-small": SOCO_STAR_SMALL,
-    "soco-star-r50-fpn": SOCO_STAR_R50_FPN,
-    "soco-c4-small": SOCO_C4_SMALL,
-    "soco-c4-r50": SOCO_C4_R50,
-}

@@ -28,5 +28,3 @@ it; the paper's own runs keep all norms, the stem and the first stage as loaded 
 Code (PeizeSun/SparseR-CNN): 45.0 box AP on COCO from a supervised ResNet-50, 46.5 from DetCo's; runs differ by 0.3. Not
 measured by us.
 """
-
-RECIPES = {"sparse-rcnn-r50-fpn": SPARSE_RCNN_R50_FPN}

@@ -1,7 +1,4 @@
-"""Recipes of SwAV.
-
-boxless pretrain --recipe swav-small --data images/ --out runs/swav
-"""
+"""Recipes of SwAV: boxless pretrain --recipe swav-small --data images/ --out runs/swav."""
 
 from dataclasses import replace
 
@@ -43,5 +40,3 @@ Learning rate, queue and batch are the script's. For the large batch: --batch_si
 
 Authors' README: 72.7 % on ImageNet's linear evaluation (73.9 % with a batch of 4096). Not measured by us.
 """
-
-RECIPES = {"swav-small": SWAV_SMALL, "swav-r50": SWAV_R50}

@@ -1,7 +1,4 @@
-"""Recipes of UP-DETR.
-
-boxless pretrain --recipe up-detr-small --data images/ --out runs/up-detr
-"""
+"""Recipes of UP-DETR: boxless pretrain --recipe up-detr-small --data images/ --out runs/up-detr."""
 
 from dataclasses import replace
 
@@ -44,5 +41,3 @@ follows it. The authors' rate falls to a tenth after 40 epochs, ours along a cos
 Paper: table 2, fine-tuned on COCO for 300 epochs: 42.8 box AP, and 42.1 without it (released weights: 43.1). Not
 measured by us.
 """
-
-RECIPES = {"up-detr-small": UP_DETR_SMALL, "up-detr-r50": UP_DETR_R50}

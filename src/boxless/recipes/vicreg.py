@@ -1,7 +1,4 @@
-"""Recipes of VICReg.
-
-boxless pretrain --recipe vicreg-small --data images/ --out runs/vicreg
-"""
+"""Recipes of VICReg: boxless pretrain --recipe vicreg-small --data images/ --out runs/vicreg."""
 
 from dataclasses import replace
 
@@ -39,5 +36,3 @@ VICREG_COURSE_R50 = replace(
 Crops, projector, mean and standard deviation as in barlow-course-r50, which names the report; the rest is vicreg-r50's.
 Its Faster R-CNN: mAP 0.273 on validation images. Not measured by us.
 """
-
-RECIPES = {"vicreg-small": VICREG_SMALL, "vicreg-r50": VICREG_R50, "vicreg-course-r50": VICREG_COURSE_R50}
