@@ -1,8 +1,8 @@
-"""The equations of the methods, as functions on tensors that know nothing of networks.
+"""The methods' loss functions, on tensors; they know nothing of networks.
 
-All run in float32 (float64 where given it), also inside autocast, because a covariance or a Sinkhorn kernel does not
-survive 16 bits. Gradient stops at every argument that its paper takes from the target side; each docstring says so.
-Rows are whatever the caller gives: a loss over several devices wants its vectors gathered first.
+All run in float32 (or float64, if given it), also inside autocast, because 16 bits are too few for a covariance or a
+Sinkhorn kernel. No gradient flows to arguments that the paper takes from the target network; each docstring says so.
+Rows are the caller's choice: gather the vectors first if a loss covers several devices.
 
 Shapes: N images (or rows), D embedding, C channels, h w cells, K negatives or prototypes.
 """
@@ -67,10 +67,10 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 @_full_precision
 def info_nce_loss(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Mean of `-log(e^{q.k/t} / (e^{q.k/t} + sum_j e^{q.n_j/t}))`; `ln(K + 1)` where all agree alike (MoCo, eq. 1).
+    """Mean of `-log(e^{q.k/t} / (e^{q.k/t} + sum_j e^{q.n_j/t}))`; `ln(K + 1)` if all agree equally (MoCo, eq. 1).
 
     query, positive: (N, D); negatives: (K, D), shared by all rows; any scale, cosines are taken. No gradient to
-    `positive` and `negatives`, which MoCo takes from its momentum encoder and queue; where both sides learn, see
+    `positive` and `negatives`, which MoCo takes from its momentum encoder and queue; if both sides learn, see
     `nt_xent_loss`.
     """
     return _info_nce(F.normalize(query, dim=-1), F.normalize(positive.detach(), dim=-1), negatives, temperature)
@@ -87,11 +87,11 @@ def _info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: f
 def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """Mean over the 2N anchors of the cross-entropy against all other 2N - 1 vectors (SimCLR, eq. 1, Alg. 1).
 
-    z1, z2: (N, D), the two views of N images, any scale. Gradient reaches both. `ln(2N - 1)` where all agree alike;
+    z1, z2: (N, D), the two views of N images, any scale. Gradient reaches both. `ln(2N - 1)` if all agree equally;
     SimCLR's code is twice this (it adds the means of both views).
     """
     z = F.normalize(torch.cat([z1, z2]), dim=-1)
-    logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # (2N, 2N), no vector is its own rival
+    logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # (2N, 2N), no vector is its own negative
     positives = torch.arange(len(z), device=z.device).roll(len(z1))
     return F.cross_entropy(logits, positives)
 
@@ -152,7 +152,7 @@ def dino_loss(
     student_temperature: float,
     teacher_temperature: float,
 ) -> Tensor:
-    """Cross-entropy of each student crop with each teacher crop but itself, mean of all pairs (DINO, eq. 3, Alg. 1).
+    """Mean cross-entropy over all pairs of a student crop and another teacher crop (DINO, eq. 3, Alg. 1).
 
     student: crops of (N, D) logits, at least two; teacher: its logits for the first crops (two in the paper), same
     order; center: (D,), subtracted from the teacher's. No gradient to `teacher` and `center`. `ln D` at equal logits.
@@ -164,7 +164,7 @@ def dino_loss(
 
 @_full_precision
 def swav_loss(scores: Sequence[Tensor], temperature: float, epsilon: float, iterations: int) -> Tensor:
-    """Cross-entropy of each crop with the codes of the two global crops but its own (SwAV, sec. 3).
+    """Mean cross-entropy of the crops with the codes of other global crops (SwAV, sec. 3).
 
     scores: crops of (N, K) cosines with the prototypes, the two global crops first. Codes spread the N images evenly
     over the K prototypes (Sinkhorn with entropy weight `epsilon`); no gradient through them. `ln K` at equal scores.
@@ -239,7 +239,7 @@ def emd_loss(
 
 
 def cell_weights(feature_map: Tensor, other_vector: Tensor) -> Tensor:
-    """What each cell of a map (N, C, h, w) or (N, C, cells) weighs: (N, cells), positive, of sum 1 (see `emd_loss`)."""
+    """Weights (N, cells) of the cells of a map (N, C, h, w) or (N, C, cells): positive, of sum 1 (see `emd_loss`)."""
     agreement = _cells(feature_map) @ F.normalize(other_vector, dim=-1)[:, :, None]  # (N, cells, 1)
     weights = F.relu(agreement.squeeze(-1)) + 1e-3
     return weights / weights.sum(-1, keepdim=True)
@@ -247,11 +247,11 @@ def cell_weights(feature_map: Tensor, other_vector: Tensor) -> Tensor:
 
 @_full_precision
 def local_contrastive_loss(target_map: Tensor, online_map: Tensor, points: Tensor, temperature: float) -> Tensor:
-    """Each target cell must find its own place among the online view's cells; mean over all points (LC-loss, eq. 2-4).
+    """Mean cross-entropy of finding each target cell's place among the online view's cells (LC-loss, eq. 2-4).
 
     target_map: (N, C, h, w); online_map: (N, C, h', w'); points: (N, h, w, 2), where each target cell's centre lies in
     the online view, xy as shares of its width and height, NaN outside. The loss between cell centres is the bilinear
-    mix of the four neighbours' negative log-likelihoods, clamped at the border; 0 where no point is kept. No gradient
+    mix of the four neighbours' negative log-likelihoods, clamped at the border; 0 if no point is kept. No gradient
     to `target_map` and `points`.
     """
     kept, target, online = _local(target_map, online_map, points)
@@ -273,7 +273,7 @@ def local_mse_loss(target_map: Tensor, online_map: Tensor, points: Tensor) -> Te
 
 
 def _local(target_map: Tensor, online_map: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which points are kept (N, h, w), and both maps as unit vectors."""
+    """Mask (N, h, w) of the kept points, and both maps as unit vectors."""
     kept = points.isfinite().all(-1)
     return kept, F.normalize(target_map.detach(), dim=1), F.normalize(online_map, dim=1)
 
@@ -293,7 +293,7 @@ def dense_info_nce(
     negatives: Tensor,
     temperature: float,
 ) -> Tensor:
-    """InfoNCE of every query cell with the key cell whose backbone features are most alike (DenseCL, sec. 3).
+    """InfoNCE of every query cell with the key cell whose backbone features are most similar (DenseCL, sec. 3).
 
     query_map, key_map: (N, D, s) projections; query_features, key_features: (N, C, s) backbone features, which choose
     the partner by cosine; negatives: (K, D). Mean over N * s cells. Gradient reaches `query_map` alone.
@@ -335,7 +335,7 @@ def object_contrastive_loss(prediction: Tensor, target: Tensor, match: Tensor) -
     """Mean over images of `-2 sum(match * cos) / (sum(match) + 1e-6)`, from -2 to 2 (SoCo, eq. 5-6, its code).
 
     prediction: (N, P, D), target: (N, Q, D), the boxes of two views; match: (N, P, Q), bool or weights. All matched
-    pairs of an image weigh alike; an image without a match gives 0 and counts. No gradient to `target`.
+    pairs of an image have equal weight; an image without a match gives 0 and counts. No gradient to `target`.
     """
     cosine = F.normalize(prediction, dim=-1) @ F.normalize(target.detach(), dim=-1).mT  # (N, P, Q)
     weights = match.to(cosine.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def identity(batch: int) -> Tensor:
-    """The map that changes nothing, (B, 2, 3)."""
+    """The identity map, (B, 2, 3)."""
     return torch.eye(2, 3).expand(batch, 2, 3).clone()
 
 
@@ -17,8 +17,8 @@ def crop_and_resize(window: Tensor, width: int | Tensor, height: int | Tensor) -
 
     Args:
         window: (B, 4), xyxy in the old frame, px; not empty.
-        width: of the new frame, px.
-        height: of the new frame, px.
+        width: width of the new frame, px.
+        height: height of the new frame, px.
 
     Returns:
         (B, 2, 3).
@@ -32,7 +32,7 @@ def crop_and_resize(window: Tensor, width: int | Tensor, height: int | Tensor) -
 
 
 def mirror(width: int | Tensor, mirrored: Tensor) -> Tensor:
-    """The map that flips left and right where `mirrored` (B,) is true, in a frame `width` px wide; (B, 2, 3)."""
+    """The map that flips left and right if `mirrored` (B,) is true, in a frame `width` px wide; (B, 2, 3)."""
     sign = 1 - 2 * mirrored.to(torch.float32)
     zero, one = torch.zeros_like(sign), torch.ones_like(sign)
     return torch.stack(
@@ -47,7 +47,7 @@ def compose(second: Tensor, first: Tensor) -> Tensor:
 
 
 def invert(forward: Tensor) -> Tensor:
-    """The map back, (B, 2, 3); `forward` must not flatten the plane."""
+    """The inverse map, (B, 2, 3); `forward` must be invertible."""
     (a, b), (c, d) = (row.unbind(-1) for row in forward[..., :2].unbind(-2))
     adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
     linear = adjugate / (a * d - b * c)[..., None, None]
@@ -55,7 +55,7 @@ def invert(forward: Tensor) -> Tensor:
 
 
 def transform_points(forward: Tensor, points: Tensor) -> Tensor:
-    """Points (B, ..., 2) in the old frame as points (B, ..., 2) in the new one."""
+    """Map points (B, ..., 2) from the old frame to the new one."""
     flat = points.flatten(1, -2)
     moved = _times(flat, forward[..., :2].transpose(-1, -2)) + forward[..., 2].unsqueeze(-2)
     return moved.view(points.shape)

@@ -19,7 +19,7 @@ def clip(boxes: Tensor, width: int, height: int) -> Tensor:
 
 
 def transform_boxes(forward: Tensor, boxes: Tensor) -> Tensor:
-    """Boxes (B, K, 4) carried by maps (B, 2, 3) that scale, shift and mirror; the result is xyxy again."""
+    """Boxes (B, K, 4) under maps (B, 2, 3) that scale, shift and mirror; the result is xyxy again."""
     corners = transform_points(forward, boxes.reshape(*boxes.shape[:-1], 2, 2))
     return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
 
@@ -33,8 +33,8 @@ def jitter(boxes: Tensor, amount: float, probability: float, generator: torch.Ge
 
     Args:
         boxes: (..., 4) px.
-        amount: largest change as a share of the box's width or height.
-        probability: that a box is changed at all.
+        amount: largest change as a fraction of the box's width or height.
+        probability: probability that a box is changed at all.
         generator: on the CPU, so that every device draws the same.
     """
     rows, *each = boxes.shape[:-1]
@@ -68,15 +68,15 @@ def assign_level(boxes: Tensor) -> Tensor:
 
 
 def choose(valid: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Choose boxes at random without replacement, the same number of places in every image.
+    """Choose boxes at random without replacement, with the same number of slots in every image.
 
     Args:
-        valid: (B, N) which of N boxes may be chosen.
-        count: K, places per image.
+        valid: (B, N), true for boxes that may be chosen.
+        count: K, slots per image.
         generator: on the CPU, so that every device draws the same.
 
     Returns:
-        indices (B, K) into N, and (B, K) whether each place holds a chosen box (false where an image has too few).
+        indices (B, K) into N, and (B, K), true for slots that hold a chosen box (an image may have too few).
     """
     score = own_rows(len(valid), lambda rows: torch.rand(rows, valid.shape[1], generator=generator))
     score = score.to(valid.device).masked_fill(~valid, -1.0)

@@ -1,4 +1,4 @@
-"""Random numbers for the images of a batch that several processes share."""
+"""Random numbers for the images of a batch that is divided among processes."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ from torch import Tensor, distributed
 
 
 def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """This process's rows of what is drawn for all processes, so that no image's numbers depend on how many there are.
+    """Draw random rows for all processes and return this process's, so that they do not depend on their number.
 
     Args:
-        rows: of each process.
-        draw: number of rows -> numbers (rows, ...), by a generator that is in the same state on all processes.
+        rows: number of rows per process.
+        draw: maps a number of rows to numbers (rows, ...), with a generator in the same state on all processes.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return draw(rows)

@@ -15,8 +15,8 @@ class View(NamedTuple):
 
     Attributes:
         image: (B, 3, H, W), uint8 as cropped or float as the network sees it.
-        from_source: (B, 2, 3), source pixels -> view pixels; on the CPU wherever the image is. Places are few numbers,
-            and what is decided by them (which boxes a view shows) would otherwise wait for the device.
+        from_source: (B, 2, 3), source pixels -> view pixels; always on the CPU. These are few numbers, and
+            decisions that depend on them (which boxes a view shows) would otherwise wait for the device.
     """
 
     image: Tensor
@@ -32,7 +32,7 @@ class View(NamedTuple):
         return self.with_image(self.image.to(device, non_blocking=True))
 
     def mirrored(self, chosen: Tensor) -> "View":
-        """The same views, flipped left and right where `chosen` (B,), on the CPU, is true."""
+        """The same views, flipped left and right if `chosen` (B,), on the CPU, is true."""
         there = chosen.to(self.image.device, non_blocking=True)[:, None, None, None]
         image = torch.where(there, self.image.flip(-1), self.image)
         return View(image, compose(mirror(self.size[1], chosen), self.from_source))
@@ -48,17 +48,17 @@ class View(NamedTuple):
         return View(image, compose(crop_and_resize(whole, size, size), self.from_source))
 
     def with_image(self, image: Tensor) -> "View":
-        """The same places under other pixel values (B, 3, H, W)."""
+        """The same views with other pixel values (B, 3, H, W)."""
         return View(image, self.from_source)
 
     def boxes(self, source_boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Where source boxes lie in these views.
+        """Map source boxes into these views.
 
         Args:
             source_boxes: (B, K, 4), source px.
 
         Returns:
-            (B, K, 4) in view px, cut to the view, and (B, K) the share of each box's area that the view shows, 0..1
+            (B, K, 4) in view px, cut to the view, and (B, K) the fraction of each box's area that the view shows, 0..1
             (0 for boxes without area).
         """
         height, width = self.size
@@ -81,11 +81,11 @@ class View(NamedTuple):
         return transform_points(invert(self.from_source), grid)
 
     def patches(self, grid: int, size: int, generator: torch.Generator | None = None) -> "View":
-        """A random patch of each cell of a regular grid, all at their own resolution, as views (PIRL's jigsaw, DetCo).
+        """Cut a random patch from each cell of a regular grid, without resizing (PIRL's jigsaw, DetCo).
 
         Args:
             grid: rows and columns of cells, whose edges are rounded down to whole px.
-            size: of the square patches, px; at most a cell's, rounded down.
+            size: side of the square patches, px; at most a cell's, rounded down.
             generator: on the CPU, so that every device draws the same.
 
         Returns:

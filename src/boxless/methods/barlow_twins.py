@@ -1,12 +1,12 @@
 """Barlow Twins: Self-Supervised Learning via Redundancy Reduction (Zbontar et al., 2021, arXiv:2103.03230).
 
 The cross-correlation C of two views' projections, over the batch, should be the identity:
-L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2 (eq. 1). Trains the backbone's last feature map alone.
+L = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2 (eq. 1). It trains only the backbone's last feature map.
 
-The batch is that of all processes, and so is the gradient. In the authors' code it is not: their all-reduce is
-invisible to autograd, so that W processes get 1 / W of the gradient. LARS undoes that for weight matrices, but not for
-biases and norms, whose learning rate the authors tuned with it: 0.0048 there is 0.0048 / W here (`optim.bias_lr_scale`
-in the recipes). Crops are scaled bilinearly, there by cubic splines.
+Batch and gradient are those of all processes. In the authors' code the gradient is not: autograd does not see their
+all-reduce, so W processes get 1 / W of the gradient. LARS undoes this for weight matrices, but not for biases and
+norms, whose learning rate the authors tuned with it: 0.0048 there is 0.0048 / W here (`optim.bias_lr_scale` in the
+recipes). Crops are scaled bilinearly; the authors use cubic splines.
 """
 
 from dataclasses import dataclass
@@ -30,16 +30,16 @@ class BarlowTwinsConfig(UnequalCrops):
 
     name: Literal["barlow"] = "barlow"
     hidden: int = 8192
-    """Width inside the projector."""
+    """Width of the projector's hidden layers."""
     output: int = 8192
     """Width of the projections."""
     redundancy_weight: float = 0.005
-    """lambda; 0.0051 in the code."""
+    """Weight lambda of the off-diagonal terms; 0.0051 in the code."""
 
     needs_boxes: ClassVar[bool] = False
 
     def build(self, trunk: Trunk) -> "BarlowTwins":
-        """Barlow Twins around the trunk's backbone."""
+        """Build Barlow Twins around the trunk's backbone."""
         return BarlowTwins(trunk, self)
 
 
@@ -57,10 +57,10 @@ class BarlowTwins(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """Barlow Twins' loss of two views; boxes are not used."""
+        """Compute the loss of two views; boxes are not used."""
         z1, z2 = (self.projector(pooled(self.encoder, view.image)) for view in views)  # (B, output)
         loss = barlow_twins_loss(gather(z1), gather(z2), self.config.redundancy_weight)  # eq. 1
         return MethodOutput(loss, {}, z1.detach(), z2.detach())
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Nothing: Barlow Twins has no target."""
+        """Do nothing: Barlow Twins has no target."""

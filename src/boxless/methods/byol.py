@@ -2,10 +2,10 @@
 
 An online network predicts the projection that a slowly moving copy of itself makes of another view of the same image:
 L = 2 - 2 cos(q(z), z') (eq. 2), summed over both directions, with the target moved by an exponential average (eq. 1).
-Trains the backbone's last feature map alone.
+It trains only the backbone's last feature map.
 
-Departures from the authors' code: crops are scaled bilinearly and not by cubic splines, brightness is multiplicative
-(torchvision's and every port's) and not additive, and the target starts as a copy of the online network and not from
+Departures from the authors' code: crops are scaled bilinearly instead of by cubic splines, brightness is multiplicative
+(as in torchvision and every port) instead of additive, and the target starts as a copy of the online network instead of
 other random weights; the authors saw no difference.
 """
 
@@ -31,7 +31,7 @@ class BYOLConfig(UnequalCrops):
 
     name: Literal["byol"] = "byol"
     hidden: int = 4096
-    """Width inside projector and predictor."""
+    """Width of the hidden layers of projector and predictor."""
     output: int = 256
     """Width of projections and predictions."""
     momentum: float = 0.99
@@ -40,7 +40,7 @@ class BYOLConfig(UnequalCrops):
     needs_boxes: ClassVar[bool] = False
 
     def build(self, trunk: Trunk) -> "BYOL":
-        """BYOL around the trunk's backbone."""
+        """Build BYOL around the trunk's backbone."""
         return BYOL(trunk, self)
 
 
@@ -61,14 +61,14 @@ class BYOL(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """BYOL's loss of two views; boxes are not used."""
+        """Compute the loss of two views; boxes are not used."""
         h = [pooled(self.encoder, view.image) for view in views]  # (B, body width) each
         with torch.no_grad():
             h_target = [pooled(self.target_encoder, view.image) for view in views]
         return self.compare(h, h_target)
 
     def compare(self, h: Sequence[Tensor], h_target: Sequence[Tensor]) -> MethodOutput:
-        """The loss of two views' representations (B, body width), by the online and by the target encoder."""
+        """Compute the loss of two views' representations (B, body width) by the online and the target encoder."""
         z1, z2 = (self.projector(each) for each in h)  # (B, output)
         p1, p2 = self.predictor(z1), self.predictor(z2)
         with torch.no_grad():
@@ -77,7 +77,7 @@ class BYOL(nn.Module):
         return MethodOutput(loss, {}, p1.detach(), t2)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the target: rises to 1 along a cosine."""
+        """Momentum of the target, which rises to 1 along a cosine."""
         return ema_momentum(step, total_steps, self.config.momentum)
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -1,14 +1,14 @@
 """DenseCL: Dense Contrastive Learning for Self-Supervised Visual Pre-Training (Wang et al., 2021, arXiv:2011.09157).
 
-MoCo v2 with a second, dense loss: every cell of the query's map must tell its partner, the key cell whose backbone
-features are most alike (eq. 4), from pooled dense keys of other images (eq. 3). L = (1 - lambda) L_q + lambda L_r
-(eq. 5). Each loss has its own head and its own queue. Trains the backbone's last feature map alone.
+MoCo v2 with a second, dense loss: every cell of the query's map must distinguish its partner, the key cell with the
+most similar backbone features (eq. 4), from pooled dense keys of other images (eq. 3). L = (1 - lambda) L_q + lambda
+L_r (eq. 5). Each loss has its own head and its own queue. It trains only the backbone's last feature map.
 
-As in our MoCo, batch norms keep to parts of a batch, as on the authors' 8 GPUs, and keys are encoded in shuffled order;
-such norms must not be synchronised between processes.
+As in our MoCo, batch norms use parts of a batch, as on the authors' 8 GPUs, and keys are encoded in shuffled order.
+Do not synchronise such norms between processes.
 
-Departures from the authors' code: the key encoder moves after the step and not before the next (the same sequence),
-residual blocks start as the identity, as for all methods here, and heads start as PyTorch's layers do.
+Departures from the authors' code: the key encoder moves after the step instead of before the next (the same sequence),
+residual blocks start as the identity, as in all methods here, and heads use PyTorch's default initialisation.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class DenseCLConfig(MomentumContrast):
 
     name: Literal["densecl"] = "densecl"
     hidden: int = 2048
-    """Width inside both heads."""
+    """Width of the hidden layers of both heads."""
     dense_weight: float = 0.5
-    """lambda: share of the dense loss (paper, table 4)."""
+    """Weight lambda of the dense loss; 1 - lambda is the other's (paper, table 4)."""
 
     def build(self, trunk: Trunk) -> "DenseCL":
-        """DenseCL around the trunk's backbone."""
+        """Build DenseCL around the trunk's backbone."""
         return DenseCL(trunk, self)
 
 
@@ -65,7 +65,7 @@ class DenseCL(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """DenseCL's loss of a query and a key view; boxes are not used."""
+        """Compute the loss of a query and a key view; boxes are not used."""
         x_q, x_k = (view.image for view in views)
         groups, temperature, weight = self.config.norm_groups, self.config.temperature, self.config.dense_weight
         f_q = in_groups(lambda x: self.encoder(x)["3"], x_q, groups)  # (B, C, h, w)
@@ -84,11 +84,11 @@ class DenseCL(nn.Module):
         return MethodOutput(loss, {"global": whole.detach(), "dense": dense.detach()}, q.detach(), k)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the key encoder: constant."""
+        """Momentum of the key encoder, which is constant."""
         return self.config.momentum
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Move the key encoder and its heads; put the step's keys in their queues."""
+        """Move the key encoder and its heads, and push the step's keys to their queues."""
         move_targets(self, self.momentum(step, total_steps))
         self.queue.push_held()
         self.dense_queue.push_held()

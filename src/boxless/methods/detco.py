@@ -4,23 +4,23 @@ MoCo v2 at every stage of the body, on the whole image and on its patches:
 L = sum_i w_i (L_gg + L_ll + L_gl) over C2..C5 (eq. 1), each an InfoNCE of queries with keys of a slowly moving encoder
 and a queue of past keys: global with global (eq. 2), local with local (eq. 5), and local queries with global keys
 (eq. 4; despite its double arrow there is no term from global queries to local keys). A local vector describes the 9
-patches of a 3 x 3 grid together. Four transforms are drawn per image: two global views, two sets of patches. Trains the
-backbone alone.
+patches of a 3 x 3 grid together. Four transforms are drawn per image: two global views and two sets of patches. It
+trains only the backbone.
 
-The authors published no pretraining code, and the paper leaves open what follows; this is what was chosen.
+The authors published no pretraining code, and the paper leaves open what follows. We chose:
 
-- Augmentation: MoCo v2's, for whole images and patches. This is the row that the authors' repository calls DetCo; the
-  paper's tables show "DetCo+AA", with RandAugment of unknown place and strength on top.
+- Augmentation: MoCo v2's, for whole images and patches. The authors' repository calls this DetCo; the paper's tables
+  show "DetCo+AA", which adds RandAugment at an unknown place and strength.
 - Patches: PIRL's jigsaw, which the paper follows: a crop of at least 60 % of the image at 255 px, cells of 85 px, a
-  random 64 px from each, so that no edge continues in the next patch. Colours change per image and not per patch, and
-  patches stay in reading order: their concatenation is what the head learns to read.
-- Heads: linear, ReLU, linear, without norm, as in MoCo v2, after global average pooling of each stage; as wide inside
-  as the stage (2048 at C5, MoCo v2's), the local ones too (9 C -> C -> 128). As wide as their input, as others built
-  them, these would hold 451 million weights.
+  random 64 px from each, so that no edge continues in the next patch. Colours change per image, not per patch, and
+  patches stay in reading order: the head learns to read their concatenation.
+- Heads: linear, ReLU, linear, without norm, as in MoCo v2, after global average pooling of each stage. Hidden layers
+  are as wide as the stage (2048 at C5, as in MoCo v2), also in the local heads (9 C -> C -> 128). Hidden layers as wide
+  as their input, as in other implementations, would have 451 million weights.
 - Level weights 0.1, 0.4, 0.7, 1 and 8 queues (per stage, global and local) of MoCo v2's length and temperature.
 
-Keys are shuffled and batch norms keep to parts of a batch, as in MoCo (see `boxless.methods.moco`); the patches of one
-image stay together. Such norms must not be synchronised between processes. Residual blocks start as the identity.
+Keys are shuffled and batch norms use parts of a batch, as in MoCo (see `boxless.methods.moco`); the patches of one
+image stay together. Do not synchronise such norms between processes. Residual blocks start as the identity.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ _GRID = 3
 
 @dataclass(frozen=True)
 class DetCoConfig(MomentumContrast):
-    """DetCo's hyper-parameters (paper, section 3; where it says nothing MoCo v2's)."""
+    """DetCo's hyper-parameters (paper, section 3, and MoCo v2's for everything else)."""
 
     name: Literal["detco"] = "detco"
     patch_size: int = 64
@@ -55,7 +55,7 @@ class DetCoConfig(MomentumContrast):
     cell_size: int = 85
     """Size of the grid's cells, px: a patch lies anywhere in its cell (PIRL)."""
     patch_scale: tuple[float, float] = (0.6, 1.0)
-    """Share of the image's area that the grid covers (PIRL)."""
+    """Range of the fraction of the image's area that the grid covers (PIRL)."""
     level_weights: tuple[float, float, float, float] = (0.1, 0.4, 0.7, 1.0)
     """Weights of the losses on C2..C5 (eq. 1)."""
     term_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -63,7 +63,7 @@ class DetCoConfig(MomentumContrast):
 
     @property
     def has_patches(self) -> bool:
-        """Where a term needs them."""
+        """True if a term needs patches."""
         return any(self.term_weights[1:])
 
     def views(self) -> tuple[ViewSpec, ...]:
@@ -74,13 +74,13 @@ class DetCoConfig(MomentumContrast):
         return *super().views(), cut, cut
 
     def at_size(self, size: int) -> Self:
-        """The same method on views of another size: patches and blur keep their proportion to them."""
+        """The same method on views of another size, with patches and blur scaled to match."""
         share = size / self.size
         patch_size, cell_size = round(self.patch_size * share), round(self.cell_size * share)
         return replace(super().at_size(size), patch_size=patch_size, cell_size=cell_size)
 
     def build(self, trunk: Trunk) -> "DetCo":
-        """DetCo around the trunk's backbone."""
+        """Build DetCo around the trunk's backbone."""
         return DetCo(trunk, self)
 
 
@@ -88,7 +88,7 @@ class DetCo(nn.Module):
     """See the module's docstring.
 
     Raises:
-        UserError: where no level or no term has a weight.
+        UserError: if no level or no term has a weight.
     """
 
     trains = ("backbone",)
@@ -112,7 +112,7 @@ class DetCo(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """DetCo's loss of two global views and two grids of patches; boxes are not used."""
+        """Compute the loss of two global views and two grids of patches; boxes are not used."""
         shuffle = Shuffle(len(boxes), generator, views[0].image.device)
         i_q, i_k = (view.image[:, None] for view in views[:2])  # (B, 1, 3, H, W)
         patches = [self._patches(view, generator) for view in views[2:]]  # P_q and P_k, (B, 9, 3, h, w)
@@ -132,18 +132,18 @@ class DetCo(nn.Module):
 
     @torch.no_grad()
     def _keys(self, shuffle: Shuffle, heads: nn.ModuleList, images: Tensor, queues: Sequence[Queue]) -> Tensor:
-        """Keys (B, 4, output) of this process's images; those of all processes wait for their queues."""
+        """Return keys (B, 4, output) of this process's images, and hold those of all processes for their queues."""
         keys = shuffle.undo(self._embed(self.target_encoder, heads, shuffle(images)))  # (W * B, 4, output)
         for queue, level_keys in zip(queues, keys.unbind(1), strict=True):
             queue.hold(level_keys)
         return own(keys)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the key encoder: constant."""
+        """Momentum of the key encoder, which is constant."""
         return self.config.momentum
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Move the key encoder and its heads; put the step's keys in their queues."""
+        """Move the key encoder and its heads, and push the step's keys to their queues."""
         move_targets(self, self.momentum(step, total_steps))
         for queue in (*self.global_queues, *self.local_queues):
             queue.push_held()
@@ -170,6 +170,6 @@ class DetCo(nn.Module):
 
 
 def _queues(config: DetCoConfig) -> Sequence[Queue]:
-    """One per level."""
+    """Create one queue per level."""
     queues = nn.ModuleList(Queue(config.queue_length, config.output) for _ in config.level_weights)
     return cast("Sequence[Queue]", queues)

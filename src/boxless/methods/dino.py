@@ -1,19 +1,18 @@
 """DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., 2021, arXiv:2104.14294).
 
-A student sees all crops of an image, large and small; the teacher, a slowly moving copy of it, the large ones alone.
-For each pair of different crops, the student's distribution over K prototypes is to be the teacher's (eqs. 1 to 3,
-Alg. 1). The teacher's is centred, against one prototype for all, and sharpened, against all prototypes alike (eq. 4).
-Trains the backbone's last feature map alone.
+A student sees all crops of an image, large and small; the teacher, a slowly moving copy of it, sees only the large
+ones. For each pair of different crops, the student's distribution over K prototypes should match the teacher's (eqs. 1
+to 3, Alg. 1). The teacher's is centred, so that no prototype wins everything, and sharpened, so that not all prototypes
+are equal (eq. 4). It trains only the backbone's last feature map.
 
-Student and teacher are named after what the other methods call them: `x` and `target_x`. Departures from the authors'
-code:
+Student and teacher have the names of the other methods: `x` and `target_x`. Departures from the authors' code:
 
-- The teacher's temperature rises with every step and not with every epoch.
-- While the prototypes are held, their gradient is zero and not absent. (Weight decay then shortens them, which nothing
-  sees: only their directions count.)
-- The centre moves once per optimizer step, by all batches of it.
-- Crops are scaled bilinearly and not by cubic splines; residual blocks start as the identity.
-- No gradient clipping (theirs is at 3, tensor by tensor), no drop path, constant weight decay.
+- The teacher's temperature rises with every step instead of every epoch.
+- While the prototypes are frozen, their gradient is zero instead of absent. (Weight decay then shortens them, which has
+  no effect: only their directions count.)
+- The centre moves once per optimizer step, using all batches of that step.
+- Crops are scaled bilinearly instead of by cubic splines; residual blocks start as the identity.
+- There is no gradient clipping (theirs is at 3, per tensor) and no drop path, and weight decay is constant.
 """
 
 from collections.abc import Sequence
@@ -43,11 +42,11 @@ class DINOConfig(UnequalCrops):
     local_size: int = 96
     """Size of the local crops, px."""
     local_crops: int = 8
-    """Local crops per image."""
+    """Number of local crops per image."""
     scale: tuple[float, float] = (0.14, 1.0)
-    """Share of the image's area that a global crop shows; 0.14 is for ResNets, 0.4 for vision transformers."""
+    """Range of the fraction of the image's area that a global crop shows: from 0.14 for ResNets, 0.4 for ViTs."""
     local_scale: tuple[float, float] = (0.05, 0.14)
-    """Share of the image's area that a local crop shows; up to 0.4 for vision transformers."""
+    """Range of the fraction of the image's area that a local crop shows; up to 0.4 for vision transformers."""
     local_look: Photometric = Photometric(blur=0.5)  # noqa: RUF009 (frozen)
     """Colours and blur of the local crops."""
     hidden: int = 2048
@@ -55,9 +54,9 @@ class DINOConfig(UnequalCrops):
     output: int = 256
     """Width of the embeddings that are compared with the prototypes."""
     prototypes: int = 65536
-    """K."""
+    """Number K of prototypes."""
     held: float = 0.01
-    """Share of the run in which the prototypes stay as they are: the first epoch of 100."""
+    """Fraction of the run in which the prototypes are frozen: the first epoch of 100."""
     temperature: float = 0.1
     """Temperature of the student."""
     first_target_temperature: float = 0.04
@@ -65,27 +64,27 @@ class DINOConfig(UnequalCrops):
     target_temperature: float = 0.07
     """Temperature of the teacher after its warm-up; use 0.04, the code's default, if training is unstable."""
     warmup: float = 0.3
-    """Share of the run in which the teacher's temperature rises along a line: 30 epochs of 100."""
+    """Fraction of the run in which the teacher's temperature rises linearly: 30 epochs of 100."""
     center_momentum: float = 0.9
-    """m of eq. 4."""
+    """Momentum m of the centre (eq. 4)."""
     momentum: float = 0.996
     """Momentum of the teacher at the start; it rises to 1."""
 
     needs_boxes: ClassVar[bool] = False
 
     def views(self) -> tuple[ViewSpec, ...]:
-        """Two global crops, augmented unequally, then the local ones."""
+        """Two global crops, augmented differently, then the local ones."""
         local = ViewSpec(self.local_size, self.local_look, self.local_scale)
         return *super().views(), *[local] * self.local_crops
 
     def at_size(self, size: int) -> Self:
-        """The same method on crops of another size: blur and local crops keep their proportion to them."""
+        """The same method on crops of another size, with blur and local crops scaled to match."""
         share = size / self.size
         local_size, local_look = round(self.local_size * share), self.local_look.at_scale(share)
         return replace(super().at_size(size), local_size=local_size, local_look=local_look)
 
     def build(self, trunk: Trunk) -> "DINO":
-        """DINO around the trunk's backbone."""
+        """Build DINO around the trunk's backbone."""
         return DINO(trunk, self)
 
 
@@ -111,14 +110,14 @@ class DINO(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """DINO's loss of two global crops and any number of local ones; boxes are not used."""
+        """Compute the loss of two global crops and any number of local ones; boxes are not used."""
         h = [each.mean((2, 3)) for each in crop_maps(self.encoder, views)]  # (B, body width) each
         with torch.no_grad():
             h_target = [each.mean((2, 3)) for each in crop_maps(self.target_encoder, views[:2])]
         return self.compare(h, h_target)
 
     def compare(self, h: Sequence[Tensor], h_target: Sequence[Tensor]) -> MethodOutput:
-        """The loss of all crops' representations (B, body width) by the student, the global ones' by the teacher."""
+        """Compute the loss from all crops' representations (B, body width) and the teacher's of global crops."""
         hold = self.progress.value < self.config.held
         z = [normalize(each, dim=1) for each in self.projector(torch.cat(list(h))).chunk(len(h))]  # (B, output)
         student = [_scores(each, self.prototypes, hold) for each in z]  # (B, K)
@@ -131,13 +130,13 @@ class DINO(nn.Module):
         return MethodOutput(loss, {}, z[0].detach(), z_target[1])
 
     def target_temperature(self) -> float:
-        """Of the teacher now."""
+        """Current temperature of the teacher."""
         share = min(self.progress.value / self.config.warmup, 1.0) if self.config.warmup else 1.0
         start, end = self.config.first_target_temperature, self.config.target_temperature
         return start + share * (end - start)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the teacher: rises to 1 along a cosine."""
+        """Momentum of the teacher, which rises to 1 along a cosine."""
         return ema_momentum(step, total_steps, self.config.momentum)
 
     def after_step(self, step: int, total_steps: int) -> None:

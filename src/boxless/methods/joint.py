@@ -4,14 +4,14 @@ L = w_global L_BYOL + w_pixel L_LC + w_object L_SoCo, of two views: V1 is the wh
 uncropped view), V2 a crop of it.
 
 - global: BYOL (arXiv:2006.07733), eq. 2 in both directions, on the average of C5;
-- pixel: LC-loss (Islam et al.), eqs. 2 to 4, in both directions, of which the paper has V1 to V2 alone. The paper's
-  map is C5. A level of the pyramid trains the FPN too, and its finer cells have more neighbours to be told from: an
-  image of 64 px has 4 cells at C5 and 256 at P2;
+- pixel: LC-loss (Islam et al.), eqs. 2 to 4, in both directions; the paper only uses V1 to V2. The paper's map is C5.
+  A level of the pyramid trains the FPN too, and its finer cells must be distinguished from more neighbours: an image of
+  64 px has 4 cells at C5 and 256 at P2;
 - object: SoCo (arXiv:2106.02637), eqs. 1 to 6 without the third view, on the FPN and through the box head.
 
-A weight of 0 leaves out the term and what it alone needs: without the object term no boxes are needed and no box head
-is trained, with C5's pixel term and no object term no FPN either. The composition and its weights are boxless's own; no
-paper has measured them.
+A weight of 0 drops the term and everything that only this term needs: without the object term no boxes are needed and
+no box head is trained; with C5's pixel term and no object term no FPN is trained either. The composition and its
+weights are boxless's own; no paper has measured them.
 """
 
 from collections.abc import Callable
@@ -53,17 +53,17 @@ class JointConfig(UnequalCrops):
     pixel_map: Literal["C5", "P2", "P3", "P4", "P5"] = "C5"
     """Map whose cells the pixel term compares; the logits of P2 need (H / 4)^4 numbers per image."""
     scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the image's area that V2 shows (SoCo)."""
+    """Range of the fraction of the image's area that V2 shows (SoCo)."""
     local: LocalConfig = LocalConfig()  # noqa: RUF009 (frozen)
-    """The pixel term's own."""
+    """Settings of the pixel term."""
     boxes: int = 4
-    """K, boxes per image and step (SoCo)."""
+    """Number K of boxes per image and step (SoCo)."""
     jitter: float = 0.1
-    """Largest shift and growth of a jittered box, as a share of its sides (SoCo)."""
+    """Largest shift and growth of a jittered box, as a fraction of its sides (SoCo)."""
     jitter_probability: float = 0.5
     """Probability of jittering a box of V1 (SoCo)."""
     hidden: int = 4096
-    """Width inside the projectors and predictors of images and boxes (BYOL, SoCo)."""
+    """Width of the hidden layers of projectors and predictors of images and boxes (BYOL, SoCo)."""
     output: int = 256
     """Width of their projections and predictions (BYOL, SoCo)."""
     momentum: float = 0.99
@@ -71,7 +71,7 @@ class JointConfig(UnequalCrops):
 
     @property
     def needs_boxes(self) -> bool:
-        """Where there is an object term."""
+        """True if there is an object term."""
         return self.object_weight > 0
 
     def views(self) -> tuple[ViewSpec, ...]:
@@ -80,7 +80,7 @@ class JointConfig(UnequalCrops):
         return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=boxes)
 
     def build(self, trunk: Trunk) -> "Joint":
-        """The weighted terms around a trunk; the object term needs an FPN and a box head."""
+        """Build the weighted terms around a trunk; the object term needs an FPN and a box head."""
         return Joint(trunk, self)
 
 
@@ -88,7 +88,7 @@ class Joint(nn.Module):
     """See the module's docstring.
 
     Raises:
-        UserError: where no term has a weight, or the object term has one and the trunk no FPN.
+        UserError: if no term has a weight, or if the object term has one and the trunk has no FPN.
     """
 
     def __init__(self, trunk: Trunk, config: JointConfig) -> None:
@@ -126,7 +126,7 @@ class Joint(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """The weighted sum of the terms of two views of each image."""
+        """Compute the weighted sum of the terms of two views of each image."""
         maps = [self._maps(view) for view in views]
         with torch.no_grad():
             target_maps = [self._maps(view, "target_") for view in views]
@@ -143,7 +143,7 @@ class Joint(nn.Module):
         return MethodOutput(loss, terms, health.online, health.target)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of all targets: rises to 1 along a cosine."""
+        """Momentum of all targets, which rises to 1 along a cosine."""
         return ema_momentum(step, total_steps, self.config.momentum)
 
     def after_step(self, step: int, total_steps: int) -> None:
@@ -151,7 +151,7 @@ class Joint(nn.Module):
         move_targets(self, self.momentum(step, total_steps))
 
     def _maps(self, view: View, of: str = "") -> Maps:
-        """C2..C5 of a view, and the pyramid's levels where a term needs them, by the papers' names."""
+        """C2..C5 of a view, and the pyramid's levels if a term needs them, by the papers' names."""
         stages: Maps = getattr(self, f"{of}body")(view.image)
         named = {f"C{int(key) + 2}": value for key, value in stages.items()}
         if not hasattr(self, "fpn"):
@@ -202,7 +202,7 @@ class Joint(nn.Module):
 
 
 class _Prediction(nn.Module):
-    """Representation, projector and predictor; the first two have targets that follow."""
+    """Representation, projector and predictor; the first two have EMA targets."""
 
     def __init__(self, represent: nn.Module, width: int, config: JointConfig) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class _Describe(nn.Module):
         self.roi_pool, self.box_head = trunk.roi_pool, trunk.box_head
 
     def forward(self, maps: Maps, rois: Tensor, frame: tuple[int, int]) -> Tensor:
-        """The boxes, each from its own level."""
+        """Describe the boxes, each from its own level."""
         levels = {key: maps[level] for level, key in _levels(self.roi_pool).items()}
         pooled = self.roi_pool.pool(levels, rois, assign_level(rois[:, 1:]), frame)  # (R, C, 7, 7)
         described: Tensor = self.box_head(pooled)
@@ -240,5 +240,5 @@ class _Describe(nn.Module):
 
 
 def _levels(roi_pool: RoIPool) -> dict[str, str]:
-    """The papers' names of the levels that boxes are pooled from, and torchvision's."""
+    """The papers' and torchvision's names of the levels that boxes are pooled from."""
     return {f"P{number}": name for number, name in enumerate(roi_pool.featmap_names, start=roi_pool.first)}

@@ -1,18 +1,19 @@
 """LC-loss: Self-supervised Learning with Local Contrastive Loss for Detection and Semantic Segmentation (Islam et al.).
 
-A term that is added to a method of whole images (here BYOL and DINO): each cell of the whole image's feature map, seen
-by the target network, must find its own place among all cells of a crop of that image, seen by the online network
-(eqs. 2 to 4). L = (1 - alpha) L_G + alpha L_LC (eq. 5). Trains the backbone's last feature map alone.
+This term is added to a method for whole images (here BYOL and DINO): each cell of the whole image's feature map, from
+the target network, must find its own place among all cells of a crop of that image, from the online network (eqs. 2 to
+4). L = (1 - alpha) L_G + alpha L_LC (eq. 5). It trains only the backbone's last feature map.
 
 There is no official code, and the paper leaves open:
 
 - the temperature (0.2 here, DenseCL's) and the mean of eq. 4 (over all kept points of the batch);
-- the views of BYOL. Read literally, as here, there are two: the whole image and a crop, both of them views of L_G too.
-  `crops=2` takes BYOL's own two crops for L_G and the whole image for the target alone; the paper's cost per epoch, 1.5
-  times BYOL's, suggests something of the kind;
-- the colours: of the whole image BYOL's T, of the crop T'; a ReLU between the local heads' two convolutions;
+- the views of BYOL. Read literally, as here, there are two: the whole image and a crop, both also views of L_G.
+  `crops=2` uses BYOL's own two crops for L_G and the whole image only for the target; the paper's cost per epoch, 1.5
+  times BYOL's, suggests something similar;
+- the colours (BYOL's T for the whole image, T' for the crop) and a ReLU between the local heads' two convolutions;
 - the widths "projection 4096, prediction 256", read as hidden and output widths of BYOL;
-- all of DINO's variant: the whole image goes to the teacher alone, and the term is averaged over both global crops.
+- everything about DINO's variant: the whole image goes only to the teacher, and the term is averaged over both global
+  crops.
 """
 
 from dataclasses import dataclass, replace
@@ -37,19 +38,19 @@ class LocalConfig:
     """The local term's hyper-parameters (paper, section 4.1)."""
 
     hidden: int = 2048
-    """Width inside the local projector."""
+    """Width of the hidden layer of the local projector."""
     output: int = 256
     """Width of the cells that are compared."""
     temperature: float = 0.2
-    """tau of eq. 3; the paper does not give it."""
+    """Temperature tau of eq. 3; the paper does not give it."""
     kind: Literal["contrastive", "mse"] = "contrastive"
-    """The paper's term, or BYOL's distance of each cell from its own place alone (table 6)."""
+    """Kind of term: the paper's, or BYOL's distance of each cell from its own place only (table 6)."""
     predictor: bool = False
     """Add two convolutions on the online side, as BYOL's predictor does; the paper has none."""
 
 
 class LocalTerm(nn.Module):
-    """L_LC with its projectors: two 1 x 1 convolutions on the online side, a copy that follows on the target side."""
+    """L_LC with its projectors: two 1 x 1 convolutions on the online side, an EMA copy on the target side."""
 
     def __init__(self, width: int, config: LocalConfig) -> None:
         super().__init__()
@@ -59,13 +60,13 @@ class LocalTerm(nn.Module):
         self.target_projector = target_copy(self.projector)
 
     def forward(self, target_map: Tensor, target_view: View, online_map: Tensor, online_view: View) -> Tensor:
-        """The loss of two views of the same images.
+        """Compute the loss of two views of the same images.
 
         Args:
             target_map: (B, width, h, w), the target backbone's features of `target_view`; gets no gradient.
             target_view: the whole image in the paper; any view will do.
             online_map: (B, width, h', w'), the online backbone's features of `online_view`.
-            online_view: where the target's cells are looked for; those that it does not show are left out.
+            online_view: the view in which the target's cells are searched; cells that it does not show are left out.
         """
         with torch.no_grad():
             f = self.target_projector(target_map)  # (B, output, h, w)
@@ -77,10 +78,10 @@ class LocalTerm(nn.Module):
 
 
 def places(view: View, other: View, rows: int, columns: int) -> Tensor:
-    """Where a view's cell centres lie in another view of the same images: p_sc of each p_c.
+    """Map a view's cell centres into another view of the same images: p_sc of each p_c.
 
     Returns:
-        (B, rows, columns, 2), xy as shares of the other view's width and height, NaN where it does not show them.
+        (B, rows, columns, 2), xy as fractions of the other view's width and height, NaN if it does not show them.
     """
     height, width = other.size
     points = transform_points(other.from_source, view.cell_centres(rows, columns))  # px of the other view
@@ -100,13 +101,13 @@ class LCBYOLConfig:
 
     name: Literal["lc-byol"] = "lc-byol"
     byol: BYOLConfig = BYOLConfig(momentum=0.996)  # noqa: RUF009 (frozen)
-    """The method of whole images; its first photometric setting is the whole image's too."""
+    """Settings of the method for whole images; its first photometric setting also applies to the whole image."""
     local: LocalConfig = LocalConfig()
-    """The local term."""
+    """Settings of the local term."""
     alpha: float = 0.1
     """Weight of the local term; 1 - alpha is the other's. 0.05 to 0.3 are about equally good (figure 3b)."""
     crops: Literal[1, 2] = 1
-    """Random crops beside the whole image: 1, where the whole image is a view of L_G too; 2, where it is not."""
+    """Number of random crops beside the whole image: 1 if the whole image is also a view of L_G, 2 if it is not."""
 
     needs_boxes: ClassVar[bool] = False
 
@@ -119,7 +120,7 @@ class LCBYOLConfig:
         return replace(self, byol=self.byol.at_size(size))
 
     def build(self, trunk: Trunk) -> "LCBYOL":
-        """LC-loss and BYOL around the trunk's backbone."""
+        """Build LC-loss and BYOL around the trunk's backbone."""
         return LCBYOL(trunk, self)
 
 
@@ -137,7 +138,7 @@ class LCBYOL(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """The loss of the whole image I_c and one or two crops I_sc; boxes are not used."""
+        """Compute the loss of the whole image I_c and one or two crops I_sc; boxes are not used."""
         whole, *crops = views
         pair = views[-2:]  # of L_G
         maps = [self.byol.encoder(view.image)["3"] for view in pair]  # F_theta: (B, body width, h, w) each
@@ -153,7 +154,7 @@ class LCBYOL(nn.Module):
         return _weighted(output, torch.stack(local).mean(), self.config.alpha)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of all targets: rises to 1 along a cosine."""
+        """Momentum of all targets, which rises to 1 along a cosine."""
         return self.byol.momentum(step, total_steps)
 
     def after_step(self, step: int, total_steps: int) -> None:
@@ -164,13 +165,13 @@ class LCBYOL(nn.Module):
 
 @dataclass(frozen=True)
 class LCDINOConfig:
-    """LC-loss added to DINO (the paper gives its existence alone)."""
+    """LC-loss added to DINO (the paper gives no details)."""
 
     name: Literal["lc-dino"] = "lc-dino"
     dino: DINOConfig = DINOConfig()  # noqa: RUF009
-    """The method of whole images; its first photometric setting is the whole image's too."""
+    """Settings of the method for whole images; its first photometric setting also applies to the whole image."""
     local: LocalConfig = LocalConfig()
-    """The local term."""
+    """Settings of the local term."""
     alpha: float = 0.1
     """Weight of the local term; 1 - alpha is the other's."""
 
@@ -185,7 +186,7 @@ class LCDINOConfig:
         return replace(self, dino=self.dino.at_size(size))
 
     def build(self, trunk: Trunk) -> "LCDINO":
-        """LC-loss and DINO around the trunk's backbone."""
+        """Build LC-loss and DINO around the trunk's backbone."""
         return LCDINO(trunk, self)
 
 
@@ -203,12 +204,12 @@ class LCDINO(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """The loss of the whole image and DINO's crops, of which the two global ones are searched; no boxes."""
+        """Compute the loss of the whole image and DINO's crops, searching the two global ones; boxes are not used."""
         whole, *crops = views
         maps = crop_maps(self.dino.encoder, crops)  # (B, body width, h, w) each
         with torch.no_grad():
             target_maps = crop_maps(self.dino.target_encoder, crops[:2])
-            # A pass of its own, so that DINO's norms see DINO's crops alone.
+            # This pass is separate so that DINO's norms see only DINO's crops.
             whole_map = self.dino.target_encoder(whole.image)["3"]
         output = self.dino.compare([each.mean((2, 3)) for each in maps], [each.mean((2, 3)) for each in target_maps])
         local = [
@@ -217,7 +218,7 @@ class LCDINO(nn.Module):
         return _weighted(output, torch.stack(local).mean(), self.config.alpha)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of all targets: rises to 1 along a cosine."""
+        """Momentum of all targets, which rises to 1 along a cosine."""
         return self.dino.momentum(step, total_steps)
 
     def after_step(self, step: int, total_steps: int) -> None:

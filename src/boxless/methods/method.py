@@ -1,4 +1,4 @@
-"""What every method is: a module that turns views and boxes into a loss."""
+"""The protocol of a method: a module that turns views and boxes into a loss."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -11,13 +11,13 @@ from boxless.geometry.view import View
 
 
 class MethodOutput(NamedTuple):
-    """What one forward pass of a method gives.
+    """The result of one forward pass of a method.
 
     Attributes:
         loss: the scalar to minimise.
         terms: its named parts, for the log.
-        online: (N, D), embeddings that chase `target`, without gradient; the health report measures them.
-        target: (N, D), what they chase.
+        online: (N, D), embeddings that are trained towards `target`, without gradient; the health report measures them.
+        target: (N, D), the embeddings that they should match.
     """
 
     loss: Tensor
@@ -35,35 +35,35 @@ class MethodConfig(Protocol):
         """The method's name in recipes."""
 
     def views(self) -> tuple[ViewSpec, ...]:
-        """The views that the method takes of each image, in the paper's order."""
+        """The views of each image that the method uses, in the paper's order."""
 
     def at_size(self, size: int) -> "MethodConfig":
         """The same method on full-size views of another size, px."""
 
     def build(self, trunk: Trunk) -> "Method":
-        """The method around a trunk."""
+        """Build the method around a trunk."""
 
     @property
     def needs_boxes(self) -> bool:
-        """Whether proposals must be at hand."""
+        """True if the method needs proposals."""
 
 
 class Method(Protocol):
-    """A method: trains parts of a trunk from views and boxes without labels. Implementations are `nn.Module`s."""
+    """A method trains parts of a trunk from views and boxes, without labels. Implementations are `nn.Module`s."""
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """The parts that learn, by the names of `Trunk.parts`."""
+        """Names of the trained parts, as in `Trunk.parts`."""
 
     def __call__(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             views: in the order of `MethodConfig.views`, images normalised.
-            boxes: (B, N, 4), proposals in source px, padded; on the CPU, as all places are (see `View`).
-            valid: (B, N), which of them are not padding; on the CPU.
+            boxes: (B, N, 4), proposals in source px, padded; on the CPU, like all positions (see `View`).
+            valid: (B, N), false for padding; on the CPU.
             generator: on the CPU, seeded by the step, for everything random in the method.
         """
 

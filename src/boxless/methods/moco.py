@@ -2,14 +2,14 @@
 
 A query must find the key of its own image among a queue of past keys:
 L = -log(e^{q.k+ / t} / (e^{q.k+ / t} + sum_j e^{q.k_j / t})) (v1, eq. 1). The keys come from a slowly moving copy of
-the encoder (eq. 2), in shuffled order (section 3.3). Trains the backbone's last feature map alone.
+the encoder (eq. 2), in shuffled order (section 3.3). It trains only the backbone's last feature map.
 
-Batch norms keep to parts of a batch, as on the authors' 8 GPUs, so that shuffling works on a single one as well: with
-`norm_groups=1` on one process, the keys' statistics are those of the queries' own images and give the pairs away. Such
-norms must not be synchronised between processes.
+Batch norms use parts of a batch, as on the authors' 8 GPUs, so that shuffling also works on a single one: with
+`norm_groups=1` on one process, the keys' statistics are those of the queries' own images and give the pairs away. Do
+not synchronise such norms between processes.
 
-Departures from the authors' code: the key encoder moves after the step and not before the next (the same sequence), and
-residual blocks start as the identity, as for all methods here.
+Departures from the authors' code: the key encoder moves after the step instead of before the next (the same sequence),
+and residual blocks start as the identity, as in all methods here.
 """
 
 from dataclasses import dataclass
@@ -31,22 +31,22 @@ from boxless.training.distributed import own
 
 @dataclass(frozen=True)
 class MomentumContrast(EqualCrops):
-    """The hyper-parameters of MoCo v2 that DenseCL and DetCo took over (v2, section 3; v1, section 3.3; code)."""
+    """Hyper-parameters of MoCo v2 that DenseCL and DetCo share (v2, section 3; v1, section 3.3; code)."""
 
     scale: tuple[float, float] = (0.2, 1.0)
-    """Share of the image's area that a crop shows."""
+    """Range of the fraction of the image's area that a crop shows."""
     photometric: Photometric = Photometric(saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
     """Colours and blur of all views (v2: those of v1, with blur)."""
     output: int = 128
     """Width of queries and keys."""
     temperature: float = 0.2
-    """t, of all losses (v2, table 2); 0.07 in v1."""
+    """Temperature t of all losses (v2, table 2); 0.07 in v1."""
     queue_length: int = 65536
     """Length of each queue: past keys that a query must tell from its own."""
     momentum: float = 0.999
     """Momentum of the key encoder, constant."""
     norm_groups: int = 8
-    """Parts of the batch, over all processes, with batch statistics of their own: the authors' 8 GPUs."""
+    """Number of parts of the batch, over all processes, with their own batch statistics: the authors' 8 GPUs."""
 
     needs_boxes: ClassVar[bool] = False
 
@@ -57,10 +57,10 @@ class MoCoConfig(MomentumContrast):
 
     name: Literal["moco"] = "moco"
     hidden: int = 2048
-    """Width inside the head."""
+    """Width of the head's hidden layer."""
 
     def build(self, trunk: Trunk) -> "MoCo":
-        """MoCo around the trunk's backbone."""
+        """Build MoCo around the trunk's backbone."""
         return MoCo(trunk, self)
 
 
@@ -81,7 +81,7 @@ class MoCo(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """MoCo's loss of a query's and a key's view; boxes are not used."""
+        """Compute the loss of a query's and a key's view; boxes are not used."""
         x_q, x_k = (view.image for view in views)
         q = in_groups(lambda x: self.head(pooled(self.encoder, x)), x_q, self.config.norm_groups)  # (B, output)
         with torch.no_grad():
@@ -96,10 +96,10 @@ class MoCo(nn.Module):
         return MethodOutput(loss, {}, q.detach(), k)
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the key encoder: constant."""
+        """Momentum of the key encoder, which is constant."""
         return self.config.momentum
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Move the key encoder (eq. 2); put the step's keys in the queue."""
+        """Move the key encoder (eq. 2), and push the step's keys to the queue."""
         move_targets(self, self.momentum(step, total_steps))
         self.queue.push_held()

@@ -1,4 +1,4 @@
-"""Pieces that several methods share: MLP heads, targets that follow, queues of negatives."""
+"""Modules that several methods share: MLP heads, EMA targets, queues of negatives."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 def deep_mlp(inputs: int, hidden: int, outputs: int, bias: bool) -> nn.Sequential:
     """Three linear layers, batch norm and ReLU after the first two: the projector of Barlow Twins and VICReg.
 
-    `bias` is that of the first two; the last has none.
+    `bias` applies to the first two layers; the last has none.
     """
     return nn.Sequential(
         *(nn.Linear(inputs, hidden, bias), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)),
@@ -54,12 +54,12 @@ def conv_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def target_copy(online: Module) -> Module:
-    """A copy that starts equal, gets no gradient and keeps its own batch statistics in training mode."""
+    """Copy a module as an EMA target, without gradient and with its own batch statistics in training mode."""
     return copy.deepcopy(online).requires_grad_(False)
 
 
 def move_targets(method: nn.Module, momentum: float) -> None:
-    """Move each part `target_x`, wherever it is in the method, after the part `x` beside it (see `ema_update`)."""
+    """Move each module `target_x`, anywhere in the method, towards the module `x` beside it (see `ema_update`)."""
     targets: list[Tensor] = []
     online: list[Tensor] = []
     for owner in method.modules():
@@ -71,13 +71,14 @@ def move_targets(method: nn.Module, momentum: float) -> None:
 
 
 class Shuffle:
-    """Rows of all processes, dealt out anew (MoCo, section 3.3): a key's batch norms then see other images than its
-    query's, so that the batch statistics cannot give the pair away.
+    """A random redistribution of rows over all processes (MoCo, section 3.3).
+
+    A key's batch norms then see other images than its query's, so batch statistics cannot give the pair away.
 
     Args:
-        rows: on each process.
-        generator: on the CPU; the first process's draw counts.
-        device: of the rows.
+        rows: number of rows on each process.
+        generator: on the CPU; the first process's draw is used.
+        device: device of the rows.
     """
 
     def __init__(self, rows: int, generator: torch.Generator, device: torch.device) -> None:
@@ -89,26 +90,26 @@ class Shuffle:
         return own(gather(values)[self.order])
 
     def undo(self, values: Tensor) -> Tensor:
-        """All processes' rows (W * N, ...) in the order of before; `own` takes this process's."""
+        """All processes' rows (W * N, ...) in the original order; `own` takes this process's."""
         return gather(values)[self.order.argsort()]
 
 
 def in_groups(encode: Callable[[Tensor], Tensor], images: Tensor, groups: int) -> Tensor:
-    """Encode images (B, ...) in parts of at least two, so that each part has its own batch statistics.
+    """Encode images (B, ...) in parts of at least two images, each with its own batch statistics.
 
     Args:
-        encode: what has the batch norms.
-        images: of this process.
-        groups: parts of the batch of all processes.
+        encode: the network with the batch norms.
+        images: images of this process.
+        groups: number of parts of the batch over all processes.
     """
     parts = images.tensor_split(max(1, min(groups // world_size(), len(images) // 2)))
     return torch.cat([encode(part) for part in parts])
 
 
 class Queue(nn.Module):
-    """The latest keys of past batches, as negatives (MoCo, section 3.1): a ring of L2-normalised vectors.
+    """The latest keys of past batches, used as negatives (MoCo, section 3.1): a ring of L2-normalised vectors.
 
-    Keys are (N, D), of all processes and unit length.
+    Keys are (N, D), from all processes and of unit length.
 
     Attributes:
         vectors: (K, D), unit length, random at the start.
@@ -124,7 +125,7 @@ class Queue(nn.Module):
         self._held: list[Tensor] = []  # of the batches since the last step
 
     def hold(self, keys: Tensor) -> None:
-        """Keep a batch's keys until its step is over; in training alone."""
+        """Keep a batch's keys until its step is over; only in training."""
         if self.training:
             self._held.append(keys)
 
@@ -136,7 +137,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Put keys in place of the oldest ones."""
+        """Replace the oldest keys."""
         length = len(self.vectors)
         keys = keys[-length:]
         rows = (self.next_row + torch.arange(len(keys), device=keys.device)) % length
@@ -145,7 +146,7 @@ class Queue(nn.Module):
 
 
 def crop_maps(encoder: nn.Module, views: Sequence[View]) -> list[Tensor]:
-    """C5 of each crop, (B, width, h, w). Neighbours of one size share a pass, and so their batch norms' statistics."""
+    """C5 of each crop, (B, width, h, w). Neighbours of one size share a pass and its batch statistics."""
     maps: list[Tensor] = []
     for _, group in groupby(views, lambda view: view.size):
         crops = [view.image for view in group]
@@ -154,19 +155,19 @@ def crop_maps(encoder: nn.Module, views: Sequence[View]) -> list[Tensor]:
 
 
 def nothing(module: nn.Module) -> Tensor:
-    """A loss of 0 that every trained parameter takes part in, as distributed training wants it."""
+    """A loss of 0 that depends on every trained parameter, as distributed training requires."""
     return torch.stack([p.sum() for p in module.parameters() if p.requires_grad]).sum() * 0
 
 
 def held(weight: Tensor, hold: bool) -> Tensor:
-    """The weight, or the same values whose gradient is zero: with none at all, distributed training would wait."""
+    """The weight, or its values with zero gradient: without any gradient, distributed training would wait."""
     return weight.detach() + 0 * weight if hold else weight
 
 
 def with_all(vectors: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
-    """The same vectors, but made from all maps, at zero gradient, where several processes train together.
+    """The same vectors, made to depend on all maps with zero gradient if several processes train.
 
-    Norms over all processes wait for all of them in the backward pass, though some may have no box on a map.
+    In the backward pass, norms over all processes wait for all of them, but some may have no box on a map.
     """
     if world_size() == 1 or not torch.is_grad_enabled():
         return vectors
@@ -174,7 +175,7 @@ def with_all(vectors: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
 
 
 class Number(nn.Module):
-    """A number that checkpoints keep, on the CPU, so that to ask for it never waits for the device."""
+    """A number in the checkpoint that stays on the CPU, so reading it never waits for the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,5 +186,5 @@ class Number(nn.Module):
         return torch.tensor(self.value, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the value from `load_state_dict`."""
+        """Restore the value from `load_state_dict`."""
         self.value = float(state)

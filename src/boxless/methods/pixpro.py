@@ -1,13 +1,14 @@
 """PixPro: Propagate Yourself, pixel-level consistency (Xie et al., 2021, arXiv:2011.10043).
 
-Cells of two views that lie close together in the source image shall agree. On the online side each cell first takes
-over the features of cells that look like it (pixel propagation, eqs. 3 and 4), which adds smoothness to the loss
-(eq. 5). No negatives. Trains the backbone's last feature map alone; the authors never released their FPN pretraining.
+Cells of two views that lie close together in the source image should agree. On the online side each cell first mixes in
+the features of similar cells (pixel propagation, eqs. 3 and 4), which adds smoothness to the loss (eq. 5). There are no
+negatives. It trains only the backbone's last feature map; the authors never released their FPN pretraining.
 
 Departures from the authors' code: distances are measured in source pixels, as in the paper (the code measures them in
-the unit square, where an image's longer side counts less); the projector is 2048 wide inside (code: `hidden=4096`);
-values are propagated as they are (code: `normalize_values=True`). As in the code, distances are in units of the larger
-view's cell diagonal, and the loss is twice eq. 5 so that both directions add up to BYOL's scale, -4 at best.
+the unit square, where the longer side of an image counts less); the projector's hidden layer is 2048 wide (code:
+`hidden=4096`); values are propagated as they are (code: `normalize_values=True`). As in the code, distances are in
+units of the larger view's cell diagonal, and the loss is twice eq. 5 so that both directions add up to BYOL's scale, -4
+at best.
 """
 
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ class PixProConfig(UnequalCrops):
 
     name: Literal["pixpro"] = "pixpro"
     hidden: int = 2048
-    """Width inside the projector; 4096 in the official code."""
+    """Width of the projector's hidden layer; 4096 in the official code."""
     output: int = 256
     """Width of projected cells."""
     threshold: float = 0.7
-    """T: cells closer than this shall agree, in diagonals of the larger cell (paper, table 3a)."""
+    """Distance T below which cells should agree, in diagonals of the larger cell (paper, table 3a)."""
     sharpness: float = 2.0
-    """gamma: exponent of the similarity by which cells propagate (eq. 4)."""
+    """Exponent gamma of the similarity with which cells propagate (eq. 4)."""
     normalize_values: bool = False
     """Bring cells to unit length before they are propagated, as in the official code alone."""
     momentum: float = 0.99
@@ -47,7 +48,7 @@ class PixProConfig(UnequalCrops):
     needs_boxes: ClassVar[bool] = False
 
     def build(self, trunk: Trunk) -> "PixPro":
-        """PixPro around the trunk's backbone."""
+        """Build PixPro around the trunk's backbone."""
         return PixPro(trunk, self)
 
 
@@ -60,7 +61,7 @@ class Propagation(nn.Module):
         self.sharpness, self.normalize_values = sharpness, normalize_values
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cells (B, D, h, w) as sums of all cells of their map, weighed by how much they look alike."""
+        """Replace cells (B, D, h, w) by sums over all cells of their map, weighted by similarity."""
         unit = normalize(x.flatten(2), dim=1)  # (B, D, h w)
         likeness = (unit.mT @ unit).relu() ** self.sharpness  # eq. 4: (B, h w, h w)
         value = self.value(x).flatten(2)  # g
@@ -87,7 +88,7 @@ class PixPro(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """PixPro's loss of two views; boxes are not used."""
+        """Compute the loss of two views; boxes are not used."""
         y1, y2 = (self.propagation(self.projector(self.encoder(view.image)["3"])) for view in views)  # (B, D, h, w)
         with torch.no_grad():
             t1, t2 = (self.target_projector(self.target_encoder(view.image)["3"]) for view in views)
@@ -98,7 +99,7 @@ class PixPro(nn.Module):
         return MethodOutput(loss, {}, y1.detach().mean((2, 3)), t2.mean((2, 3)))  # eq. 5, doubled
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the target: BYOL's cosine."""
+        """Momentum of the target: BYOL's cosine."""
         return ema_momentum(step, total_steps, self.config.momentum)
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -1,14 +1,14 @@
 """Self-EMD: Self-Supervised Object Detection without ImageNet (Liu et al., 2021, arXiv:2011.13677).
 
-BYOL on maps: the cells of one view's map are carried to those of another's along the cheapest transport plan (eqs. 4 to
-11), which finds what shows the same thing without being told. Cells weigh what they have in common with the other
-view's vector, from BYOL's own heads and loss, which run in parallel (eq. 13). Pooled cells take part in the transport
-(spatial pyramid crops), and so does a small third view. Trains the backbone's last feature map alone.
+BYOL on maps: the cells of one view's map are moved to those of another's by the cheapest transport plan (eqs. 4 to 11),
+which finds cells that show the same thing. A cell's weight is its similarity to the other view's vector, from BYOL's
+own heads and loss, which run in parallel (eq. 13). Pooled cells take part in the transport (spatial pyramid crops), and
+so does a small third view. It trains only the backbone's last feature map.
 
-The authors released no code, and the paper leaves open what follows. Marginals are taken from cosines and scaled to a
-sum of 1, as in DeepEMD, which it builds on. No gradient flows through the plan. The regularisation, 20, is ours:
-sharper plans do not converge in ten iterations. Maps and vectors have separate heads, of BYOL's sizes. The third view
-is a crop of its own. Every view predicts every other one, all terms added with the same weight.
+The authors released no code, and the paper leaves open what follows. We chose: marginals from cosines,
+scaled to a sum of 1, as in DeepEMD, on which it builds; no gradient through the plan; a regularisation of 20, since
+sharper plans do not converge in ten iterations; separate heads of BYOL's sizes for maps and vectors; an independent
+crop as third view. Every view predicts every other one, and all terms have the same weight.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ from boxless.training.optim import ema_momentum
 
 @dataclass(frozen=True)
 class SelfEMDConfig(UnequalCrops):
-    """Self-EMD's hyper-parameters (paper, sections 3.2, 3.3 and 4.1; where it is silent, BYOL's)."""
+    """Self-EMD's hyper-parameters (paper, sections 3.2, 3.3 and 4.1, and BYOL's for everything else)."""
 
     name: Literal["self-emd"] = "self-emd"
     small_size: int = 112
@@ -44,29 +44,29 @@ class SelfEMDConfig(UnequalCrops):
     """Weights for the cells of the other view: by its vector from BYOL's branch (eq. 13), or by its mean cell, without
     that branch and its loss (eq. 12; table 2's row, 2.3 AP worse, has neither pyramid nor third view)."""
     hidden: int = 4096
-    """Width inside projectors and predictors (BYOL)."""
+    """Width of the hidden layers of projectors and predictors (BYOL)."""
     output: int = 256
     """Width of projections and predictions (BYOL)."""
     regularization: float = 20.0
-    """lambda of eq. 6; the paper gives no value."""
+    """Regularisation lambda of eq. 6; the paper gives no value."""
     iterations: int = 10
-    """T, of Sinkhorn and Knopp."""
+    """Number T of Sinkhorn-Knopp iterations."""
     momentum: float = 0.99
     """Momentum of the target at the start; it rises to 1 (BYOL, for 300 epochs)."""
 
     needs_boxes: ClassVar[bool] = False
 
     def views(self) -> tuple[ViewSpec, ...]:
-        """Two random crops, augmented unequally, and a small one."""
+        """Two random crops, augmented differently, and a small one."""
         first, second = super().views()
         return (first, second, replace(second, size=self.small_size)) if self.third_view else (first, second)
 
     def at_size(self, size: int) -> Self:
-        """The same method on views of another size: blur and the third view keep their proportion to them."""
+        """The same method on views of another size, with blur and the third view scaled to match."""
         return replace(super().at_size(size), small_size=size // 2)
 
     def build(self, trunk: Trunk) -> "SelfEMD":
-        """Self-EMD around the trunk's backbone."""
+        """Build Self-EMD around the trunk's backbone."""
         return SelfEMD(trunk, self)
 
 
@@ -92,7 +92,7 @@ class SelfEMD(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """Self-EMD's loss of two or three views; boxes are not used."""
+        """Compute the loss of two or three views; boxes are not used."""
         online, target = [], []  # each view's vector (B, output) and nodes (B, output, n), n by the view's size
         for view in views:
             features = self.encoder(view.image)["3"]  # C5: (B, C, h, w)
@@ -118,7 +118,7 @@ class SelfEMD(nn.Module):
         return MethodOutput(byol + emd, terms, online[0][0].detach(), target[1][0])
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the target: BYOL's cosine."""
+        """Momentum of the target: BYOL's cosine."""
         return ema_momentum(step, total_steps, self.config.momentum)
 
     def after_step(self, step: int, total_steps: int) -> None:
@@ -126,7 +126,7 @@ class SelfEMD(nn.Module):
         move_targets(self, self.momentum(step, total_steps))
 
     def _nodes(self, cells: Tensor) -> Tensor:
-        """Cells (B, D, h, w), and where asked their averages, as one list (B, D, n): 7x7, 5x5 and 3x3 for 7x7."""
+        """Flatten cells (B, D, h, w), and their averages if configured, to (B, D, n): 7x7, 5x5 and 3x3 for 7x7."""
         side = min(cells.shape[-2:])
         if not self.config.pyramid or side == 1:
             return cells.flatten(2)

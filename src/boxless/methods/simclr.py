@@ -1,12 +1,12 @@
 """SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020, arXiv:2002.05709).
 
 Two views of an image must find each other among all other views of the batch: for each of the 2N views,
-l(i, j) = -log(e^{cos(z_i, z_j) / t} / sum_{k != i} e^{cos(z_i, z_k) / t}) (eq. 1), averaged (Alg. 1). Trains the
-backbone's last feature map alone.
+l(i, j) = -log(e^{cos(z_i, z_j) / t} / sum_{k != i} e^{cos(z_i, z_k) / t}) (eq. 1), averaged (Alg. 1). It trains only
+the backbone's last feature map.
 
-The batch is that of all processes, and both views share one pass and so their batch norms' statistics, as in the
-authors' code. The projector is the code's too, with norms that the paper does not mention. The code's loss is twice
-this one: it adds the means of the two views' anchors where Alg. 1 averages them.
+The batch is that of all processes, and both views share one pass and its batch statistics, as in the authors' code. The
+projector is also the code's, with norms that the paper does not mention. The code's loss is twice this one: it adds the
+means of the two views' anchors, while Alg. 1 averages them.
 """
 
 from dataclasses import dataclass
@@ -33,16 +33,16 @@ class SimCLRConfig(EqualCrops):
     photometric: Photometric = Photometric(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)  # noqa: RUF009
     """Colours and blur of both views (appendix A, strength 1)."""
     hidden: int = 2048
-    """Width inside the projector."""
+    """Width of the projector's hidden layer."""
     output: int = 128
     """Width of the projections."""
     temperature: float = 0.1
-    """t; 0.1 is the best of table 5 for normalised projections."""
+    """Temperature t; 0.1 is the best of table 5 for normalised projections."""
 
     needs_boxes: ClassVar[bool] = False
 
     def build(self, trunk: Trunk) -> "SimCLR":
-        """SimCLR around the trunk's backbone."""
+        """Build SimCLR around the trunk's backbone."""
         return SimCLR(trunk, self)
 
 
@@ -66,11 +66,11 @@ class SimCLR(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """SimCLR's loss of two views; boxes are not used."""
+        """Compute the loss of two views; boxes are not used."""
         x = torch.cat([view.image for view in views])  # (2B, 3, size, size)
         z1, z2 = self.projector(pooled(self.encoder, x)).chunk(2)  # (B, output) each
         loss = nt_xent_loss(gather(z1), gather(z2), self.config.temperature)  # Alg. 1
         return MethodOutput(loss, {}, z1.detach(), z2.detach())
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Nothing: SimCLR has no target."""
+        """Do nothing: SimCLR has no target."""

@@ -1,25 +1,25 @@
 """SoCo: Aligning Pretraining for Detection via Object-Level Contrastive Learning (Wei et al., 2021, arXiv:2106.02637).
 
-Every box that selective search found is an instance. Its features in one view, pooled by RoIAlign from the pyramid
-level that fits its size and passed through the detector's own box head, predict the target network's features of the
-same box in another view. Trains backbone, FPN and RoI head. SoCo* and SoCo-C4 are the same on other views and without
-pyramid: see soco_star.py and soco_c4.py.
+Every box from selective search is an instance. Its features in one view, pooled by RoIAlign from the pyramid level that
+fits its size and passed through the detector's own box head, predict the target network's features of the same box in
+another view. It trains backbone, FPN and RoI head. SoCo* uses other views and SoCo-C4 no pyramid: see soco_star.py and
+soco_c4.py.
 
-Where paper and official code differ, this is the paper, and the code's way is an option:
+If paper and official code differ, this module follows the paper, and the code's way is an option:
 
 - V3 is V2 made smaller (`third_view="independent_crop"`: another crop, as in the code).
 - A box is pooled at its own level only, and all boxes of a view share one batch of norm statistics
-  (`pooling="all_levels"`: at all four, one after the other, so that norms also see boxes at wrong levels).
-- The loss is the mean over an image's boxes (eq. 6); where fewer than K are visible, the empty places are masked
-  (`empty_places="copies"`: filled with copies anew in each view, which all match and weigh boxes unequally).
+  (`pooling="all_levels"`: at all four in turn, so that norms also see boxes at wrong levels).
+- The loss is the mean over an image's boxes (eq. 6); if fewer than K are visible, the empty places are masked
+  (`empty_places="copies"`: filled with copies, drawn again in each view, which all match and weight boxes unequally).
 - Nothing is cut out (`cut_out=0.5`: a square of every second box of V2 and V3).
 - All views show the same K boxes; the code draws them for each pair of views that do not show the same crop.
 - A jittered box grows about its centre; the code keeps its upper left corner.
 - Boxes are continuous; the code cuts them to the last pixel's index, one pixel short.
 
 The rungs of table 4 are options too (`align`, `pooling="coarsest_level"`, `jitter_probability=0`, `third_view="none"`).
-The paper does not say where a box is pooled before its size decides, nor what describes it without a head: here it is
-the coarsest level, where C5 is too, and the average of what is pooled.
+The paper does not say at which level a box is pooled without size assignment, nor what describes it without a head:
+here it is the coarsest level, at C5's resolution, and the average of the pooled features.
 """
 
 from collections.abc import Sequence
@@ -48,20 +48,20 @@ class SoCoFamily(UnequalCrops):
     """The hyper-parameters that SoCo, SoCo* and SoCo-C4 share (paper, sections 3.2, 3.3 and 4.1)."""
 
     scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the image's area that a crop shows; V1 shows it all."""
+    """Range of the fraction of the image's area that a crop shows; V1 shows all of it."""
     empty_places: Literal["masked", "copies"] = "masked"
     """Replacement for boxes that an image lacks: none, or copies of the boxes that it has (official code)."""
     cut_out: float = 0.0
     """Probability of erasing a square inside a box in views other than V1 (official code of SoCo for 100 epochs and of
     SoCo-C4: 0.5)."""
     boxes: int = 4
-    """K, boxes per image and step (paper, table 5c)."""
+    """Number K of boxes per image and step (paper, table 5c)."""
     jitter: float = 0.1
-    """Largest shift and growth of a jittered box, as a share of its sides."""
+    """Largest shift and growth of a jittered box, as a fraction of its sides."""
     jitter_probability: float = 0.5
     """Probability of jittering a box of V1 (official code of SoCo-C4: 0)."""
     hidden: int = 4096
-    """Width inside projector and predictor."""
+    """Width of the hidden layers of projector and predictor."""
     output: int = 256
     """Width of projections and predictions."""
     momentum: float = 0.99
@@ -72,12 +72,12 @@ class SoCoFamily(UnequalCrops):
 
     @property
     def pooling(self) -> Literal["own_level", "all_levels", "coarsest_level"]:
-        """Where a box is pooled; an option where there are several levels."""
+        """The level at which a box is pooled; an option if there are several levels."""
         return "own_level"
 
     @property
     def align(self) -> Literal["head", "pyramid", "body"]:
-        """What describes a box; an option where table 4 has it."""
+        """The parts that describe a box; an option in methods of table 4."""
         return "head"
 
     def views(self) -> tuple[ViewSpec, ...]:
@@ -85,7 +85,7 @@ class SoCoFamily(UnequalCrops):
         return ViewSpec(self.size, self.first), ViewSpec(self.size, self.second, self.scale, min_boxes=2)
 
     def build(self, trunk: Trunk) -> "SoCo":
-        """SoCo around a trunk with a box head: a pyramid, or for SoCo-C4 none."""
+        """Build SoCo around a trunk with a box head, with a pyramid or, for SoCo-C4, without."""
         return SoCo(trunk, self)
 
 
@@ -115,7 +115,7 @@ class SoCoConfig(SoCoFamily):
         return first, second, replace(second, size=self.small_size)
 
     def at_size(self, size: int) -> Self:
-        """The same method on views of another size: blur and V3 keep their proportion to them."""
+        """The same method on views of another size, with blur and V3 scaled to match."""
         return replace(super().at_size(size), small_size=size // 2)
 
 
@@ -123,7 +123,7 @@ class SoCo(nn.Module):
     """See the module's docstring.
 
     Raises:
-        UserError: where the trunk's neck is not the method's.
+        UserError: if the trunk's neck is not the method's.
     """
 
     def __init__(self, trunk: Trunk, config: SoCoFamily) -> None:
@@ -134,7 +134,7 @@ class SoCo(nn.Module):
                 "(soco and soco-star need fpn or hybrid, soco-c4 needs c4)"
             )
         self.config = config
-        # V1 and each other view predict each other (eq. 5 and its mirror image).
+        # V1 and every other view predict each other (eq. 5 and its mirror image).
         self.directions = [pair for other in range(1, len(config.views())) for pair in ((0, other), (other, 0))]
         self.trunk = trunk
         self.trains = tuple(trunk.parts)[: {"body": 1, "pyramid": 2, "head": 3}[config.align]]
@@ -149,7 +149,7 @@ class SoCo(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """SoCo's loss of the views of each image (eqs. 1 to 6)."""
+        """Compute the loss of the views of each image (eqs. 1 to 6)."""
         source, present = shared_boxes(views, boxes, valid, self.config.boxes, generator)  # (B, K, 4), (B, K)
         if total(int(present.sum())) < 2:  # one vector has no batch statistics: nothing can be learned from this batch
             return self._nothing(present)
@@ -181,7 +181,7 @@ class SoCo(nn.Module):
         return MethodOutput(loss, terms, v[0].detach(), v_target[1])
 
     def momentum(self, step: int, total_steps: int) -> float:
-        """Of the target: rises to 1 along a cosine."""
+        """Momentum of the target, which rises to 1 along a cosine."""
         return ema_momentum(step, total_steps, self.config.momentum)
 
     def after_step(self, step: int, total_steps: int) -> None:
@@ -189,13 +189,13 @@ class SoCo(nn.Module):
         move_targets(self, self.momentum(step, total_steps))
 
     def _nothing(self, present: Tensor) -> MethodOutput:
-        """What a batch without boxes gives."""
+        """The output for a batch without boxes."""
         loss = nothing(self)
         terms = {f"v{a + 1}_to_v{b + 1}": loss.detach() for a, b in self.directions}
         return MethodOutput(loss, {**terms, "boxes_per_image": present.float().sum(1).mean()})
 
     def _filled(self, present: Tensor, views: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Which box stands in each place of each view, (B, K) each, and in which places there is one, (B, K)."""
+        """Return the box index in each place of each view, (B, K) each, and the mask (B, K) of filled places."""
         own = torch.arange(present.shape[1], device=present.device).expand_as(present)
         if self.config.empty_places == "masked":
             return [own] * views, present
@@ -208,7 +208,7 @@ class SoCo(nn.Module):
         return [torch.where(present, own, other) for other in drawn], (count > 0).expand_as(present)
 
     def _embed(self, trunk: Trunk, head: nn.Module, view: View, rois: Tensor, there: Tensor) -> Tensor:
-        """Vectors of boxes (B, K, 4), where there are any: h = f_H(RoIAlign(f_I(V), b)) and what follows, (R, D)."""
+        """Embed the present boxes (B, K, 4): h = f_H(RoIAlign(f_I(V), b)) and the heads behind it, (R, D)."""
         flat = listed(rois, there)  # (R, 5)
         levels = assign_level(flat[:, 1:])
         align = self.config.align
@@ -236,17 +236,17 @@ class SoCo(nn.Module):
 def shared_boxes(
     views: Sequence[View], boxes: Tensor, valid: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Up to K boxes of each image, chosen at random of those that all its views show.
+    """Choose up to K boxes of each image at random from those that all its views show.
 
     Args:
-        views: of the same images.
+        views: views of the same images.
         boxes: (B, N, 4), source px.
-        valid: (B, N), which of them are not padding.
+        valid: (B, N), false for padding.
         count: K.
         generator: on the CPU.
 
     Returns:
-        (B, K, 4), source px, and (B, K) which places hold a box.
+        (B, K, 4), source px, and (B, K), true for places that hold a box.
     """
     seen = torch.stack([view.boxes(boxes)[1] > 0 for view in views]).all(0) & valid
     chosen, present = choose(seen, count, generator)  # (B, K)
@@ -254,26 +254,26 @@ def shared_boxes(
 
 
 def listed(boxes: Tensor, there: Tensor) -> Tensor:
-    """The boxes of (B, K, 4) that are there (B, K), each after its image's number: (R, 5), R boxes in all."""
+    """Select the R boxes of (B, K, 4) that are present (B, K), each preceded by its image's number: (R, 5)."""
     image_of = torch.arange(len(boxes), device=boxes.device)[:, None].expand(there.shape)
     return torch.cat([image_of[there][:, None].to(boxes.dtype), boxes[there]], 1)
 
 
 def placed(vectors: Tensor, there: Tensor) -> Tensor:
-    """Vectors (R, D) of the boxes that `listed` gives back in their places (B, K, D); zeros elsewhere."""
+    """Put vectors (R, D) of the boxes from `listed` back into their places (B, K, D), with zeros elsewhere."""
     rows = there.flatten().nonzero().squeeze(1).to(vectors.device, non_blocking=True)
     places = vectors.new_zeros(there.numel(), vectors.shape[1]).index_copy(0, rows, vectors)
     return places.view(*there.shape, -1)
 
 
 def cut_out(view: View, boxes: Tensor, there: Tensor, probability: float, generator: torch.Generator) -> View:
-    """Views without a square of some boxes, as in the official code: grey, a tenth to three tenths of the box's area.
+    """Cover a square in some boxes with grey, a tenth to three tenths of the box's area, as in the official code.
 
     Args:
         view: images normalised, so that 0 is the mean colour.
         boxes: (B, K, 4), view px; the square's centre is anywhere in its box.
-        there: (B, K), which of them count.
-        probability: that a box loses a square.
+        there: (B, K), true for boxes that count.
+        probability: probability that a box loses a square.
         generator: on the CPU.
     """
     draws = own_rows(len(there), lambda rows: torch.rand(rows, there.shape[1], 4, generator=generator))

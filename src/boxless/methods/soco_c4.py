@@ -1,7 +1,7 @@
 """SoCo-C4: SoCo for detectors without a pyramid (Wei et al., 2021, arXiv:2106.02637, section 3.3, last paragraph).
 
-The modification is three-fold: boxes are pooled from C4, the last stage of the ResNet is the head, and V3 is left out.
-There are no levels to assign, and the head's norms see boxes and not images, as later in the detector. Trains backbone
+There are three changes: boxes are pooled from C4, the last stage of the ResNet is the head, and there is no V3. No
+levels are assigned, and the head's norms see boxes instead of images, as later in the detector. It trains backbone
 (conv1 to layer3) and RoI head (layer4). Everything else is SoCo's; see soco.py.
 
 The official code departs in three more ways, each of which is an option: V2 shows 0.6 to 1 of the image
@@ -16,7 +16,7 @@ from boxless.methods.soco import SoCoFamily
 
 @dataclass(frozen=True)
 class SoCoC4Config(SoCoFamily):
-    """The hyper-parameters of SoCo-C4: SoCo's, on two views."""
+    """SoCo-C4's hyper-parameters: SoCo's, on two views."""
 
     name: Literal["soco-c4"] = "soco-c4"
 

@@ -1,8 +1,8 @@
 """SoCo*: SoCo with a fourth view (Wei et al., 2021, arXiv:2106.02637, section 4.3).
 
-V4 is one more random crop of the image, of 192 px, that "performs the same forward process as V2 and V3": its boxes and
+V4 is another random crop of the image, of 192 px, that "performs the same forward process as V2 and V3": its boxes and
 those of V1 predict each other. Everything else is SoCo's; see soco.py, also for the departures from the official code,
-which counts the small view as its fourth.
+which calls the small view its fourth.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from boxless.methods.soco import SoCoFamily
 
 @dataclass(frozen=True)
 class SoCoStarConfig(SoCoFamily):
-    """The hyper-parameters of SoCo* (paper, section 4.3): SoCo's, and these."""
+    """SoCo*'s hyper-parameters (paper, section 4.3): SoCo's, and these."""
 
     name: Literal["soco-star"] = "soco-star"
     small_size: int = 112
@@ -31,5 +31,5 @@ class SoCoStarConfig(SoCoFamily):
         return first, second, third, replace(second, size=self.fourth_size)
 
     def at_size(self, size: int) -> Self:
-        """The same method on views of another size: blur, V3 and V4 keep their proportion to them."""
+        """The same method on views of another size, with blur, V3 and V4 scaled to match."""
         return replace(super().at_size(size), small_size=size // 2, fourth_size=size * 6 // 7)

@@ -1,17 +1,17 @@
 """SwAV: Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (Caron et al., 2020, 2006.09882).
 
 Each image of a batch is assigned to K prototypes, by codes Q that spread the batch evenly over them (eqs. 3 to 5, three
-Sinkhorn iterations). Each crop predicts the codes of the image's global crops but its own (eqs. 1, 2 and 6). Trains the
-backbone's last feature map alone.
+Sinkhorn iterations). Each crop predicts the codes of the image's other global crops (eqs. 1, 2 and 6). It trains only
+the backbone's last feature map.
 
-The batch is that of all processes together. Small ones are joined by a queue of past embeddings, whose codes count in
-the even spread and in nothing else. Departures from the authors' code:
+The batch is that of all processes together. A queue of past embeddings is added to small batches; its codes only affect
+the even spread. Departures from the authors' code:
 
-- While the prototypes are held, their gradient is zero and not absent; they are made unit length after each step and
-  not before it.
-- The queue is one for all processes and need not be a multiple of the batch.
-- Residual blocks start as the identity, as for all methods here.
-- ImageNet's standard deviations without their typing error (0.228 for red).
+- While the prototypes are frozen, their gradient is zero instead of absent; they are normalised after each step instead
+  of before it.
+- One queue serves all processes and need not be a multiple of the batch.
+- Residual blocks start as the identity, as in all methods here.
+- ImageNet's standard deviations are used without the code's typing error (0.228 for red).
 """
 
 from dataclasses import dataclass, replace
@@ -40,46 +40,46 @@ class SwAVConfig:
     local_size: int = 96
     """Size of the local crops, px."""
     local_crops: int = 6
-    """Local crops per image."""
+    """Number of local crops per image."""
     scale: tuple[float, float] = (0.14, 1.0)
-    """Share of the image's area that a global crop shows."""
+    """Range of the fraction of the image's area that a global crop shows."""
     local_scale: tuple[float, float] = (0.05, 0.14)
-    """Share of the image's area that a local crop shows."""
+    """Range of the fraction of the image's area that a local crop shows."""
     look: Photometric = Photometric(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)  # noqa: RUF009
     """Colours and blur of all crops: SimCLR's."""
     hidden: int = 2048
-    """Width inside the projector."""
+    """Width of the projector's hidden layer."""
     output: int = 128
     """Width of the embeddings that are compared with the prototypes."""
     prototypes: int = 3000
-    """K."""
+    """Number K of prototypes."""
     held: float = 0.005
-    """Share of the run in which the prototypes stay as they are: the first epoch of 200."""
+    """Fraction of the run in which the prototypes are frozen: the first epoch of 200."""
     temperature: float = 0.1
-    """tau of eq. 2."""
+    """Temperature tau of eq. 2."""
     epsilon: float = 0.05
-    """Entropy's weight in the codes (eq. 3); lower it to 0.03 where the loss stays at ln K."""
+    """Entropy weight in the codes (eq. 3); lower it to 0.03 if the loss stays at ln K."""
     iterations: int = 3
     """Iterations of Sinkhorn."""
     queue_length: int = 0
-    """Past embeddings that take part in the codes; 3840 for a batch of 256, none for thousands."""
+    """Number of past embeddings that take part in the codes; 3840 for a batch of 256, none for thousands."""
     queue_start: float = 0.075
-    """Share of the run after which the queue is filled, and used once full: 15 epochs of 200."""
+    """Fraction of the run after which the queue is filled, and used once full: 15 epochs of 200."""
 
     needs_boxes: ClassVar[bool] = False
 
     def views(self) -> tuple[ViewSpec, ...]:
-        """Two global crops, then the local ones, all augmented alike."""
+        """Two global crops, then the local ones, all with the same augmentation."""
         local = ViewSpec(self.local_size, self.look, self.local_scale)
         return *[ViewSpec(self.size, self.look, self.scale)] * 2, *[local] * self.local_crops
 
     def at_size(self, size: int) -> "SwAVConfig":
-        """The same method on crops of another size: blur and local crops keep their proportion to them."""
+        """The same method on crops of another size, with blur and local crops scaled to match."""
         share = size / self.size
         return replace(self, size=size, local_size=round(self.local_size * share), look=self.look.at_scale(share))
 
     def build(self, trunk: Trunk) -> "SwAV":
-        """SwAV around the trunk's backbone."""
+        """Build SwAV around the trunk's backbone."""
         return SwAV(trunk, self)
 
 
@@ -104,7 +104,7 @@ class SwAV(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """SwAV's loss of two global crops and any number of local ones; boxes are not used."""
+        """Compute the loss of two global crops and any number of local ones; boxes are not used."""
         h = torch.cat([each.mean((2, 3)) for each in crop_maps(self.encoder, views)])  # (crops * B, body width)
         z = normalize(self.projector(h), dim=1).chunk(len(views))  # (B, output) each
         prototypes = held(self.prototypes.weight, self.progress.value < self.config.held)  # (K, output)
@@ -116,7 +116,7 @@ class SwAV(nn.Module):
         return MethodOutput(loss, {}, z[0].detach(), z[1].detach())
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Put the prototypes back on the sphere and the batch's embeddings into the queues."""
+        """Normalise the prototypes and push the batch's embeddings to the queues."""
         self._normalize_prototypes()
         for batch in self._embeddings:
             gathered = [gather(each) for each in batch]
@@ -129,7 +129,7 @@ class SwAV(nn.Module):
 
     @torch.no_grad()
     def _codes(self, scores: Tensor, crop: int) -> Tensor:
-        """Q of a global crop of this process's images, (B, K): even over all processes' images and the queue."""
+        """Compute the codes Q (B, K) of a global crop of this process's images, even over all images and the queue."""
         batch = gather(scores)  # (W * B, K)
         together = batch
         if self.queues and self.queued.value >= self.config.queue_length:

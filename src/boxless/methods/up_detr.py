@@ -1,23 +1,23 @@
 """UP-DETR: Unsupervised Pre-training for Object Detection with Transformers (Dai et al., 2021, arXiv:2011.09094).
 
 Random patches are cut out of an image, described by the backbone and added to DETR's object queries, a group of queries
-per patch; DETR finds where in the image they came from (random query patch detection). The queries that are matched
-with a patch also reconstruct the backbone's features of it. Trains the transformer, on a backbone that is frozen and
-comes from another pretraining (`--weights`).
+per patch. DETR finds where in the image they came from (random query patch detection). The queries that are matched
+with a patch also reconstruct the backbone's features of it. It trains the transformer, on a frozen backbone from
+another pretraining (`--weights`).
 
-Where paper and official code differ, this is the paper, and the code's way is an option:
+If paper and official code differ, this module follows the paper, and the code's way is an option:
 
-- Query embeddings are shuffled among the groups (the code has it off, the authors found later that it does not help:
-  `shuffle=False`).
-- Two classes, match and no match. (The code has a third that nothing uses.)
+- Query embeddings are shuffled among the groups (off in the code, because the authors later found that it does not
+  help: `shuffle=False`).
+- There are two classes, match and no match. (The code has an unused third.)
 
-Departures from both: images and their boxes are squashed to a square, drawn from the paper's range of sizes once per
-batch; the transformer norms after each block, as DETR's paper does and transformers' layers do (UP-DETR's code norms
-before). Queries that the patches do not divide evenly go to groups that differ by one.
+Departures from both: images and their boxes are squashed to a square, whose size is drawn once per batch from the
+paper's range; the transformer normalises after each block, as in DETR's paper and Hugging Face's transformers
+(UP-DETR's code normalises before). If the patches do not divide the queries evenly, group sizes differ by one.
 
-Not said by the paper, as in the code: a query drops its patch, whole, with probability `mask`, and what is left is not
-scaled up; any query may be matched with any patch; the reconstruction has no part in the matching; each decoder layer
-is matched and learns on its own; a query without a match weighs patches / queries.
+Not said by the paper, and as in the code: a query drops its whole patch with probability `mask`, and the rest is not
+scaled up; any query may be matched with any patch; the reconstruction does not affect the matching; each decoder layer
+is matched and trained separately; a query without a match has weight patches / queries.
 """
 
 from dataclasses import dataclass, replace
@@ -43,11 +43,11 @@ class UPDETRConfig:
 
     name: Literal["up-detr"] = "up-detr"
     size: int = 480
-    """Largest side of the square that an image is shown as, px."""
+    """Largest side of the square to which an image is resized, px."""
     smallest: float = 2 / 3
-    """Least share of it: each batch gets one size between the two, a multiple of 16 px (code: 320 to 480)."""
+    """Smallest side as a fraction of it; each batch draws one in between, a multiple of 16 px (code: 320 to 480)."""
     patches: int = 10
-    """M, query patches per image."""
+    """Number M of query patches per image."""
     patch_size: int = 128
     """Side of the square that a patch is resized to, px."""
     least_side: int = 8
@@ -55,11 +55,11 @@ class UPDETRConfig:
     patch: Photometric = Photometric(flip=0.0, saturation=0.4, blur=0.5)  # noqa: RUF009 (frozen)
     """Colours and blur of the patches; the image itself keeps its colours, and nothing is flipped (code)."""
     mask: float = 0.1
-    """Probability that a query does not get its patch, in training."""
+    """Probability that a query does not get its patch in training."""
     shuffle: bool = True
     """Assign the query embeddings to groups anew at each step (paper), or keep the assignment (official code)."""
     reconstruct: float = 1.0
-    """Weight of the reconstruction; 0 leaves it out."""
+    """Weight of the reconstruction; 0 drops it."""
     freeze_backbone: bool = True
     """Keep the backbone as loaded (paper); false trains it too, if no pretrained one is at hand."""
 
@@ -71,16 +71,16 @@ class UPDETRConfig:
         return image, *[ViewSpec(self.patch_size, self.patch, least_side=self.least_side)] * self.patches
 
     def at_size(self, size: int) -> "UPDETRConfig":
-        """The same method on images of another size: patches, of 32 px at least, keep their proportion to them."""
+        """The same method on images of another size, with patches, of at least 32 px, scaled to match."""
         patch_size = max(32, round(self.patch_size * size / self.size))
         patch = self.patch.at_scale(patch_size / self.patch_size)
         return replace(self, size=size, patch_size=patch_size, patch=patch)
 
     def build(self, trunk: Trunk) -> "UPDETR":
-        """UP-DETR around a trunk whose neck is DETR's transformer.
+        """Build UP-DETR around a trunk whose neck is DETR's transformer.
 
         Raises:
-            UserError: where it has another neck, or fewer queries than there are patches.
+            UserError: if it has another neck, or fewer queries than patches.
         """
         if trunk.config.neck != "transformer":
             raise UserError(
@@ -114,7 +114,7 @@ class UPDETR(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """UP-DETR's loss of images and their patches; proposals are not used."""
+        """Compute the loss of images and their patches; proposals are not used."""
         image = self._resized(views[0], generator)
         features = self.backbone(image.image)["3"]  # (B, C, h, w)
         batch, patches = len(features), len(views) - 1
@@ -140,10 +140,10 @@ class UPDETR(nn.Module):
         return MethodOutput(loss, scalars, rebuilt.detach()[-last:], target[-last:])
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Nothing follows anything."""
+        """Do nothing: UP-DETR has no target."""
 
     def _resized(self, image: View, generator: torch.Generator) -> View:
-        """The images at one size of the range, a multiple of 16 px where there is one."""
+        """Resize the images to one size of the range, a multiple of 16 px if there is one."""
         largest = self.config.size
         least = max(1, -(-round(self.config.smallest * largest) // 16))
         steps = torch.randint(least, max(least, largest // 16) + 1, (), generator=generator)
@@ -151,7 +151,7 @@ class UPDETR(nn.Module):
         return image if size == largest else image.resized(size)
 
     def _queries(self, patches: Tensor, generator: torch.Generator) -> Tensor:
-        """Object queries (B, N, width), each with the patch (B, M, width) of its group or, where masked, without."""
+        """Object queries (B, N, width), each with the patch (B, M, width) of its group, or without it if masked."""
         embeddings = self.transformer.query_position_embeddings.weight  # (N, width)
         if self.config.shuffle and self.training:
             embeddings = embeddings[torch.randperm(len(embeddings), generator=generator).to(embeddings.device)]
@@ -164,7 +164,7 @@ class UPDETR(nn.Module):
 
     @staticmethod
     def _objects(image: View, patches: tuple[View, ...]) -> Objects:
-        """Where the patches lie in the image, as DETR's objects of a single class."""
+        """The patches' boxes in the image, as DETR's objects of a single class."""
         source = torch.stack([patch.windows() for patch in patches], 1)  # (B, M, 4)
         height, width = image.size
         inside, _ = image.boxes(source)
@@ -175,9 +175,9 @@ class UPDETR(nn.Module):
 
 
 def groups(queries: int, patches: int) -> Tensor:
-    """The patch 0..patches-1 that each query is for, (queries,): neighbours together, groups of equal size or one off.
+    """Return the patch 0..patches-1 of each query, (queries,), in contiguous groups whose sizes differ by at most one.
 
-    The official code's mask loops over queries per patch instead of patches, which is right only where the two are the
-    same; otherwise some queries see nothing at all and the loss is nan.
+    The official code's mask loops over queries per patch instead of patches, which is right only if the two are
+    equal; otherwise some queries see nothing and the loss is NaN.
     """
     return torch.arange(queries) * patches // queries

@@ -1,12 +1,12 @@
 """VICReg: Variance-Invariance-Covariance Regularization (Bardes et al., 2022, arXiv:2105.04906).
 
 Two views' embeddings should be equal (eq. 5), each dimension should vary over the batch (eq. 1), and no two should vary
-together (eqs. 3 and 4): L = lambda s(Z, Z') + mu (v(Z) + v(Z')) + nu (c(Z) + c(Z')) (eq. 6). Trains the backbone's last
-feature map alone.
+together (eqs. 3 and 4): L = lambda s(Z, Z') + mu (v(Z) + v(Z')) + nu (c(Z) + c(Z')) (eq. 6). It trains only the
+backbone's last feature map.
 
 As in the authors' code, for which the weights 25, 25 and 1 were found, s is a mean over dimensions too and the variance
-terms of the two views are averaged. The batch is that of all processes, and so is the gradient. Crops are scaled
-bilinearly, in the code by cubic splines.
+terms of the two views are averaged. Batch and gradient are those of all processes. Crops are scaled
+bilinearly; the code uses cubic splines.
 """
 
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ class VICRegConfig(UnequalCrops):
 
     name: Literal["vicreg"] = "vicreg"
     hidden: int = 8192
-    """Width inside the expander."""
+    """Width of the expander's hidden layers."""
     output: int = 8192
     """Width of the embeddings."""
     invariance_weight: float = 25.0
-    """lambda."""
+    """Weight lambda of the invariance term."""
     variance_weight: float = 25.0
-    """mu."""
+    """Weight mu of the variance term."""
     covariance_weight: float = 1.0
-    """nu."""
+    """Weight nu of the covariance term."""
 
     needs_boxes: ClassVar[bool] = False
 
     def build(self, trunk: Trunk) -> "VICReg":
-        """VICReg around the trunk's backbone."""
+        """Build VICReg around the trunk's backbone."""
         return VICReg(trunk, self)
 
 
@@ -61,11 +61,11 @@ class VICReg(nn.Module):
     def forward(
         self, views: tuple[View, ...], boxes: Tensor, valid: Tensor, generator: torch.Generator
     ) -> MethodOutput:
-        """VICReg's loss of two views; boxes are not used."""
+        """Compute the loss of two views; boxes are not used."""
         z1, z2 = (self.expander(pooled(self.encoder, view.image)) for view in views)  # (B, output)
         weights = (self.config.invariance_weight, self.config.variance_weight, self.config.covariance_weight)
         loss = vicreg_loss(gather(z1), gather(z2), *weights)  # eq. 6
         return MethodOutput(loss, {}, z1.detach(), z2.detach())
 
     def after_step(self, step: int, total_steps: int) -> None:
-        """Nothing: VICReg has no target."""
+        """Do nothing: VICReg has no target."""
