@@ -21,7 +21,7 @@ from boxless.interop.files import read_tensors
 from boxless.plots import detections
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.tasks import detect as detecting
+from boxless.tasks import evaluate as evaluating
 
 SCALE = 1.5  # of the images that the knowing detector is shown
 
@@ -29,7 +29,7 @@ SCALE = 1.5  # of the images that the knowing detector is shown
 @pytest.fixture(autouse=True)
 def one_example(monkeypatch):
     """The figure takes longer than all the rest."""
-    monkeypatch.setattr("boxless.commands.evaluate.EXAMPLES", 1)
+    monkeypatch.setattr("boxless.tasks.evaluate.EXAMPLES", 1)
 
 
 class Knowing(nn.Module):
@@ -57,7 +57,7 @@ def test_a_detector_that_knows_the_labels(digits, runs, tmp_path, monkeypatch):
     classes = tuple("9876543210")  # not in the order of the file's categories
     recipe = load(Path(runs.boxes) / "recipe.yaml", FinetuneRecipe)
     larger = replace(recipe, min_size=(96,))
-    monkeypatch.setattr(detecting, "load_detector", lambda run: (Knowing(document, classes), classes, larger))
+    monkeypatch.setattr(evaluating, "load_detector", lambda run: (Knowing(document, classes), classes, larger))
     result = boxless.evaluate(runs.boxes, digits.val, str(tmp_path / "e"), quiet=True)
     per_class = result.scores["bbox"].per_class
     assert per_class.pop("3") == 0 and per_class.pop("8") < 1
@@ -102,7 +102,7 @@ def test_masks_of_images_a_pixel_off_and_nothing_in_unreadable_ones(
         else:
             image.path.write_bytes(b"no image")
     recipe = load(Path(runs.masks) / "recipe.yaml", FinetuneRecipe)
-    monkeypatch.setattr(detecting, "load_detector", lambda run: (KnowingMasks(data.images), data.classes, recipe))
+    monkeypatch.setattr(evaluating, "load_detector", lambda run: (KnowingMasks(data.images), data.classes, recipe))
     result = boxless.evaluate(runs.masks, str(labels), str(tmp_path / "e"), quiet=True)
     aps = [result.scores[kind].ap for kind in ("bbox", "segm")]
     written = json.loads((tmp_path / "e" / "detections.json").read_text())
@@ -191,11 +191,11 @@ def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(tmp_path, own_lab
         scores = np.float32([*[0.9] * len(image.boxes), *[0.95, 0.6][: len(others)]])
         found.append(Detections(boxes, scores, np.array([*image.labels, *others])))
     recipe = load("faster-rcnn-fpn", FinetuneRecipe)
-    for module in (detecting, picture_scores):
+    for module in (evaluating, picture_scores):
         monkeypatch.setattr(module, "load_detector", lambda run: (None, labels.classes, recipe))
         monkeypatch.setattr(module, "detect_labelled", lambda *_: (found, {}))
-    monkeypatch.setattr(detecting, "skeleton_of", lambda run: labels.skeleton)
-    monkeypatch.setattr("boxless.commands.evaluate._write_page", lambda result: None)  # there is no run to show
+    monkeypatch.setattr(evaluating, "skeleton_of", lambda run: labels.skeleton)
+    monkeypatch.setattr("boxless.report.build.write_report", lambda *_: None)  # there is no run to show
     pairs, drawn = detections.detection_pairs, []
     monkeypatch.setattr(detections, "detection_pairs", lambda *given: drawn.append(given) or pairs(*given))
     boxless.evaluate("run", file, str(tmp_path / "e"), quiet=True)
@@ -252,7 +252,7 @@ def test_an_evaluation_that_was_killed_is_made_again(digits, runs, tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("boxless.commands.evaluate._draw_examples", killed)
+        patch.setattr("boxless.tasks.evaluate._draw_detections", killed)
         boxless.evaluate(runs.boxes, digits.val, str(tmp_path / "e"), quiet=True)
     boxless.evaluate(runs.boxes, digits.val, str(tmp_path / "e"), quiet=True)
     assert (tmp_path / "e" / "evaluation.json").is_file() and not list((tmp_path / "e").glob("*.partial"))

@@ -37,7 +37,7 @@ def test_predictions_are_labels_with_scores(digits, runs, tmp_path, kind, capsys
 
 
 def test_finds_what_evaluate_finds(digits, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("boxless.commands.evaluate.EXAMPLES", 1)
+    monkeypatch.setattr("boxless.tasks.evaluate.EXAMPLES", 1)
     boxless.evaluate(runs.masks, digits.val, str(tmp_path / "e"), quiet=True)
     evaluated = json.loads((tmp_path / "e" / "detections.json").read_text())
     half = sorted(entry["score"] for entry in evaluated)[len(evaluated) // 2]

@@ -37,7 +37,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def one_example(monkeypatch):
     """The figure takes longer than all the rest."""
-    monkeypatch.setattr("boxless.commands.evaluate.EXAMPLES", 1)
+    monkeypatch.setattr("boxless.tasks.evaluate.EXAMPLES", 1)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.interop.weights import save_trunk
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.tasks.detect import find_images
-from boxless.tasks.segment import segment_images
+from boxless.tasks.detect import find_images, segment_images
 
 TRUNK = {"backbone": "resnet18", "fpn_channels": 32, "box_head_width": 32}
 SETTINGS = {

@@ -1,30 +1,32 @@
-"""Using a fine-tuned run: its detector, and what it finds in labelled images or in any images."""
+"""Inference: load a fine-tuned detector, run it over images, and give what it finds in source pixels."""
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from boxless.data.annotations.keypoints import Skeleton
-from boxless.data.annotations.types import LabelledData, mask_area
+from boxless.data.annotations.types import LabelledData
+from boxless.data.dataloader import make_loader
 from boxless.data.detection import DetectionDataset, DetectionSample, resize
 from boxless.data.images import EXTENSIONS, BadImage, decode
 from boxless.data.index import ImageIndex, index_images
-from boxless.data.segmentation import sides
+from boxless.data.segmentation import SegmentationDataset, sides
 from boxless.detectors.build import build_detector, keep_above
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections, Scores, average_precision, visible_keypoints
-from boxless.evaluation.inference import as_list, detect
-from boxless.evaluation.voc_precision import voc_average_precision
-from boxless.files import PARTIAL, to_disk
+from boxless.evaluation.average_precision import Detections, masks_to_rle
+from boxless.geometry.affine import invert, transform_points
+from boxless.geometry.boxes import clip, transform_boxes
 from boxless.interop.files import read_tensors
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
@@ -91,46 +93,6 @@ def skeleton_of(run: str | Path) -> Skeleton:
     return Skeleton(tuple(saved.get("names", ())), tuple(edges))
 
 
-def check_keypoints(data: LabelledData, learned: Skeleton, recipe: FinetuneRecipe) -> None:
-    """See to it that the labels' keypoints, if any, are those that were learned.
-
-    Raises:
-        UserError: where a detector of keypoints is measured with others.
-    """
-    theirs = data.skeleton.names
-    if recipe.detector.kind == "keypoint_rcnn" and theirs and theirs != learned.names:
-        raise UserError(
-            f"{data.origin}: its keypoints ({', '.join(theirs[:5])}, ...) are not the detector's "
-            f"({', '.join(learned.names[:5])}, ...); their names must agree, in the same order"
-        )
-
-
-def detect_labelled(
-    detector: nn.Module, data: LabelledData, recipe: FinetuneRecipe
-) -> tuple[list[Detections], dict[str, str]]:
-    """Detections of every labelled image, in their order, and the images that could not be read."""
-    fabric = make_fabric(recipe.precision)
-    dataset = DetectionDataset(data, recipe.min_size, recipe.max_size, training=False, masks=False)
-    workers = workers_for(recipe, len(dataset))
-    return as_list(detect(fabric, detector.to(fabric.device), dataset, workers=workers))
-
-
-def scores(data: LabelledData, found: Sequence[Detections], recipe: FinetuneRecipe) -> dict[str, Scores]:
-    """AP of boxes and, where detector and labels have them, of masks or keypoints; that of the recipe's metric first.
-
-    With metric voc07 VOC 2007's AP stands beside COCO's; with lvis all is LVIS's: COCO's would count as wrong what
-    LVIS's labels say nothing of.
-    """
-    federated = recipe.metric == "lvis"
-    result = {"voc07": voc_average_precision(data, found)} if recipe.metric == "voc07" else {}
-    result["bbox"] = average_precision(data, found, federated=federated)
-    if recipe.detector.kind == "mask_rcnn" and data.has_masks:
-        result["segm"] = average_precision(data, found, "segm", federated)
-    if recipe.detector.kind == "keypoint_rcnn" and data.has_keypoints:
-        result["keypoints"] = average_precision(data, found, "keypoints")
-    return result
-
-
 def find_images(where: str | Sequence[str]) -> ImageIndex:
     """Images as `index_images` finds them, or single image files.
 
@@ -177,89 +139,112 @@ class SourceImages(Dataset[DetectionSample]):
         return DetectionSample(image, from_source, {}, row, size)
 
 
+def detect(
+    detector: nn.Module, dataset: Dataset[DetectionSample], recipe: FinetuneRecipe, fabric: Fabric | None = None
+) -> Iterator[tuple[DetectionSample, Detections]]:
+    """Detections in every image of a data set, in its order; a sample's `skipped` tells that it is unreadable.
+
+    The detector stays in the mode that it was in. By default it is moved to whatever device there is.
+    """
+    for sample, output in _outputs(detector, dataset, recipe, fabric):
+        yield sample, to_source(output, sample)
+
+
+def detect_labelled(
+    detector: nn.Module, data: LabelledData, recipe: FinetuneRecipe, fabric: Fabric | None = None
+) -> tuple[list[Detections], dict[str, str]]:
+    """Detections in every labelled image, in their order, and the images that could not be read: file -> reason."""
+    dataset = DetectionDataset(data, recipe.min_size, recipe.max_size, training=False, masks=False)
+    found: list[Detections] = []
+    skipped: dict[str, str] = {}
+    for sample, detections in detect(detector, dataset, recipe, fabric):
+        if sample.skipped is not None:
+            skipped.update([sample.skipped])
+            detections = detections.subset(np.arange(0))
+        found.append(detections)
+    return found, skipped
+
+
 def detect_images(
     detector: nn.Module, index: ImageIndex, recipe: FinetuneRecipe, score: float
 ) -> Iterator[tuple[DetectionSample, Detections]]:
-    """What is found in each image with more than `score` (0..1); a sample's `skipped` tells that it is unreadable."""
-    fabric = make_fabric(recipe.precision)
+    """Detections with more than `score` (0..1) in every image."""
     # Before NMS and masks and not after them: the same result, since boxes are only ever suppressed by surer ones.
     keep_above(detector, score)
-    dataset = SourceImages(index, recipe.min_size[-1:], recipe.max_size)
-    yield from detect(fabric, detector.to(fabric.device), dataset, workers=workers_for(recipe, len(index)))
+    yield from detect(detector, SourceImages(index, recipe.min_size[-1:], recipe.max_size), recipe)
 
 
-def workers_for(recipe: FinetuneRecipe, images: int) -> int:
-    """Processes that decode a number of images."""
-    return min(worker_count(recipe.workers, 8), images // 8)  # starting a process costs more than a few images
+def segment(
+    detector: nn.Module, dataset: Dataset[DetectionSample], recipe: FinetuneRecipe, fabric: Fabric | None = None
+) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
+    """Class maps (H, W), source px, of every image of a data set, by FCN; see `detect`.
 
-
-WRITTEN = {"description": "boxless predict"}
-"""COCO's info of a file of predictions: others too call theirs predictions.json."""
-
-
-class PredictionFile:
-    """A COCO dict of predictions, written while they come, so that its size does not matter; complete after `finish`.
-
-    Args:
-        path: of the JSON file.
-        classes: names; the category id of class k is k + 1.
-        skeleton: of the objects' keypoints.
+    The logits are enlarged to the source, not the classes, and by the head's own `align_corners`, as in OpenMMLab.
     """
-
-    def __init__(self, path: Path, classes: Sequence[str], skeleton: Skeleton) -> None:
-        self.path, self.images, self.objects = path, 0, 0
-        names = (f"{path.name}{PARTIAL}", f"{path.name}.objects{PARTIAL}")
-        self._partial, self._rest = (path.with_name(name) for name in names)
-        self._image_file, self._object_file = self._partial.open("w"), self._rest.open("w")
-        categories = [
-            {"id": number, "name": name, **skeleton.as_coco()} for number, name in enumerate(classes, start=1)
-        ]
-        self._image_file.write(
-            f'{{"info": {json.dumps(WRITTEN)},\n"categories": {json.dumps(categories)},\n"images": ['
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._image_file.close()
-        self._object_file.close()
-
-    def add(self, file: str, size: tuple[int, int], found: Detections) -> None:
-        """Add an image, its size (W, H) in px and what was found in it."""
-        self.images += 1
-        image = {"id": self.images, "file_name": PurePosixPath(file).as_posix(), "width": size[0], "height": size[1]}
-        self._image_file.write((",\n" if self.images > 1 else "\n") + json.dumps(image))
-        for row in range(len(found.boxes)):
-            self.objects += 1
-            annotation = {"id": self.objects, "image_id": self.images, **_annotation(found, row)}
-            self._object_file.write((",\n" if self.objects > 1 else "\n") + json.dumps(annotation))
-
-    def finish(self, skipped: dict[str, str]) -> None:
-        """Put the parts together; `skipped` (file -> reason) becomes a list of its own."""
-        self._object_file.close()
-        with self._image_file as file, self._rest.open() as rest:
-            file.write('],\n"annotations": [')
-            shutil.copyfileobj(rest, file)
-            listed = [{"file_name": name, "reason": reason} for name, reason in skipped.items()]
-            file.write(f'],\n"skipped": {json.dumps(listed, indent=1)}}}\n')
-        to_disk(self._partial)
-        self._partial.replace(self.path)
-        to_disk(self.path.parent)
-        self._rest.unlink()
+    aligned = recipe.detector.fcn.align_corners
+    for sample, output in _outputs(detector, dataset, recipe, fabric):
+        width, height = sample.source_size
+        logits = interpolate(output["logits"][None], (height, width), mode="bilinear", align_corners=aligned)
+        # on a processor argmax takes twice as long as max
+        yield sample, logits.max(1).indices[0].to(torch.uint8).cpu().numpy()
 
 
-def _annotation(found: Detections, row: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = found.boxes[row].astype(float).tolist()
-    annotation = {
-        "category_id": int(found.labels[row]) + 1,
-        "score": float(found.scores[row]),
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": (x2 - x1) * (y2 - y1),
-        "iscrowd": 0,
-    }
-    if found.keypoints is not None:
-        annotation |= visible_keypoints(found.keypoints[row])
-    if found.masks is None:
-        return annotation
-    return annotation | {"area": mask_area(found.masks[row]), "segmentation": found.masks[row]}
+def segment_labelled(
+    detector: nn.Module, data: LabelledData, recipe: FinetuneRecipe, fabric: Fabric | None = None
+) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
+    """Class maps of labelled images; those of the labels are in the samples' targets."""
+    dataset = SegmentationDataset(data, recipe.min_size, recipe.max_size, None)
+    yield from segment(detector, dataset, recipe, fabric)
+
+
+def segment_images(
+    detector: nn.Module, index: ImageIndex, recipe: FinetuneRecipe
+) -> Iterator[tuple[DetectionSample, NDArray[np.uint8]]]:
+    """Class maps of images without labels."""
+    yield from segment(detector, SourceImages(index, recipe.min_size[-1:], recipe.max_size), recipe)
+
+
+def _outputs(
+    detector: nn.Module, dataset: Dataset[DetectionSample], recipe: FinetuneRecipe, fabric: Fabric | None
+) -> Iterator[tuple[DetectionSample, dict[str, Tensor]]]:
+    fabric = fabric or make_fabric(recipe.precision)
+    training = detector.training
+    detector.to(fabric.device).eval()
+    images = len(dataset)  # type: ignore[arg-type]
+    workers = min(worker_count(recipe.workers, 8), images // 8)  # starting one costs more than a few images
+    try:
+        for samples in make_loader(dataset, 4, workers):
+            batch = [sample.image.to(fabric.device).float() / 255 for sample in samples]
+            with torch.inference_mode(), fabric.autocast():
+                outputs = detector(batch)
+            yield from zip(samples, outputs, strict=True)
+    finally:
+        detector.train(training)
+
+
+def to_source(output: dict[str, Tensor], sample: DetectionSample) -> Detections:
+    """A torchvision detector's output for one sample, in source pixels and 0-based classes."""
+    width, height = sample.source_size
+    back = invert(sample.from_source[None])
+    boxes = clip(transform_boxes(back, output["boxes"].float().cpu()[None])[0], width, height)
+    masks = None
+    if "masks" in output:
+        masks = _source_masks(output["masks"].float().cpu(), width, height)
+    keypoints = None
+    if "keypoints" in output:
+        keypoints = transform_points(back, output["keypoints"][None, ..., :2].float().cpu())[0].numpy()
+    return Detections(
+        boxes=boxes.numpy(),
+        scores=output["scores"].float().cpu().numpy(),
+        labels=(output["labels"].cpu().numpy() - 1).astype(np.int64),
+        masks=masks,
+        keypoints=keypoints,
+    )
+
+
+def _source_masks(masks: Tensor, width: int, height: int) -> list[dict[str, object]]:
+    encoded: list[dict[str, object]] = []
+    for part in torch.split(masks, 8):  # a hundred masks of a large image at once would need gigabytes
+        resized = interpolate(part, (height, width), mode="bilinear", align_corners=False)
+        encoded += masks_to_rle((resized[:, 0] > 0.5).numpy())
+    return encoded

@@ -28,8 +28,7 @@ from boxless.interop.weights import WeightsReport, load_trunk
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run, training_in, write_json
 from boxless.runs.weights import adopt, trunk_of
-from boxless.tasks.detect import check_keypoints
-from boxless.tasks.evaluate import evaluate_detector, known, score_table
+from boxless.tasks.evaluate import check_keypoints, evaluate_detector, known, score_table
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import FinetuneSchedule, check_divides, rates_in_words
 from boxless.training.device import training_fabric, worker_count
@@ -202,7 +201,7 @@ class DetectTask:
 
     def evaluate(self) -> Mapping[str, float]:
         """AP by the recipe's metric, or mIoU, on the validation images."""
-        scores, _ = evaluate_detector(self.fabric, self.module, self.val, self.recipe, self.workers)
+        scores, _ = evaluate_detector(self.module, self.val, self.recipe, self.fabric)
         return known(next(iter(scores.values())).as_dict())
 
     def state(self) -> dict[str, Any]:
@@ -242,7 +241,7 @@ class DetectTask:
     def _write(self, seconds: float) -> None:
         weights = Run(self.out).weights
         save_detector(weights, self.module)
-        scores, skipped = evaluate_detector(self.fabric, self.module, self.val, self.recipe, self.workers, self.out)
+        scores, skipped = evaluate_detector(self.module, self.val, self.recipe, self.fabric, self.out)
         write_json(self.out / "summary.json", self._summary(scores, skipped, seconds))
         say(score_table(scores), self.quiet)
         for left_out, name in ((self.skipped, "labelled images"), (skipped, "images of --val")):
