@@ -1,6 +1,5 @@
 """Inference: load a fine-tuned detector, run it over images, and give what it finds in source pixels."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,35 +27,22 @@ from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import clip, transform_boxes
 from boxless.interop.files import read_tensors
-from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.training.device import make_fabric, worker_count
 
 
 def open_run(where: str | Path) -> tuple[Run, PretrainRecipe | FinetuneRecipe]:
-    """A run that has weights, and the recipe that says what they are of.
-
-    Raises:
-        UserError: where there is no run, or one that did not come to its weights.
-    """
-    run = Run(Path(where))
-    if not run.recipe_file.is_file():
-        kind = "is not a run (no recipe.yaml in it)" if run.path.is_dir() else "no such folder"
-        raise UserError(f"run {where}: {kind}; name the folder that boxless pretrain or finetune wrote")
-    recipe = load(run.recipe_file, object)
-    if not isinstance(recipe, PretrainRecipe | FinetuneRecipe):
-        raise UserError(f"run {where}: has a {type(recipe).__name__}, no weights; name a run of pretrain or finetune")
-    if not run.weights.is_file():
-        raise UserError(f"run {where}: did not finish (no weights.safetensors); give its command again to continue it")
-    return run, recipe
+    """A run that has weights, and its recipe; raises as `Run.open` does."""
+    run = Run.open(where, trained=True)
+    return run, run.recipe
 
 
 def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], FinetuneRecipe]:
-    """The detector of a fine-tuned run, ready to detect, on the CPU; its classes; its recipe.
+    """The detector of a fine-tuned run, in eval mode on the CPU, its classes and its recipe.
 
     Raises:
-        UserError: where it is no fine-tuned run, or its files do not belong together.
+        UserError: it is not a fine-tuned run, or its files do not belong together.
     """
     run, recipe = open_run(where)
     if isinstance(recipe, PretrainRecipe):
@@ -64,8 +50,7 @@ def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], Finetu
             f"run {where}: is a pretraining run, which has no detector yet; "
             f"make one with boxless finetune --weights {where}, or measure it with boxless compare"
         )
-    classes = _classes(run.path / "labels.json")
-    keypoints = len(skeleton_of(run.path).names)
+    classes, keypoints = run.classes, len(skeleton_of(run.path).names)
     detector = build_detector(Trunk(recipe.trunk), len(classes), recipe.detector, keypoints)
     try:
         detector.load_state_dict(read_tensors(run.weights))
@@ -77,18 +62,9 @@ def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], Finetu
     return detector.eval(), classes, recipe
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(str(name) for name in json.loads(path.read_text())["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: expected the run's list of classes; copy it from the run's original folder"
-        ) from error
-
-
 def skeleton_of(run: str | Path) -> Skeleton:
-    """The keypoints that a fine-tuned run has learned; none where its detector is not one of keypoints."""
-    saved = json.loads((Path(run) / "labels.json").read_text()).get("skeleton", {})
+    """The keypoints that a fine-tuned run has learned; none for other detectors."""
+    saved = Run(Path(run)).labels.get("skeleton", {})
     edges = [(int(first), int(second)) for first, second in saved.get("edges", ())]
     return Skeleton(tuple(saved.get("names", ())), tuple(edges))
 
