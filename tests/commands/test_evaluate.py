@@ -21,6 +21,7 @@ from boxless.interop.files import read_tensors
 from boxless.plots import detections
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
+from boxless.report import build as report_pages
 from boxless.tasks import evaluate as evaluating
 
 SCALE = 1.5  # of the images that the knowing detector is shown
@@ -195,7 +196,7 @@ def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(tmp_path, own_lab
         monkeypatch.setattr(module, "load_detector", lambda run: (None, labels.classes, recipe))
         monkeypatch.setattr(module, "detect_labelled", lambda *_: (found, {}))
     monkeypatch.setattr(evaluating, "skeleton_of", lambda run: labels.skeleton)
-    monkeypatch.setattr("boxless.report.build.write_report", lambda *_: None)  # there is no run to show
+    monkeypatch.setattr(report_pages, "write_report", lambda *_: None)  # there is no run to show
     pairs, drawn = detections.detection_pairs, []
     monkeypatch.setattr(detections, "detection_pairs", lambda *given: drawn.append(given) or pairs(*given))
     boxless.evaluate("run", file, str(tmp_path / "e"), quiet=True)

@@ -18,7 +18,7 @@ from boxless.plots import style
 from boxless.plots.style import read_captions
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
-from boxless.tasks.feature_extractor import load_frozen
+from boxless.tasks.feature_extractor import load_feature_extractors
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,7 +126,7 @@ def test_the_plan_shows_cells_and_their_true_places_where_a_resnet_looks(digits,
 
     monkeypatch.setattr(picture_pairs, "seen", moved_by_a_cell)
     monkeypatch.setattr(picture_pairs, "transport_plan", lambda *given: shown.append(given))
-    recipe, (network,) = load("self-emd-small", PretrainRecipe), load_frozen(["none"], "resnet18", seed=0)
+    recipe, (network,) = load("self-emd-small", PretrainRecipe), load_feature_extractors(["none"], "resnet18", seed=0)
     picture_pairs.draw_emd(tmp_path, recipe, network, index_images(digits.unlabelled), seed=0)
     ((*_, boxes, cells, truth),) = shown
     spans = [(-15.5, 16.5), (16.5, 48.5), (48.5, 80.5), (80.5, 112.5)]  # around pixels 0, 32, 64, 96 of 97

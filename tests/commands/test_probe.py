@@ -20,9 +20,9 @@ from boxless.errors import UserError
 from boxless.evaluation import probes, svm
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
-from boxless.tasks import feature_extractor as frozen
 from boxless.tasks import features
 from boxless.tasks import probe as probing
+from boxless.tasks.feature_extractor import load_feature_extractors
 
 SMALL = {"backbone": "resnet18", "size": 64, "workers": 0, "quiet": True}
 
@@ -78,22 +78,22 @@ def test_features_are_kept_for_the_same_weights_data_and_settings_alone(
     data, val = (read_classified(where, "train", objects=True) for where in splits(folders).values())
 
     def files(name: str = "none", data: ClassifiedData = data, size: int = 64, seed: int = 0) -> set[tuple[str, int]]:
-        network = frozen.load_frozen([name], "resnet18", seed)[-1]
-        features.Extractor(tmp_path / "kept", size, 0, True).vectors(network, data)
+        network = load_feature_extractors([name], "resnet18", seed)[-1]
+        features.FeatureCache(tmp_path / "kept", size, 0, True).vectors(network, data)
         return {(path.name, path.stat().st_mtime_ns) for path in (tmp_path / "kept").iterdir()}
 
     first = files()
     with monkeypatch.context() as patch:
-        patch.setattr(features.Extractor, "_batches", lambda *_: pytest.fail("computed again"))
+        patch.setattr(features.FeatureCache, "_batches", lambda *_: pytest.fail("computed again"))
         assert files() == first and len(first) == 1
     sizes = [len(files(weights)), len(files(data=val)), len(files(size=48)), len(files(seed=1)), len(files(weights))]
     assert sizes == [2, 3, 4, 5, 5] and first < files()
 
 
 def test_features_are_those_of_torchvision(folders: Path, weights: str, tmp_path: Path) -> None:
-    _, network = frozen.load_frozen([weights], "resnet18", seed=0)
+    _, network = load_feature_extractors([weights], "resnet18", seed=0)
     data = read_classified(str(folders / "train"), "train", objects=True)
-    found = features.Extractor(tmp_path, 64, 0, True).vectors(network, data)
+    found = features.FeatureCache(tmp_path, 64, 0, True).vectors(network, data)
     reference = resnet18()
     reference.load_state_dict(torch.load(weights))
     reference.fc = torch.nn.Identity()
@@ -118,8 +118,8 @@ def test_a_linear_classifier_learns_from_new_crops_in_each_epoch(
     monkeypatch.setattr(probing, "save", lambda *_: None)
     monkeypatch.setattr(probes, "LINEAR", {"vicreg": probes.LinearPreset(1.0, 1e-6, "cosine", epochs=3)})
     seen = []
-    given = features.Extractor.of_crops
-    monkeypatch.setattr(features.Extractor, "of_crops", lambda *a: seen.append(given(*a)) or seen[-1])
+    given = features.FeatureCache.of_crops
+    monkeypatch.setattr(features.FeatureCache, "of_crops", lambda *a: seen.append(given(*a)) or seen[-1])
     settings = {**splits(folders), "kind": "linear", "preset": "vicreg", **SMALL}
     result = boxless.probe("none", out=str(tmp_path), crops=True, **settings)
     assert len(seen) == 3 and not torch.equal(seen[0].vectors, seen[1].vectors) and "new random crop" in result.note
@@ -143,7 +143,7 @@ def test_correspondence_of_a_run_and_of_its_pyramid(digits, runs, weights: str, 
 
 def test_matches_in_shards_are_computed_anew_where_others_were_packed(folders: Path, tmp_path: Path) -> None:
     images = shutil.copytree(folders / "train" / "digit 0", tmp_path / "images")
-    (network,) = frozen.load_frozen(["none"], "resnet18", 0)
+    (network,) = load_feature_extractors(["none"], "resnet18", 0)
     counts = []
     for turned in (False, False, True):
         shutil.rmtree(tmp_path / "packed", ignore_errors=True)
@@ -151,7 +151,7 @@ def test_matches_in_shards_are_computed_anew_where_others_were_packed(folders: P
             Image.open(path).rotate(90).save(path)
         boxless.pack(str(images), str(tmp_path / "packed"), quiet=True)
         index = index_images(tmp_path / "packed")
-        features.Extractor(tmp_path / "kept", 64, 0, True).matches(network, index, "C5", 0)
+        features.FeatureCache(tmp_path / "kept", 64, 0, True).matches(network, index, "C5", 0)
         counts.append(len(list((tmp_path / "kept").iterdir())))
     assert counts == [1, 1, 2]
 
@@ -165,7 +165,7 @@ def test_runs_whose_trunks_have_no_pyramid_or_no_p2(folders: Path, tmp_path: Pat
     recipe = load(run / "recipe.yaml", FinetuneRecipe)
     weights = build_detector(Trunk(recipe.trunk), 2, recipe.detector).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, run / "weights.safetensors")
-    _, network = frozen.load_frozen([str(run)], None, seed=0)
+    _, network = load_feature_extractors([str(run)], None, seed=0)
     body = network.trunk.backbone.body.state_dict()
     assert len(body) > 100 and all(torch.equal(body[name], weights[f"backbone.body.{name}"]) for name in body)
     given = {"data": str(folders / "val" / "digit 1"), "out": str(tmp_path / "out"), "kind": "correspondence", **SMALL}
@@ -191,13 +191,13 @@ def test_objects_of_real_detection_labels(shared_data: Path, tmp_path: Path, mon
 def test_names_and_references(runs, weights: str, tmp_path: Path) -> None:
     copy = tmp_path / "other.pth"
     copy.write_bytes(Path(weights).read_bytes())
-    networks = frozen.load_frozen([weights, "none", runs.pretrained, str(copy)], None, seed=0)
+    networks = load_feature_extractors([weights, "none", runs.pretrained, str(copy)], None, seed=0)
     assert [network.name for network in networks] == ["random weights", weights, "pretrained", str(copy)]
     assert all(network.trunk.config.fpn_channels == 32 for network in networks)  # the run's trunk is taken for all
     body = networks[0].trunk.backbone.body.state_dict()
-    (again,) = frozen.load_frozen(["none"], "resnet18", seed=0)
+    (again,) = load_feature_extractors(["none"], "resnet18", seed=0)
     assert all(torch.equal(tensor, body[name]) for name, tensor in again.trunk.backbone.body.state_dict().items())
-    assert [each.name for each in frozen.load_frozen(["none"], "resnet18", seed=1)] == ["random weights"]
+    assert [each.name for each in load_feature_extractors(["none"], "resnet18", seed=1)] == ["random weights"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from boxless.proposals.generate import make_proposals
 from boxless.proposals.random_boxes import RandomBoxes
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe, ProposalOptions
-from boxless.tasks.feature_extractor import load_frozen
+from boxless.tasks.feature_extractor import load_feature_extractors
 from boxless.tasks.proposals import proposal_file
 
 
@@ -70,7 +70,7 @@ def test_the_nearest_cell_is_always_right_and_its_neighbour_never(scenes: Path, 
     rows = iter(range(3))
     monkeypatch.setattr(picture_pairs, "seen", recorded)
     monkeypatch.setattr(picture_pairs, "best_matches", nearest)
-    networks, recipe = load_frozen(["none"], "resnet18", seed=0), load("densecl-small", PretrainRecipe)
+    networks, recipe = load_feature_extractors(["none"], "resnet18", seed=0), load("densecl-small", PretrainRecipe)
     index = index_images(scenes / "images" / "unlabelled")
     picture = next(picture_pairs.draw_correspondence(networks, networks[0], recipe, index, seed=0))
     assert picture.caption.endswith(f"Found in the right cell: {networks[0].name} {share} %.")

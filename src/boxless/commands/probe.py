@@ -63,7 +63,7 @@ def probe(
         UserError: For anything that the caller can mend, as an argument that has no effect on the kind.
     """
     from boxless.errors import UserError
-    from boxless.tasks.feature_extractor import load_frozen
+    from boxless.tasks.feature_extractor import load_feature_extractors
     from boxless.tasks.features import MAPS
     from boxless.tasks.probe import PRESETS, run_probe
     from boxless.tasks.probe_result import NOTES, Probing
@@ -88,7 +88,7 @@ def probe(
         raise UserError(f"size={size}, workers={workers}, seed={seed}: expected a size of 32 px or more, others from 0")
     if Path(out).exists() and not Path(out).is_dir():
         raise UserError(f"out {out}: is a file; name a folder")
-    networks = load_frozen([weights] if isinstance(weights, str) else weights, backbone, seed)
+    networks = load_feature_extractors([weights] if isinstance(weights, str) else weights, backbone, seed)
     if not quiet:
         print("\n".join(f"{network.name}: {network.report}" for network in networks), file=sys.stderr, flush=True)
     settings = Probing(

@@ -12,7 +12,7 @@ from boxless.data.index import ImageIndex
 from boxless.detectors.trunk import LEVELS
 from boxless.figures.views import Picture, readable, small
 from boxless.plots.features import attention_panels, level_maps, pca_panels
-from boxless.tasks.feature_extractor import Frozen
+from boxless.tasks.feature_extractor import FeatureExtractor
 
 Pixels = NDArray[np.uint8]
 
@@ -36,13 +36,13 @@ def _images(index: ImageIndex, seed: int) -> list[Pixels]:
 
 
 @torch.inference_mode()
-def _maps(network: Frozen, image: Pixels) -> dict[str, Tensor]:
+def _maps(network: FeatureExtractor, image: Pixels) -> dict[str, Tensor]:
     """C2..C5 and, where the weights have a pyramid, its levels: name -> (C, h, w)."""
     trunk = network.trunk
     pixels = trunk.normalize(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
     body: dict[str, Tensor] = trunk.backbone.body(pixels)
     maps = {f"C{number}": body[name][0] for number, name in enumerate(LEVELS, 2)}
-    if network.pyramid and trunk.config.neck not in ("none", "c4"):
+    if network.has_fpn and trunk.config.neck not in ("none", "c4"):
         levels: dict[str, Tensor] = trunk.backbone.fpn(dict(list(body.items())[trunk.backbone.first :]))
         maps |= {f"P{int(name) + 2}": each[0] for name, each in levels.items() if name in LEVELS}
     return maps
@@ -54,12 +54,12 @@ def _length(features: Tensor) -> NDArray[np.float32]:
     return lengths
 
 
-def _in_common(networks: Sequence[Frozen], wanted: str, instead: str) -> str:
+def _in_common(networks: Sequence[FeatureExtractor], wanted: str, instead: str) -> str:
     """The map that all weights have: the wanted one where they were trained with a pyramid."""
-    return wanted if all(network.pyramid for network in networks) else instead
+    return wanted if all(network.has_fpn for network in networks) else instead
 
 
-def draw_maps(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Picture:
+def draw_maps(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int) -> Picture:
     """The levels of the first network's pyramid, or of its body where the weights have none."""
     network, images = networks[0], _images(index, seed)
     found = [_maps(network, image) for image in images]
@@ -74,7 +74,7 @@ def draw_maps(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Pictu
     )
 
 
-def draw_pca(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Picture:
+def draw_pca(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int) -> Picture:
     """Dense features as colours, weights side by side."""
     images, level = _images(index, seed), _in_common(networks, "P3", "C4")
     maps = {
@@ -89,7 +89,7 @@ def draw_pca(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Pictur
     )
 
 
-def draw_attention(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Picture:
+def draw_attention(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int) -> Picture:
     """How strongly each place answers at C5, weights side by side."""
     images = _images(index, seed)
     maps = {network.name: [_length(_maps(network, image)["C5"]) for image in images] for network in networks}

@@ -16,7 +16,7 @@ from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks.compare_table import is_comparison
-from boxless.tasks.feature_extractor import Frozen, load_frozen
+from boxless.tasks.feature_extractor import FeatureExtractor, load_feature_extractors
 from boxless.training.progress import say
 
 
@@ -81,12 +81,12 @@ class Sitting:
         return self.data if isinstance(self.data, str) and not self.no_labels else None
 
     @cached_property
-    def loaded(self) -> list[Frozen]:
+    def loaded(self) -> list[FeatureExtractor]:
         """Random weights, and the runs' networks."""
-        return load_frozen(self.runs, None, self.seed)
+        return load_feature_extractors(self.runs, None, self.seed)
 
     @property
-    def networks(self) -> list[Frozen]:
+    def networks(self) -> list[FeatureExtractor]:
         """The runs' networks; beside a single one, random weights."""
         return self.loaded[-len(self.runs) :] if len(self.runs) > 1 else [self.loaded[-1], self.loaded[0]]
 

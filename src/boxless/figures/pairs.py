@@ -36,7 +36,7 @@ from boxless.plots.correspondence import ViewPair, view_matches
 from boxless.plots.probes import match_panels, score_bars
 from boxless.plots.transport import transport_plan
 from boxless.recipes.schema import PretrainRecipe
-from boxless.tasks.feature_extractor import Frozen
+from boxless.tasks.feature_extractor import FeatureExtractor
 from boxless.training.checkpoint import checkpoints
 
 Pixels = NDArray[np.uint8]
@@ -69,7 +69,9 @@ def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
 
 
 @torch.no_grad()
-def draw_correlation(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageIndex, seed: int) -> Picture:
+def draw_correlation(
+    run: Path, recipe: PretrainRecipe, network: FeatureExtractor, index: ImageIndex, seed: int
+) -> Picture:
     """The cross-correlation of two views: of what the method compares, or of C5 where the run kept no checkpoint."""
     count = min(CORRELATED, len(index))
     table = known_boxes(index, recipe, run) if recipe.method.needs_boxes else None
@@ -115,7 +117,11 @@ def _cell_boxes(cells: int) -> Tensor:
 
 @torch.inference_mode()
 def draw_correspondence(
-    networks: Sequence[Frozen], reference: Frozen, recipe: PretrainRecipe, index: ImageIndex, seed: int
+    networks: Sequence[FeatureExtractor],
+    reference: FeatureExtractor,
+    recipe: PretrainRecipe,
+    index: ImageIndex,
+    seed: int,
 ) -> Iterator[Picture]:
     """Which cell of a view was found where in another; and how often a cell is found in a mirrored copy."""
     config = recipe.method.at_size(PAIR_SIZE)
@@ -138,7 +144,7 @@ def draw_correspondence(
     yield from _flipped([reference, *(network for network in networks if network is not reference)], index, seed)
 
 
-def _c5(network: Frozen, image: Tensor) -> Tensor:
+def _c5(network: FeatureExtractor, image: Tensor) -> Tensor:
     features: Tensor = network.trunk.backbone.body(network.trunk.normalize(image))["3"]
     return features
 
@@ -159,7 +165,7 @@ def _pair(views: Sequence[View], row: int, maps: dict[str, list[Tensor]], first:
     return ViewPair(first, second, places, truth[inside].double().numpy(), found, tolerance)
 
 
-def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterator[Picture]:
+def _flipped(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int) -> Iterator[Picture]:
     """LC-loss's measure, as `boxless probe --kind correspondence` has it for whole data sets."""
     few = _few(index, min(FLIPPED, len(index)), seed)
     dataset = PairDataset(few, PAIR_SIZE, seed)
@@ -194,7 +200,7 @@ def _flipped(networks: Sequence[Frozen], index: ImageIndex, seed: int) -> Iterat
 
 
 @torch.inference_mode()
-def draw_emd(run: Path, recipe: PretrainRecipe, network: Frozen, index: ImageIndex, seed: int) -> Picture:
+def draw_emd(run: Path, recipe: PretrainRecipe, network: FeatureExtractor, index: ImageIndex, seed: int) -> Picture:
     """Self-EMD's plan between two crops of an image, for a heavy, a middling and a light cell that both crops show.
 
     As the run's heads have it where it kept a checkpoint, or else of C5 itself, weighed by its mean (eq. 12). Crops are

@@ -1,4 +1,4 @@
-"""The networks whose frozen features are measured: from a user's words to trunks."""
+"""Feature extractors: trunks with the weights that a user names, and with random ones beside them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,33 +8,33 @@ import torch
 
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.interop.weights import load_trunk
+from boxless.runs.run import Run
 from boxless.runs.weights import weights_file
 from boxless.tasks.compare_table import REFERENCE
-from boxless.tasks.detect import open_run
 
 RANDOM = "random weights"
-"""The name of random weights in tables and figures."""
+"""Name of random weights in tables and figures."""
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen:
-    """A network whose features are measured.
+class FeatureExtractor:
+    """A trunk whose features are measured or drawn.
 
     Attributes:
         name: of its weights.
-        trunk: on the CPU, in eval mode.
+        trunk: on the CPU, in eval mode, without gradients.
         report: what was loaded.
-        pyramid: whether the FPN has weights of its own, or is as random as all the rest.
+        has_fpn: whether the FPN has weights of its own, or is as random as all the rest.
     """
 
     name: str
     trunk: Trunk
     report: str
-    pyramid: bool
+    has_fpn: bool
 
 
-def load_frozen(words: Sequence[str], backbone: str | None, seed: int) -> list[Frozen]:
-    """The networks that a user's words name, after one with random weights for each backbone among them.
+def load_feature_extractors(words: Sequence[str], backbone: str | None, seed: int) -> list[FeatureExtractor]:
+    """Load the weights that a user names, after random ones for each backbone among them.
 
     Random weights are those that training from scratch starts from: the last norm of each residual block is 0.
 
@@ -44,25 +44,26 @@ def load_frozen(words: Sequence[str], backbone: str | None, seed: int) -> list[F
         seed: of the random weights.
 
     Raises:
-        UserError: for words that name nothing, or weights that do not fit.
+        UserError: words name nothing, or weights do not fit.
     """
     chosen = [word for word in dict.fromkeys(words) if word != REFERENCE]
-    of_runs = {word: _with_fpn(open_run(word)[1].trunk) for word in chosen if Path(word).is_dir()}
+    of_runs = {word: _with_fpn(Run.open(word, trained=True).recipe.trunk) for word in chosen if Path(word).is_dir()}
     usual = next(iter(of_runs.values()), TrunkConfig())
     if backbone is not None:
         usual = replace(usual, backbone=backbone)
-    configs = {word: of_runs.get(word, usual) for word in chosen}
-    references = {config.backbone: config for config in reversed([*configs.values(), *([] if configs else [usual])])}
-    names = _names(chosen)
-    networks = []
-    for kind, config in reversed(references.items()):
+    configs = [of_runs.get(word, usual) for word in chosen]
+    extractors = []
+    references: dict[str, TrunkConfig] = {}
+    for config in configs or [usual]:
+        references.setdefault(config.backbone, config)
+    for kind, config in references.items():
         name = RANDOM if len(references) == 1 else f"{RANDOM} ({kind})"
-        networks.append(Frozen(name, _new(config, seed), "as training from scratch starts", True))
-    for word in chosen:
-        trunk = _new(configs[word], seed)
+        extractors.append(FeatureExtractor(name, _new(config, seed), "as training from scratch starts", True))
+    for word, name, config in zip(chosen, _names(chosen), configs, strict=True):
+        trunk = _new(config, seed)
         report = load_trunk(trunk, weights_file(word), minimum=0.99)
-        networks.append(Frozen(names[word], trunk, str(report), report.shares["FPN"] >= 0.99))
-    return networks
+        extractors.append(FeatureExtractor(name, trunk, str(report), report.shares["FPN"] >= 0.99))
+    return extractors
 
 
 def _with_fpn(config: TrunkConfig) -> TrunkConfig:
@@ -76,8 +77,9 @@ def _new(config: TrunkConfig, seed: int) -> Trunk:
         return Trunk(config).eval().requires_grad_(False)
 
 
-def _names(words: Sequence[str]) -> dict[str, str]:
-    """Short names: a run's folder, a file's stem; the whole path where two would be alike."""
-    short = {word: Path(word).resolve().name if Path(word).is_dir() else Path(word).stem for word in words}
-    names = list(short.values())
-    return {word: name if names.count(name) == 1 and name != RANDOM else word for word, name in short.items()}
+def _names(words: Sequence[str]) -> list[str]:
+    """Short names: a run's folder, a file's stem; the whole path if two would be alike."""
+    short = [Path(word).resolve().name if Path(word).is_dir() else Path(word).stem for word in words]
+    return [
+        name if short.count(name) == 1 and name != RANDOM else word for word, name in zip(words, short, strict=True)
+    ]

@@ -1,9 +1,8 @@
-"""Frozen features of images: from networks and data to tensors, computed once and kept on disk."""
+"""FeatureExtractor features of images: from networks and data to tensors, computed once and kept on disk."""
 
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,14 @@ from boxless.data.shards.sample import Packed
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.evaluation.correspondence import PairDataset, best_matches
 from boxless.files import make_folder, written
-from boxless.tasks.feature_extractor import Frozen
+from boxless.tasks.feature_extractor import FeatureExtractor
 from boxless.training.device import make_fabric
+from boxless.training.progress import say
 
 FORMAT = 2
-"""Of the files; another number and they are computed anew."""
+"""Version of the files; with another number they are computed anew."""
 MAPS = {"C5": "3", **{f"P{number}": name for number, name in enumerate(LEVELS, start=2)}}
-"""Maps that a place can be looked for on, and torchvision's name of each."""
+"""Maps for correspondence, with torchvision's name of each."""
 _TOGETHER = 64
 """Views that go through the network at a time."""
 
@@ -51,12 +51,12 @@ class Features:
     skipped: dict[str, str]
 
 
-class Extractor:
+class FeatureCache:
     """Computes features of one size and keeps them in a folder.
 
     Args:
-        folder: of the files.
-        size: of the views, px.
+        folder: for the files.
+        size: side of the views, px.
         workers: processes that decode.
         quiet: print nothing.
     """
@@ -65,7 +65,7 @@ class Extractor:
         self.folder, self.size, self.workers, self.quiet = folder, size, workers, quiet
         self.device = make_fabric("32-true").device
 
-    def vectors(self, network: Frozen, data: ClassifiedData, parts: int = 1) -> Features:
+    def vectors(self, network: FeatureExtractor, data: ClassifiedData, parts: int = 1) -> Features:
         """C5 of each example, averaged over all cells, or over `parts` x `parts` overlapping parts of the map.
 
         Each part is as large as fits: of 7 x 7 cells two times two parts have 6 x 6, as in the papers' SVM features.
@@ -81,11 +81,11 @@ class Extractor:
         tensors, skipped = self._kept(network, network.trunk.backbone.body, key, len(set(data.paths)), compute)
         return Features(tensors["vectors"], tensors["rows"].numpy(), skipped)
 
-    def of_crops(self, network: Frozen, data: ClassifiedData, draw: int) -> Features:
+    def of_crops(self, network: FeatureExtractor, data: ClassifiedData, draw: int) -> Features:
         """C5 averaged over the cells of a random crop of each example; not kept on disk."""
         return self._pass(network, ExampleDataset(data, self.size, crops=draw), 1)
 
-    def _pass(self, network: Frozen, examples: ExampleDataset, parts: int) -> Features:
+    def _pass(self, network: FeatureExtractor, examples: ExampleDataset, parts: int) -> Features:
         trunk = self._placed(network)
         means, rows = [], []
         skipped: dict[str, str] = {}
@@ -99,7 +99,9 @@ class Extractor:
         width = parts * parts * trunk.body_width
         return Features(torch.cat([torch.zeros(0, width), *means]), np.concatenate(rows), skipped)
 
-    def matches(self, network: Frozen, paths: ImageIndex, level: str, seed: int) -> tuple[Tensor, int, dict[str, str]]:
+    def matches(
+        self, network: FeatureExtractor, paths: ImageIndex, level: str, seed: int
+    ) -> tuple[Tensor, int, dict[str, str]]:
         """Best matches (N, cells) of the images that can be read, the cells per row, and the images that can't."""
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -126,7 +128,7 @@ class Extractor:
         tensors, skipped = self._kept(network, used, key, len(paths), compute)
         return tensors["matches"], int(tensors["columns"]), skipped
 
-    def _placed(self, network: Frozen) -> Trunk:
+    def _placed(self, network: FeatureExtractor) -> Trunk:
         return network.trunk.to(self.device).to(memory_format=torch.channels_last)
 
     def _batches(self, dataset: Dataset[Any]) -> Iterator[list[Any]]:
@@ -135,13 +137,13 @@ class Extractor:
 
     def _kept(
         self,
-        network: Frozen,
+        network: FeatureExtractor,
         used: nn.Module,
         key: Mapping[str, object],
         count: int,
         compute: Callable[[], tuple[dict[str, Tensor], dict[str, str]]],
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What was computed before for the same weights (of the part that is used), data and settings, or else now."""
+        """Tensors from the file of the same weights (of the part that is used), data and settings, or computed now."""
         config = {name: getattr(network.trunk.config, name) for name in ("backbone", "norm", "mean", "std")}
         whole = {"format": FORMAT, "size": self.size, "weights": _weights_digest(used), **config, **key}
         path = self.folder / f"{_digest(json.dumps(whole, sort_keys=True).encode())}.safetensors"
@@ -151,16 +153,12 @@ class Extractor:
                 return tensors, json.loads(file.metadata()["skipped"])
         except (OSError, SafetensorError):  # not there, or broken
             pass
-        self._say(f"{network.name}: computing features of {count} images")
+        say(f"{network.name}: computing features of {count} images", self.quiet)
         tensors, skipped = compute()
         make_folder(self.folder)
         with written(path, alone=False) as partial:
             save_file(tensors, partial, metadata={"skipped": json.dumps(skipped), "key": json.dumps(whole)})
         return tensors, skipped
-
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
 
 
 def pooled(maps: Tensor, parts: int) -> Tensor:
@@ -179,7 +177,7 @@ def _weights_digest(part: nn.Module) -> str:
 
 
 def _fingerprint(paths: Sequence[str]) -> str:
-    """Of files by their names, sizes and times of change, or of images in shards by their checksums, in their order."""
+    """Digest of files, in order: their names, sizes and times of change, or in shards their checksums."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{_facts(path)}\n".encode(errors="surrogateescape"))

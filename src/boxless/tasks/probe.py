@@ -1,4 +1,4 @@
-"""What the frozen features of several weights are worth, side by side: from networks and data to table and figures."""
+"""Probe the features of several weights, side by side: from feature extractors and data to table and figures."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from boxless.evaluation.probes import Score
 from boxless.files import make_folder, write_text
 from boxless.plots.probes import match_panels, score_bars, score_curves
 from boxless.plots.style import save
-from boxless.tasks.feature_extractor import Frozen
-from boxless.tasks.features import MAPS, Extractor, Features
+from boxless.tasks.feature_extractor import FeatureExtractor
+from boxless.tasks.features import MAPS, FeatureCache, Features
 from boxless.tasks.probe_result import ASYMMETRY, NOTES, VIEWS, ProbeResult, Probing, as_csv
 
 WHOLE_IMAGES = ("svm", "low_shot")
@@ -32,7 +32,7 @@ PRESETS = {"linear": ("sweep", *probes.LINEAR), "svm": tuple(svm.GRIDS)}
 """Whose settings each kind takes, its default first; the others have none."""
 
 
-def run_probe(networks: Sequence[Frozen], settings: Probing, out: Path, quiet: bool) -> ProbeResult:
+def run_probe(networks: Sequence[FeatureExtractor], settings: Probing, out: Path, quiet: bool) -> ProbeResult:
     """Measure each network, and write the table and the figures.
 
     Raises:
@@ -41,9 +41,9 @@ def run_probe(networks: Sequence[Frozen], settings: Probing, out: Path, quiet: b
     if settings.val is None and settings.kind not in WITHOUT_VAL:
         raise UserError(f"kind {settings.kind} needs --val: examples to measure on, beside those of --data")
     make_folder(out)  # before what may take long
-    extractor = Extractor(out / "features", settings.size, settings.processes, quiet)
+    cache = FeatureCache(out / "features", settings.size, settings.processes, quiet)
     probe = _correspondence if settings.kind == "correspondence" else _classification
-    result = probe(networks, settings, extractor, out)
+    result = probe(networks, settings, cache, out)
     write_text(out / f"{settings.kind}.csv", as_csv(result))
     write_text(out / f"{settings.kind}.md", f"{result}\n")
     draw = score_curves if settings.kind == "low_shot" else score_bars
@@ -60,12 +60,12 @@ class _Split:
     of_crops: Callable[[int], Features]
 
     @staticmethod
-    def of(extractor: Extractor, network: Frozen, data: ClassifiedData, parts: int) -> "_Split":
-        features = extractor.vectors(network, data, parts)
+    def of(cache: FeatureCache, network: FeatureExtractor, data: ClassifiedData, parts: int) -> "_Split":
+        features = cache.vectors(network, data, parts)
         if not len(features.rows):
             file, reason = next(iter(features.skipped.items()))
             raise UserError(f"{file}: {reason}; so are all images of {data.origin}: check the data")
-        return _Split(features, data.present[features.rows], partial(extractor.of_crops, network, data))
+        return _Split(features, data.present[features.rows], partial(cache.of_crops, network, data))
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -77,14 +77,16 @@ class _Split:
         return self.features.vectors.double().numpy()
 
 
-def _classification(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
+def _classification(
+    networks: Sequence[FeatureExtractor], settings: Probing, cache: FeatureCache, out: Path
+) -> ProbeResult:
     data, val = read_data(settings)
     scores: list[Score] = []
     skipped: dict[str, str] = {}
     for network in networks:
         parts = 2 if settings.kind in WHOLE_IMAGES else 1
-        train = _Split.of(extractor, network, data, parts)
-        test = train if val is None else _Split.of(extractor, network, val, parts)
+        train = _Split.of(cache, network, data, parts)
+        test = train if val is None else _Split.of(cache, network, val, parts)
         skipped |= train.features.skipped | test.features.skipped
         scores += MEASURES[settings.kind](network.name, train, test, settings)
     note = NOTES[settings.kind].format(preset=settings.preset, views=VIEWS[settings.crops])
@@ -177,14 +179,16 @@ def _chance(kind: str, present: NDArray[np.int8]) -> float:
     return max(shares) if kind in ("linear", "knn") else float(np.mean(shares))
 
 
-def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Extractor, out: Path) -> ProbeResult:
+def _correspondence(
+    networks: Sequence[FeatureExtractor], settings: Probing, cache: FeatureCache, out: Path
+) -> ProbeResult:
     index = index_images(settings.data)
     for network in reversed(networks):  # first come random weights, in the trunk of a run, which is the one to name
         _check_level(network, settings.level)
     scores, examples = [], {}
     skipped: dict[str, str] = {}
     for network in networks:
-        matches, columns, skipped = extractor.matches(network, index, settings.level, settings.seed)
+        matches, columns, skipped = cache.matches(network, index, settings.level, settings.seed)
         if not len(matches):
             file, reason = next(iter(skipped.items()))
             raise UserError(f"{file}: {reason}; so are all {len(index)} images: check the data")
@@ -199,10 +203,10 @@ def _correspondence(networks: Sequence[Frozen], settings: Probing, extractor: Ex
     return ProbeResult(out, "correspondence", tuple(scores), 1 / cells, note, skipped)
 
 
-def _check_level(network: Frozen, level: str) -> None:
+def _check_level(network: FeatureExtractor, level: str) -> None:
     if level == "C5":
         return
-    if not network.pyramid:
+    if not network.has_fpn:
         raise UserError(f"{network.name}: has no weights of an FPN, and level {level} is one of its maps; take C5")
     levels = [each for each, name in MAPS.items() if each == "C5" or name in LEVELS[network.trunk.backbone.first :]]
     if level not in levels:
