@@ -6,8 +6,13 @@ from boxless.methods.byol import BYOLConfig
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.recipes.soco import SOCO_SMALL
 
-SMALL_BYOL = replace(BYOLConfig(scale=(0.2, 1.0)).at_size(96), momentum=0.97)
-BYOL_SMALL = replace(SOCO_SMALL, method=SMALL_BYOL)
+
+def small_method() -> BYOLConfig:
+    """BYOL on views of 96 px."""
+    return replace(BYOLConfig(scale=(0.2, 1.0)).at_size(96), momentum=0.97)
+
+
+BYOL_SMALL = replace(SOCO_SMALL, method=small_method())
 """BYOL on the trunk and with the optimiser of soco-small, to compare the two at equal cost per image.
 
 Crops show at least a fifth of the image: at 96 px the paper's 8 % would show a handful of source pixels.

@@ -30,19 +30,18 @@ Views of 96 px and detection at 200 px; raise view_size and finetune.min_size fo
 optimiser is AdamW and not the papers' SGD, which learns too little in so few steps (docs/studies.md, "By SGD").
 """
 
-DEMO_METHOD = JointConfig(
-    global_weight=0,
-    pixel_weight=1,
-    object_weight=0,
-    pixel_map="P2",
-    local=LocalConfig(hidden=256, output=64, predictor=True),
-    momentum=0.97,
-)
 DEMO = CompareRecipe(
     view_size=64,
     pretrain=replace(
         COMPARE_SMALL.pretrain,
-        method=DEMO_METHOD.at_size(64),
+        method=JointConfig(
+            global_weight=0,
+            pixel_weight=1,
+            object_weight=0,
+            pixel_map="P2",
+            local=LocalConfig(hidden=256, output=64, predictor=True),
+            momentum=0.97,
+        ).at_size(64),
         trunk=replace(COMPARE_SMALL.pretrain.trunk, fpn_channels=32, box_head_width=128),
         optim=replace(COMPARE_SMALL.pretrain.optim, base_lr=0.032),
         epochs=5,

@@ -6,20 +6,30 @@ from boxless.methods.dino import DINOConfig
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.recipes.soco import SOCO_SMALL
 
-SMALL_DINO = replace(
-    DINOConfig().at_size(96),
-    local_size=48,
-    local_crops=4,
-    scale=(0.2, 1.0),
-    local_scale=(0.05, 0.2),
-    hidden=512,
-    output=128,
-    prototypes=1024,
-    held=0.03,
-    target_temperature=0.04,
-    momentum=0.97,
-)
-DINO_SMALL = replace(SOCO_SMALL, method=SMALL_DINO, optim=replace(SOCO_SMALL.optim, base_lr=5e-4))
+
+def small_method() -> DINOConfig:
+    """DINO on views of 96 and 48 px."""
+    return replace(
+        DINOConfig().at_size(96),
+        local_size=48,
+        local_crops=4,
+        scale=(0.2, 1.0),
+        local_scale=(0.05, 0.2),
+        hidden=512,
+        output=128,
+        prototypes=1024,
+        held=0.03,
+        target_temperature=0.04,
+        momentum=0.97,
+    )
+
+
+def paper_method() -> DINOConfig:
+    """DINO as on ResNets."""
+    return DINOConfig(target_temperature=0.04)
+
+
+DINO_SMALL = replace(SOCO_SMALL, method=small_method(), optim=replace(SOCO_SMALL.optim, base_lr=5e-4))
 """DINO on the trunk of soco-small.
 
 Crops show at least a fifth (global) and a twentieth (local) of the image: at 96 and 48 px, smaller ones would show a
@@ -29,9 +39,8 @@ The learning rate is the authors' for AdamW: at soco-small's, sixteen times as l
 grew alike within 30 steps. The teacher's temperature is the authors' for ResNets.
 """
 
-R50_DINO = DINOConfig(target_temperature=0.04)
 DINO_R50 = PretrainRecipe(
-    method=R50_DINO,
+    method=paper_method(),
     optim=PretrainOptim(name="sgd", base_lr=0.03, weight_decay=1e-4, warmup_epochs=10, final_lr=5e-7),
     epochs=100,
     batch_size=256,

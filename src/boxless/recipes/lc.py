@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 from boxless.methods.lc import LCBYOLConfig, LCDINOConfig, LocalConfig
-from boxless.recipes.byol import SMALL_BYOL
-from boxless.recipes.dino import DINO_R50, DINO_SMALL, R50_DINO, SMALL_DINO
+from boxless.recipes import byol, dino
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.recipes.soco import SOCO_SMALL
 
-LC_BYOL_SMALL = replace(SOCO_SMALL, method=LCBYOLConfig(byol=SMALL_BYOL, local=LocalConfig(hidden=512)))
+LC_BYOL_SMALL = replace(SOCO_SMALL, method=LCBYOLConfig(byol=byol.small_method(), local=LocalConfig(hidden=512)))
 """LC-loss added to BYOL on the trunk and with the optimiser of soco-small, to compare the two at equal cost per image.
 
 The feature map of a 96 px view has 3 x 3 cells, so that the local term tells nine places apart.
@@ -28,13 +27,13 @@ Paper: tables 1 and 2, ImageNet, 400 epochs: COCO RetinaNet R50-FPN 40.6, Mask R
 VOC Faster R-CNN R50-FPN 60.1. The paper does not give the local term's temperature. Not measured by us.
 """
 
-LC_DINO_SMALL = replace(DINO_SMALL, method=LCDINOConfig(dino=SMALL_DINO, local=LocalConfig(hidden=512)))
+LC_DINO_SMALL = replace(dino.DINO_SMALL, method=LCDINOConfig(dino=dino.small_method(), local=LocalConfig(hidden=512)))
 """LC-loss added to DINO on the trunk and with the optimiser of dino-small.
 
 The feature map of a 96 px view has 3 x 3 cells, so that the local term tells nine places apart.
 """
 
-LC_DINO_R50 = replace(DINO_R50, method=LCDINOConfig(dino=R50_DINO))
+LC_DINO_R50 = replace(dino.DINO_R50, method=LCDINOConfig(dino=dino.paper_method()))
 """LC-loss added to DINO on ResNet-50, with the optimiser of dino-r50 (100 epochs).
 
 The paper says that LC-loss helps DINO and gives no setting; alpha and the local term are those of its BYOL. Not

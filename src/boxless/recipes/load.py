@@ -45,14 +45,12 @@ def shipped() -> dict[str, object]:
         up_detr,
         vicreg,
     )
-    from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 
     pretraining = [barlow_twins, byol, densecl, detco, dino, joint, lc, moco, pixpro, self_emd, simclr, soco, swav]
     detection = [detr, faster_rcnn, fcn, fcos, keypoint_rcnn, mask_rcnn, retinanet, rt_detr, sparse_rcnn]
     files = [*pretraining, up_detr, vicreg, *detection, compare]
-    kinds = (PretrainRecipe, FinetuneRecipe, CompareRecipe)
-    constants = {constant: value for file in files for constant, value in vars(file).items()}
-    return {_name(constant): value for constant, value in constants.items() if isinstance(value, kinds)}
+    constants = {constant: value for file in files for constant, value in vars(file).items() if constant.isupper()}
+    return {_name(constant): value for constant, value in constants.items()}
 
 
 def names() -> list[str]:

@@ -6,18 +6,20 @@ from boxless.methods.swav import SwAVConfig
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.recipes.soco import SOCO_SMALL
 
-SMALL_SWAV = replace(
-    SwAVConfig().at_size(96),
-    local_size=48,
-    local_crops=4,
-    scale=(0.2, 1.0),
-    local_scale=(0.05, 0.2),
-    hidden=512,
-    prototypes=128,
-    held=0.03,
-    queue_length=480,
+SWAV_SMALL = replace(
+    SOCO_SMALL,
+    method=replace(
+        SwAVConfig().at_size(96),
+        local_size=48,
+        local_crops=4,
+        scale=(0.2, 1.0),
+        local_scale=(0.05, 0.2),
+        hidden=512,
+        prototypes=128,
+        held=0.03,
+        queue_length=480,
+    ),
 )
-SWAV_SMALL = replace(SOCO_SMALL, method=SMALL_SWAV)
 """SwAV on the trunk and with the optimiser of soco-small, to compare the two at equal cost per image.
 
 Crops show at least a fifth (global) and a twentieth (local) of the image: at 96 and 48 px, smaller ones would show a
