@@ -1,4 +1,4 @@
-"""What commands turn into a single line and an exit code."""
+"""Errors that commands turn into a single line and an exit code."""
 
 _FULL = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -35,7 +35,7 @@ class Unfinished(BaseException):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: PyTorch's of a GPU, its RuntimeError where it is a processor's, or Python's own."""
+    """Return whether an error means that memory ran out: PyTorch's for a GPU or a CPU, or Python's own."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
     )

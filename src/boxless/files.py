@@ -24,7 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
-"""What the name of a file ends in that is not whole; a later try writes over what a kill has left."""
+"""Suffix of an incomplete file; a later try overwrites one that a kill has left."""
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 _NO_PLACE = (*_REFUSED, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -40,7 +40,7 @@ def written(path: Path, alone: bool = True) -> Iterator[Path]:
     `alone`: false where other processes, on this machine or others, may write the same file at the same time.
 
     Raises:
-        UserError: where the disk is full, say, or the path cannot be written to.
+        UserError: if the disk is full, say, or the path cannot be written to.
     """
     partial = path.with_name(f"{path.name}{'' if alone else f'.{socket.gethostname()}-{os.getpid()}'}{PARTIAL}")
     try:
@@ -66,7 +66,7 @@ def make_folder(path: Path) -> None:
     """Make a folder, with those above it, that outlasts a power cut.
 
     Raises:
-        UserError: where there cannot be one: below a file, say.
+        UserError: if there cannot be one: below a file, say.
     """
     with place_in_words(path):
         new = [each for each in (path, *path.parents) if not each.exists()]
@@ -152,7 +152,7 @@ def silent_threads(known: Callable[[BaseException], bool]) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None, numbers: Sequence[int] = _REFUSED) -> str | None:
-    """What the system refused; PyTorch and safetensors hide it in errors of their own."""
+    """The system's error, which PyTorch and safetensors hide in errors of their own."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if match := _OF_RUST.search(str(error)):
@@ -171,7 +171,7 @@ def lock(path: Path, what: str) -> IO[str]:
         what: is locked, for people.
 
     Raises:
-        UserError: where another process holds it, saying which; where the path cannot be written to.
+        UserError: if another process holds it, saying which; where the path cannot be written to.
     """
     while True:
         with place_in_words(path):
@@ -213,7 +213,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, 64 hex digits."""
+    """SHA-256 of a file's content, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""How many processes a run has, by what `torchrun` or SLURM's `srun` tells each of them."""
+"""Processes of a run, from the environment variables of `torchrun` or SLURM's `srun`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ class Processes:
 
     @property
     def machines(self) -> int:
-        """How many machines they run on."""
+        """Number of machines."""
         return self.world // self.local_world
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> "Processes":
-        """What the environment variables of a launcher say.
+        """Read the environment variables of a launcher.
 
         Raises:
-            UserError: where some are missing.
+            UserError: if some are missing.
         """
         if int(environment.get("WORLD_SIZE", 1)) > 1:
             return _of_torchrun(environment)

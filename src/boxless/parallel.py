@@ -1,4 +1,4 @@
-"""Where blocks of work are done: by threads or processes of this machine, or on a Ray cluster.
+"""Parallel execution of tasks: by threads or processes of this machine, or on a Ray cluster.
 
 A task may be done twice, where a worker of a cluster died before it could hand over the result; each result is given
 out once.
@@ -37,7 +37,7 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many tasks are done at a time."""
+        """Number of tasks at a time."""
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Results[Task, Result]:
         """Yield each task with its result, in the order in which they get finished; tasks are drawn as there is room.
@@ -131,7 +131,7 @@ class RayCluster:
 
 @contextmanager
 def chosen_engine(name: str, ray_address: str | None, workers: int | None) -> Iterator[RayCluster | None]:
-    """What a command's `engine` names: a Ray cluster while the context lasts, or None for this machine.
+    """Connect to the command's `engine`: a Ray cluster while the context lasts, or None for this machine.
 
     Raises:
         UserError: as `ray_cluster`; an address without Ray; another name.

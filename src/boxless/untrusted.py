@@ -1,4 +1,4 @@
-"""What other people wrote: text that may nest, grow or ask for objects, and names of files that may lead anywhere."""
+"""Readers of untrusted input: text that may nest, grow or ask for objects, and file names that may lead anywhere."""
 
 import contextlib
 import gc
@@ -68,7 +68,7 @@ def inside(folder: Path, name: str) -> Path | None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file; not a folder, device or pipe, nor a name that no file can have."""
+    """Return whether the path is an existing file, and not a folder, device, pipe or impossible name."""
     try:
         return path.is_file()
     except OSError:  # a name that is too long
@@ -76,7 +76,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; not where no folder can have the name."""
+    """Return whether the path is an existing folder."""
     try:
         return path.is_dir()
     except OSError:

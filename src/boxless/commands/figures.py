@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FiguresResult:
-    """What was drawn.
+    """The figures that were drawn.
 
     Attributes:
         path: folder of the figures.

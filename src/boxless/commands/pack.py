@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackResult:
-    """What is in the folder that `pack` wrote.
+    """Contents of the folder that `pack` wrote.
 
     Attributes:
         manifest: the file to give as data.
@@ -106,7 +106,7 @@ def pack(
 
 
 def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -> "tuple[Extras, dict[str, Any]]":
-    """What goes beside each image, and what the manifest says of it."""
+    """Files packed beside each image, and their description in the manifest."""
     import json
     from io import BytesIO
 

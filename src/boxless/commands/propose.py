@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProposeResult:
-    """What is in the table that `propose` wrote.
+    """Contents of the table that `propose` wrote.
 
     Attributes:
         path: the table.

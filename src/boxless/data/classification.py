@@ -70,7 +70,7 @@ class ClassifiedData:
         return replace(self, paths=paths, windows=windows, present=self.present[rows], sizes=sizes)
 
     def window(self, row: int, width: int, height: int) -> Window:
-        """What an example shows of its image of width x height px: xyxy, source px; may reach beyond the image."""
+        """Region of an image of width x height px that an example shows: xyxy, source px; may extend beyond it."""
         if not isinstance(self.windows, str):
             return object_window(self.windows[row].tolist(), width, height)
         if self.windows == "whole":
@@ -112,7 +112,7 @@ def read_classified(where: str, role: Role, objects: bool, classes: Sequence[str
         classes: those that were learned; others are refused in folders and left out of labels.
 
     Raises:
-        UserError: where there are no classes, or other ones than were learned.
+        UserError: if there are no classes, or other ones than were learned.
     """
     if not Path(where).is_dir() or formats_in(Path(where)):
         labels = read_labels(where, role, classes=classes)

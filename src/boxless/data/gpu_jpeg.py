@@ -188,7 +188,7 @@ def require_gpu_decoder(device: torch.device) -> None:
 
 
 def _view(image: Tensor, window: Window, size: int) -> Tensor:
-    """What `cut` gives, in float: on a GPU anti-aliasing is not made for uint8."""
+    """Result of `cut` as float, because anti-aliasing on a GPU does not support uint8."""
     x1, y1, x2, y2 = (int(edge) for edge in window)
     part = image[None, :, y1:y2, x1:x2].float()
     return interpolate(part, (size, size), mode="bilinear", antialias=True)[0]

@@ -75,7 +75,7 @@ class Opened:
     jpeg: bytes | None
 
     def pixels(self, min_scale: float) -> np.ndarray:
-        """What `decode_reduced` returns, without another look at the storage where `jpeg` is whole."""
+        """Result of `decode_reduced`, without reading the file again if `jpeg` is complete."""
         pixels = None if self.jpeg is None else _decode_jpeg(self.jpeg, self.size, min_scale)
         return decode_reduced(self.path, min_scale)[0] if pixels is None else pixels
 

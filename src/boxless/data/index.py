@@ -48,7 +48,7 @@ class ImageIndex:
 
     @property
     def remote(self) -> bool:
-        """Whether images have to be fetched from another machine."""
+        """True if images have to be fetched from another machine."""
         return False
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = 
 
 
 def is_labelled(where: str | Path) -> bool:
-    """Whether a place can only be labelled images: it is neither a folder nor a list."""
+    """Return whether a path can only be labelled images: it is neither a folder nor a list."""
     return not Path(where).is_dir() and not _is_list(Path(where))
 
 

@@ -31,7 +31,7 @@ def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatena
     """A function that reads a file (its first argument), tried again where the storage fails and not the file.
 
     Raises:
-        UserError: where the file's folder has vanished and does not return in `PATIENCE` seconds.
+        UserError: if the file's folder has vanished and does not return in `PATIENCE` seconds.
     """
 
     @wraps(read)
@@ -65,7 +65,7 @@ def await_folder(path: str | Path) -> bool:
     """Wait for the folder of a file, where it has vanished; whether it had.
 
     Raises:
-        UserError: where it does not return in `PATIENCE` seconds.
+        UserError: if it does not return in `PATIENCE` seconds.
     """
     gone = _vanished(path)
     if gone is None:

@@ -123,7 +123,7 @@ def make_sampler(
 
 
 def repeat_factors(data: LabelledData, threshold: float) -> NDArray[np.float64]:
-    """How often each image is seen in an epoch on average, (N,), each at least 1.
+    """Mean number of times that each image is seen in an epoch, (N,), each at least 1.
 
     r(c) = max(1, sqrt(threshold / f(c))), f(c) the share of images that show class c; r(image) = max over its classes.
     """

@@ -1,4 +1,4 @@
-"""What the colours of an image set are on average: the mean and standard deviation that a trunk normalises with."""
+"""Mean and standard deviation of an image set's colours, with which a trunk normalises."""
 
 import os
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ LEVELS = ("0", "1", "2", "3")
 """torchvision's names of P2..P5 (and of C2..C5)."""
 
 STRIDES = (4, 8, 16, 32)
-"""Of these maps, px."""
+"""Strides of these maps, px."""
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 BACKBONES = (*RESNETS, "mobilenet_v2", "swin_t")
@@ -107,7 +107,7 @@ class TimmBody(nn.Module):
         left_out: names of the classifier's tensors that the body does without.
 
     Raises:
-        UserError: where timm is missing or has no such model, or the model has other strides, or fixed sizes.
+        UserError: if timm is missing or has no such model, or the model has other strides, or fixed sizes.
     """
 
     def __init__(self, name: str, norm: Norm) -> None:
@@ -144,7 +144,7 @@ class TimmBody(nn.Module):
 
     @torch.no_grad()
     def _tried(self, name: str) -> tuple[int, tuple[int, ...]]:
-        """What the sides of images must be multiples of, px, and the maps' widths, as seen on an image of odd size."""
+        """Divisor of the images' sides, px, and the widths of the maps, measured on an image of odd size."""
         self.eval()
         for multiple in (16,) if self.plain else (1, 4, 16, 32):
             self._multiple = multiple

@@ -157,7 +157,7 @@ def focal_set_loss(
 
 
 def _focal_cost(logits: Tensor) -> Tensor:
-    """What it costs to make each class one that is there."""
+    """Cost of assigning each query to each class of the labels."""
     there, not_there = (sigmoid_focal_loss(logits, torch.full_like(logits, wanted)) for wanted in (1.0, 0.0))
     cost: Tensor = FOCAL_COST * (there - not_there)
     return cost

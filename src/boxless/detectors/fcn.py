@@ -29,7 +29,7 @@ from boxless.detectors.trunk import Trunk, norm_layer
 from boxless.errors import UserError
 
 VOID = 255
-"""Of pixels without a class: no loss looks at them."""
+"""Label of pixels without a class, which losses ignore."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class FCN(nn.Module):
 
 
 def starts(length: int, side: int, step: int) -> list[int]:
-    """Where windows begin along a length, px; the last one ends with it (mmseg, `slide_inference`)."""
+    """Starts of windows along a length, px; the last one ends with it (mmseg, `slide_inference`)."""
     count = max(length - side + step - 1, 0) // step + 1
     return [max(min(number * step, length - side), 0) for number in range(count)]
 

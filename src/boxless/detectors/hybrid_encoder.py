@@ -50,7 +50,7 @@ class HybridEncoder(nn.Module):
         config: its other sizes.
 
     Raises:
-        UserError: where `transformers` is not installed, or the sizes do not go together.
+        UserError: if `transformers` is not installed, or the sizes do not go together.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ def library(channels: int, config: HybridConfig, **sizes: Any) -> tuple[Any, Any
     """Hugging Face's module of RT-DETRv2 and a configuration; imported late, because it is large and optional.
 
     Raises:
-        UserError: where it is not installed, or the sizes do not go together.
+        UserError: if it is not installed, or the sizes do not go together.
     """
     if channels % config.heads or channels % 4:
         raise UserError(

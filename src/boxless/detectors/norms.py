@@ -27,7 +27,7 @@ def convert_norms(model: nn.Module, norm: Norm, name: str) -> None:
     timm's own batch norms may hold the activation that follows them, and its substitutes for them do too.
 
     Raises:
-        UserError: where the model has batch norms that cannot be replaced.
+        UserError: if the model has batch norms that cannot be replaced.
     """
     from timm.layers.norm_act import freeze_batch_norm_2d
 

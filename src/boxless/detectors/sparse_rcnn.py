@@ -23,7 +23,7 @@ from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
 
 STAGES = 6
 CODER = BoxCoder((2.0, 2.0, 1.0, 1.0), math.log(100_000 / 16))
-"""How a stage moves its boxes: shifts as shares of half a side, sides on a log scale, at most 6250-fold."""
+"""Box deltas of a stage: shifts as fractions of half a side, sides on a log scale, at most 6250-fold."""
 PRIOR = 0.01
 """Score of every class at the start (focal loss)."""
 
@@ -78,7 +78,7 @@ class SparseRCNN(nn.Module):
     def refined(
         self, maps: dict[str, Tensor], sizes: Tensor, image_sizes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """What the stages make of the learned boxes, one after the other.
+        """Outputs of all stages for the learned boxes, in order.
 
         Args:
             maps: P2..P5, by torchvision's names.

@@ -19,7 +19,7 @@ class TransformerConfig:
     """Sizes of DETR's transformer; the defaults are the paper's (section A.4)."""
 
     width: int = 256
-    """Of queries and image features inside the transformer."""
+    """Width of queries and image features inside the transformer."""
     heads: int = 8
     """Attention heads; they divide the width, and the width is even."""
     encoder_layers: int = 6
@@ -29,7 +29,7 @@ class TransformerConfig:
     feedforward: int = 2048
     """Width inside each layer's two linear layers."""
     dropout: float = 0.1
-    """Of attention and linear layers."""
+    """Dropout of attention and linear layers."""
     queries: int = 100
     """N, the most objects that can be found in an image."""
 
@@ -38,7 +38,7 @@ class Transformer(nn.Module):
     """From a backbone's last feature map to a state per query and decoder layer, and from states to boxes.
 
     Raises:
-        UserError: where `transformers` is not installed, or the sizes do not go together.
+        UserError: if `transformers` is not installed, or the sizes do not go together.
     """
 
     def __init__(self, channels: int, config: TransformerConfig) -> None:

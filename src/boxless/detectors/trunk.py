@@ -27,7 +27,7 @@ from boxless.errors import UserError
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """What a trunk is made of."""
+    """Settings of a trunk."""
 
     backbone: str = "resnet50"
     """Of torchvision: resnet18, resnet34, resnet50, resnet101 (stride in the 3x3 convolution), mobilenet_v2, swin_t; or
@@ -46,9 +46,9 @@ class TrunkConfig:
     box_head_width: int = 1024
     """Width of that head's linear layers."""
     transformer: TransformerConfig = TransformerConfig()  # noqa: RUF009 (frozen)
-    """Of a trunk whose neck it is."""
+    """Settings of the neck, if the trunk has this one."""
     hybrid: HybridConfig = HybridConfig()  # noqa: RUF009
-    """Of a trunk whose neck it is."""
+    """Settings of the neck, if the trunk has this one."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -224,7 +224,7 @@ class Trunk(nn.Module):
         """Channels of C2..C5.
 
         Raises:
-            UserError: where the body has no C5, in a C4 trunk.
+            UserError: if the body has no C5, in a C4 trunk.
         """
         if self.config.neck == "c4":
             raise UserError(
@@ -246,7 +246,7 @@ class Trunk(nn.Module):
 
     @property
     def pyramid_name(self) -> str:
-        """What `parts` calls the pyramid."""
+        """Name of the pyramid in `parts`."""
         return "hybrid encoder" if self.config.neck == "hybrid" else "FPN"
 
     @property

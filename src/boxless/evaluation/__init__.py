@@ -1,1 +1,1 @@
-"""What a detector is worth: average precision against labels."""
+"""Evaluation of detectors and features: average precision, mIoU, probes."""

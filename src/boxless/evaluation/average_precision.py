@@ -21,7 +21,7 @@ SIGMA = 0.1  # of keypoints that are not COCO's 17; those of a person have 0.025
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image.
+    """Detections in one image.
 
     boxes: (N, 4) float32, source px, xyxy; scores: (N,) in 0..1; labels: (N,) 0-based class; masks: N COCO RLE
     dicts of the source image's size, or None; keypoints: (N, K, 2) float32, source px, or None.
@@ -122,7 +122,7 @@ def precision_tables(
     kind: Literal["bbox", "segm", "keypoints"] = "bbox",
     federated: bool = False,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Sequence[str]]:
-    """What `average_precision`, of which see the arguments and errors, is the mean of.
+    """The precisions that `average_precision` averages; see there for arguments and errors.
 
     Returns:
         Precision (IoUs 0.5 to 0.95, 101 recalls, classes, areas, limits), recall (the same without the 101), each -1
@@ -215,7 +215,7 @@ def coco_results(truth: LabelledData, detections: Sequence[Detections]) -> list[
 
 
 def visible_keypoints(places: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """What a COCO annotation has of keypoints (K, 2) that were found."""
+    """Convert detected keypoints (K, 2) to keys of a COCO result."""
     return to_coco(np.concatenate([places, np.full((len(places), 1), 2, np.float32)], 1))
 
 

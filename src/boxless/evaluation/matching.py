@@ -1,4 +1,4 @@
-"""What became of each detection and of each labelled object: correct, extra, missing, or of the wrong class.
+"""Matching of detections with labelled objects: correct, extra, missing, or of the wrong class.
 
 One score threshold, one IoU. COCO's AP needs neither and is the measure; this is for looking, and for counting what is
 taken for what.
@@ -17,7 +17,7 @@ from boxless.evaluation.average_precision import Detections
 
 CORRECT, WRONG_CLASS, EXTRA, IGNORED = "correct", "wrong class", "extra", "ignored"
 MISSING = "missing"
-"""Of an object: nothing was found at its place, of whatever class."""
+"""Outcome of an object without any detection at its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def match(truth: LabelledImage, found: Detections, score: float, iou: float = 0.
 
 
 def confusion(data: LabelledData, found: Sequence[Detections], matches: Iterable[Matches]) -> NDArray[np.int64]:
-    """How often an object of a class (row) was found as which (column): (C + 1, C + 1).
+    """Confusion matrix of labelled (rows) and detected classes (columns): (C + 1, C + 1).
 
     The last column counts missed objects, the last row extra detections.
     """

@@ -1,4 +1,4 @@
-"""What frozen features are worth: the classifiers that papers on pretraining put on them.
+"""Classifiers on frozen features, as in papers on pretraining.
 
 Features are vectors (N, D), one per image or object. A linear classifier may learn from other ones in each epoch, of
 other crops, as in the papers; all else is measured on one set.
@@ -24,9 +24,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 EPISODES = 600
-"""Of few_shot."""
+"""Number of episodes of few_shot."""
 NEIGHBOURS = (20, 200)
-"""Of knn: DINO's best k, and InstDisc's."""
+"""Neighbours of knn: DINO's best k, and InstDisc's."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Score:
 
 @dataclass(frozen=True)
 class LinearPreset:
-    """How a linear classifier is trained: SGD with momentum 0.9, a batch of 256."""
+    """Settings of a linear classifier, trained by SGD with momentum 0.9 and a batch of 256."""
 
     lr: float
-    """Of the first epoch; not scaled with the batch."""
+    """Learning rate of the first epoch; not scaled with the batch."""
     weight_decay: float
-    """Of weights and biases."""
+    """Weight decay of weights and biases."""
     schedule: Literal["steps", "cosine"]
     """A tenth after 60 and 80 % of the epochs, or half a cosine down to 0; both per epoch."""
     epochs: int = 100
@@ -90,7 +90,7 @@ def linear_predict(
     `train` gives the features (N, D) of an epoch, from 0.
 
     Raises:
-        UserError: where the loss is not finite at the preset's learning rate.
+        UserError: if the loss is not finite at the preset's learning rate.
     """
     linear, finite = _fit_linear(train, labels, classes, preset, seed)
     if not finite:
@@ -169,7 +169,7 @@ def few_shot(
     Features (N, D) are L2-normalised; C = 1.
 
     Raises:
-        UserError: where too few classes have enough examples.
+        UserError: if too few classes have enough examples.
     """
     known = unit_length(features)
     rows_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]

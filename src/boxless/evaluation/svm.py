@@ -1,4 +1,4 @@
-"""What frozen features are worth to linear SVMs, one per class, as on VOC 2007: with all labels and with few.
+"""Linear SVMs on frozen features, one per class, as on VOC 2007: with all labels and with few.
 
 Features are vectors (N, D), one per image, and `present` (N, C) says which classes an image shows: 1 shown, 0 not, -1
 shown only by objects that detection ignores, which is as good as not in training and does not count in measuring.

@@ -1,4 +1,4 @@
-"""What a run trained, as other libraries take it, and the lines of Python that load it there."""
+"""Export of trained weights for other libraries, with the lines of Python that load them there."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def export_run(where: str, path: Path, to: str) -> Export:
         to: which library.
 
     Raises:
-        UserError: where the run has no weights, or that library no place for them.
+        UserError: if the run has no weights, or that library no place for them.
     """
     return MAKERS[to](where, path.name)
 
@@ -38,7 +38,7 @@ def backbone(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         file: name that the weights will have, for the text.
 
     Raises:
-        UserError: where the run has no weights.
+        UserError: if the run has no weights.
     """
     body, trunk = body_of(where)
     if trunk.backbone.startswith("timm:"):
@@ -60,7 +60,7 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         file: name that the weights will have, for the text.
 
     Raises:
-        UserError: where the run has no weights, or torchvision no such detector.
+        UserError: if the run has no weights, or torchvision no such detector.
     """
     run, recipe = open_run(where)
     _check_torchvision(where, recipe)

@@ -38,7 +38,7 @@ def write(path: Path, export: Export) -> tuple[str, Path]:
         What to say of the weights, and the text's path.
 
     Raises:
-        UserError: where a folder is not empty.
+        UserError: if a folder is not empty.
     """
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"out {path}: is a folder with files in it; name an empty or a new one")

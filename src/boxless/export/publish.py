@@ -32,7 +32,7 @@ def prepare(where: str, folder: Path) -> Path:
         folder: new or empty.
 
     Raises:
-        UserError: where the run is not finished, or the folder holds something else.
+        UserError: if the run is not finished, or the folder holds something else.
     """
     run, recipe = open_run(where)
     if not run.finished:

@@ -57,7 +57,7 @@ def to_mmdetection(where: str, file: str) -> Export:
 def _for_toolbox(
     where: str, library: str
 ) -> tuple[dict[str, Tensor], TrunkConfig, DetectorConfig | None, tuple[str, ...], str]:
-    """What Detectron2 or MMDetection has names for: tensors in torchvision's, and what they are, for people."""
+    """Tensors for which Detectron2 or MMDetection has names, in torchvision's, and a description of them."""
     run, recipe = open_run(where)
     trunk = recipe.trunk
     if trunk.backbone not in RESNETS:

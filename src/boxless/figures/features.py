@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8]
 ROWS = 4
 """Images whose maps are drawn."""
 LONGEST = 448
-"""Of an image whose maps are drawn, px; its sides are multiples of 32."""
+"""Size of an image whose maps are drawn, px; its sides are multiples of 32."""
 
 
 def _images(index: ImageIndex, seed: int) -> list[Pixels]:
@@ -90,7 +90,7 @@ def draw_pca(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int)
 
 
 def draw_attention(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int) -> Picture:
-    """How strongly each place answers at C5, weights side by side."""
+    """Draw the strength of the features at C5 at each place, with weights side by side."""
     images = _images(index, seed)
     maps = {network.name: [_length(_maps(network, image)["C5"]) for image in images] for network in networks}
     return Picture(

@@ -22,7 +22,7 @@ from boxless.training.progress import say
 
 @dataclass(frozen=True)
 class Sitting:
-    """What pictures are drawn from.
+    """Sources of the figures.
 
     Attributes:
         runs: folders; the first one's are the pictures, the others stand beside it.
@@ -54,7 +54,7 @@ class Sitting:
 
     @property
     def what(self) -> str:
-        """What was run: pretraining, fine-tuning or comparison."""
+        """Kind of run: pretraining, fine-tuning or comparison."""
         names = {PretrainRecipe: "pretraining", FinetuneRecipe: "fine-tuning"}
         return names.get(type(self.recipe), "comparison")
 
@@ -98,7 +98,7 @@ class Sitting:
 
     @property
     def looked(self) -> scores.Looked:
-        """What the detector finds in the labels."""
+        """Draw the detections in the labelled images."""
         assert isinstance(self.data, str)
         return scores.look(self.runs[0], self.data, self.quiet)
 

@@ -42,7 +42,7 @@ from boxless.training.checkpoint import checkpoints
 Pixels = NDArray[np.uint8]
 
 PAIR_SIZE = 225
-"""Of views whose cells are compared, px: 32 k + 1, see `boxless.evaluation.correspondence`."""
+"""Size of views whose cells are compared, px: 32 k + 1, see `boxless.evaluation.correspondence`."""
 CORRELATED, FLIPPED = 64, 32
 """Images that the cross-correlation is over (as in the course report), and the accuracy under flip and colour."""
 

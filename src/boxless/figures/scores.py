@@ -57,7 +57,7 @@ def draw_curves(run: Path) -> Picture:
 
 
 class Looked:
-    """What a run's detector finds in labelled images, and what became of it, at the score that shows enough.
+    """Detections of a run in labelled images and their outcomes, above a score that shows enough of them.
 
     Detections of classes that the labels do not speak of (LVIS) are left out, as AP leaves them out.
     """
@@ -146,7 +146,7 @@ def draw_precision_recall(looked: Looked) -> Picture:
 
 
 def draw_confusion(looked: Looked) -> Picture:
-    """What is taken for what."""
+    """Draw the confusion matrix."""
     counts = confusion(looked.labels, looked.found, looked.matches)
     right, wrong = int(np.diagonal(counts)[:-1].sum()), int(counts[:-1, :-1].sum() - np.diagonal(counts)[:-1].sum())
     return Picture(

@@ -40,7 +40,7 @@ ROWS = 4
 SAMPLE = 60
 """Images that proposals are made for where the run's own table is not there."""
 LONGEST = 512
-"""Of a source image as it is drawn, px."""
+"""Size of a source image in the drawing, px."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def readable(index: ImageIndex, count: int, seed: int) -> tuple[list[int], list[
     """Rows of images drawn at random that can be read, and the images (H, W, 3).
 
     Raises:
-        UserError: where none can.
+        UserError: if none can.
     """
     rows: list[int] = []
     images: list[Pixels] = []

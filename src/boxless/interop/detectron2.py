@@ -19,9 +19,9 @@ from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 RATIOS = 3
-"""Of anchors, in all of boxless' detectors."""
+"""Number of aspect ratios of anchors, in all of boxless' detectors."""
 BODIES = ("", "backbone.bottom_up.", "backbone.", "roi_heads.")
-"""What may stand before a module's name, or be left out."""
+"""Optional prefixes of a module's name."""
 
 
 def from_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, ...]]:
@@ -52,7 +52,7 @@ def to_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, .
 
 
 def is_in_bgr(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file that says its colours' mean has blue first, as Detectron2's own (MSRA's) weights have."""
+    """Return whether a file that says its colours' mean has blue first, as Detectron2's own (MSRA's) weights have."""
     mean = tensors.get("pixel_mean")
     return mean is not None and bool(mean.flatten()[0] < mean.flatten()[-1])
 

@@ -26,7 +26,7 @@ _NAMES = (
 
 
 def from_authors(tensors: Mapping[str, Tensor]) -> Tensors:
-    """What a file has of the transformer around a body, in boxless' names; its classes stay behind.
+    """Tensors of the transformer around a body, in boxless' names, without its classes.
 
     Args:
         tensors: keys such as transformer.encoder.layers.0.self_attn.in_proj_weight, input_proj.weight.

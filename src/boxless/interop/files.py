@@ -30,7 +30,7 @@ def read_tensors(path: Path) -> Tensors:
     """The tensors of a .safetensors, .pth, .pt, .bin or .ckpt file; no code in the file is ever run.
 
     Raises:
-        UserError: where the file is missing, is none of these, or holds anything but plain tensors.
+        UserError: if the file is missing, is none of these, or holds anything but plain tensors.
     """
     if not is_there(path):
         raise UserError(f"{path}: no such weights file")
@@ -54,7 +54,7 @@ def converted(path: Path) -> tuple[Tensors, tuple[str, ...]]:
     Detectron2 has them, NumPy's arrays are read and nothing else.
 
     Raises:
-        UserError: where the file has no tensors, or something is called in it that is no such object.
+        UserError: if the file has no tensors, or something is called in it that is no such object.
     """
     if not is_there(path):
         raise UserError(f"{path}: no such file")
@@ -130,7 +130,7 @@ def _tensors(content: object, path: Path) -> Tensors:
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a tensor of numbers in memory: not a sparse, quantised or nested one, nor one without content."""
+    """Return whether it is a dense tensor of numbers in memory: not a sparse, quantised or nested one, nor one without content."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
         return False
     return value.device.type == "cpu" and not value.is_quantized
@@ -153,7 +153,7 @@ class _Nothing(argparse.Namespace):
 
 
 class _Array:
-    """What a pickle of a NumPy array says of it: its shape, its kind of numbers and their bytes; no code of NumPy."""
+    """Contents of a pickled NumPy array: shape, dtype and bytes, read without NumPy's code."""
 
     array: np.ndarray | None = None
 
@@ -206,7 +206,7 @@ class _Arrays(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle names.
+        """Look up an object that the pickle names.
 
         Raises:
             pickle.UnpicklingError: for anything but arrays.

@@ -8,11 +8,11 @@ from boxless.errors import UserError
 
 SCHEME = "hf://"
 RUN_FILES = ("weights.safetensors", "recipe.yaml", "labels.json")
-"""Of a run that was published; other repositories may lack the last two."""
+"""Files of a published run; other repositories may lack the last two."""
 
 
 def is_address(where: str | Path | None) -> bool:
-    """Whether it is a place on the hub."""
+    """Return whether it is a place on the hub."""
     return str(where).startswith(SCHEME)
 
 
@@ -23,7 +23,7 @@ def fetch(where: str) -> Path:
         where: hf://user/name, or hf://user/name/path/of/file; @revision may follow the name.
 
     Raises:
-        UserError: where there is no such thing, or no way to it.
+        UserError: if there is no such thing, or no way to it.
     """
     user, name, revision, file = _parsed(where)
     hub = _library("--weights")
@@ -42,7 +42,7 @@ def upload(folder: Path, where: str) -> str:
     """Put a folder into a repository, which is made, and kept private, where there is none; returns its page.
 
     Raises:
-        UserError: where the hub refuses.
+        UserError: if the hub refuses.
     """
     user, name, revision, file = _parsed(where)
     if revision or file:

@@ -17,12 +17,12 @@ from boxless.interop.detr import from_authors
 from boxless.interop.names import Tensors, without
 
 _WRAPPED = "module."
-"""Of DataParallel, before every name."""
+"""Prefix of DataParallel, before every name."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a project names a body.
+    """Layout of a project's names for a body.
 
     Attributes:
         name: of the project.
@@ -47,7 +47,7 @@ LAYOUTS = (
     Layout("UP-DETR", "backbone.0.body.", r"patch2query\..*"),
     Layout("DETR", "backbone.0.body.", r"(query_embed|class_embed)\..*"),
 )
-"""Where several fit, the first one counts."""
+"""Layouts in order; if several fit, the first one is used."""
 
 # Of whatever else: DataParallel around a backbone, detectors, Lightning's and Hugging Face's classes around timm's
 # models. The longest match wins.
@@ -57,7 +57,7 @@ _OTHERS = (*_PREFIXES, "model.backbone.conv_encoder.model.", "backbone.0.body.",
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a file was found to be.
+    """Layout that was recognised in a file.
 
     Attributes:
         says: whose names it has and which part was taken, for people; empty where they are boxless' own.
@@ -104,7 +104,7 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> Recognised:
 
 
 def _of_detectors(tensors: Tensors, around: str) -> Recognised | None:
-    """Of Detectron2, MMDetection, SoCo, which names its parts like MMDetection, and Hugging Face."""
+    """Recognise Detectron2, MMDetection, SoCo (named like MMDetection) and Hugging Face."""
     if any(re.fullmatch(r"(res_?)?conv1_w|res2_0_branch2a_w", key) for key in tensors):
         raise UserError(
             "the names are Caffe2's (conv1_w, res2_0_branch2a_w): MSRA's ResNet in Detectron2's first files, which has "

@@ -15,7 +15,7 @@ from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 EPSILON = 1e-5
-"""Of batch norms, there and here."""
+"""Epsilon of batch norms, there and here."""
 
 
 def from_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, ...]]:

@@ -38,7 +38,7 @@ def resnet_modules() -> list[str]:
 
 
 def background_last(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Of a two-stage detector in torchvision's names: scores with background last, boxes and masks without it."""
+    """Convert a two-stage detector in torchvision's names: scores with background last, boxes and masks without it."""
     return _by_end(
         tensors,
         {

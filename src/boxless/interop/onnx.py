@@ -38,7 +38,7 @@ def require() -> None:
     """See to it that ONNX and its runtime are there.
 
     Raises:
-        UserError: where they are not.
+        UserError: if they are not.
     """
     try:
         import onnx

@@ -19,7 +19,7 @@ from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.names import Tensors, resnet_modules
 
 _BODY = "model.backbone.model."
-"""What stands before the body's names in detectors as written now; what a file has there is read off its keys."""
+"""Prefix of the body's names in detectors as written now; a file's own prefix is read from its keys."""
 _STEM = "embedder.embedder.convolution.weight"
 
 _PARTS = {
@@ -66,7 +66,7 @@ def to_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def is_layout(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the library's ResNet."""
+    """Return whether the names are those of the library's ResNet."""
     return any(key.endswith(_STEM) for key in tensors)
 
 

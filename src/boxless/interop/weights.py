@@ -23,7 +23,7 @@ _OLD_LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|b
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What a load of weights did.
+    """Result of loading weights.
 
     Attributes:
         origin: the file.
@@ -94,7 +94,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         minimum: share of the backbone's parameters, 0..1, that must be loaded.
 
     Raises:
-        UserError: where less than `minimum` of the backbone was loaded, or a part only partly, or the file is of
+        UserError: if less than `minimum` of the backbone was loaded, or a part only partly, or the file is of
             a larger backbone or of one with batch norms where the trunk has group norms; the trunk is then unchanged.
     """
     content = read_tensors(path)
@@ -155,7 +155,7 @@ def _placed_parts(trunk: Trunk) -> dict[str, tuple[str, nn.Module]]:
 
 
 def _network(trunk: Trunk) -> str:
-    """What stands before the body's names in torchvision's or timm's own files."""
+    """Prefix of the body's names in torchvision's or timm's own files."""
     return "backbone.body.model." if isinstance(trunk.backbone.body, TimmBody) else "backbone.body."
 
 

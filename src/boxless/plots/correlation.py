@@ -11,7 +11,7 @@ SHOWN = 64
 
 
 def cross_correlation(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Of embeddings (N, D) of the same N images: (D, D), -1..1; rows and columns of dimensions that do not vary are 0.
+    """Cross-correlation (D, D) of embeddings (N, D) of the same images, -1..1; 0 for constant dimensions.
 
     Barlow Twins, eq. 2.
     """

@@ -57,7 +57,7 @@ def _draw(axes: Axes, name: str, steps: npt.NDArray[np.float64], values: npt.NDA
 
 
 def _is_noisy(values: npt.NDArray[np.float64]) -> bool:
-    """Whether a curve jumps from point to point, as a loss does and a schedule does not."""
+    """Return whether a curve jumps from point to point, as a loss does and a schedule does not."""
     return len(values) >= SMOOTH_FROM and float(np.std(np.diff(values, 2))) > 0.02 * float(np.ptp(values))
 
 

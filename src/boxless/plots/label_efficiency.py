@@ -98,7 +98,7 @@ def _strips(runs: Runs, fraction: float, counts: dict[float, int]) -> Figure:
 
 
 def _say(axes: Axes, reading: str) -> None:
-    """How to read the figure, above it and quieter than the data."""
+    """Add a note above the figure, in a lighter colour than the data."""
     axes.set_title(reading, fontsize=12, color=MUTED)
 
 

@@ -1,4 +1,4 @@
-"""What frozen features are worth, for the eye: scores with their intervals, and matches as arrows."""
+"""Plots of probes: scores with their intervals, and matches as arrows."""
 
 from collections.abc import Mapping, Sequence
 

@@ -83,7 +83,7 @@ def name_lines(axes: Axes) -> None:
 
 
 def note(figure: Figure, text: str) -> None:
-    """How to read the figure, below it and quieter than the data."""
+    """Add a note below the figure, in a lighter colour than the data."""
     figure.supxlabel(text, fontsize=13, color=MUTED)
 
 

@@ -1,4 +1,4 @@
-"""What a method sees: the views cut from each source image and the same objects, or places, in all of them."""
+"""Plots of a method's views of each source image, with the same objects or places marked in all of them."""
 
 from collections.abc import Sequence
 from typing import Any

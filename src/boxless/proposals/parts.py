@@ -1,4 +1,4 @@
-"""What a stopped run leaves behind: finished blocks of images as small tables in `<out>.parts/`."""
+"""Finished blocks of images of a stopped run, as small tables in `<out>.parts/`."""
 
 import hashlib
 import shutil
@@ -27,7 +27,7 @@ class Parts:
         """Return the parts, all made with these settings; delete broken ones, saying so.
 
         Raises:
-            UserError: where some were made with other settings, naming those.
+            UserError: if some were made with other settings, naming those.
         """
         found = []
         for file in sorted(self.folder.glob("*.parquet")):
@@ -51,7 +51,7 @@ class Parts:
         """Keep other processes from the table and its parts.
 
         Raises:
-            UserError: where one is working on them.
+            UserError: if one is working on them.
         """
         make_folder(self.folder.parent)
         out = self.folder.with_suffix("")
@@ -64,6 +64,6 @@ class Parts:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs of two settings, in words."""
+    """Differences between two settings, in words."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:5])

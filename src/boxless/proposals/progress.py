@@ -1,4 +1,4 @@
-"""How far a long run is, on stderr: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a long run, on stderr: a bar in a terminal, an occasional line elsewhere."""
 
 import sys
 import time

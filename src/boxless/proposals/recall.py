@@ -1,4 +1,4 @@
-"""How many labelled objects the proposals cover."""
+"""Recall of proposals: the labelled objects that they cover."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

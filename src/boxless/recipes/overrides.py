@@ -94,7 +94,7 @@ def _finite(value: Any) -> Any:
 
 @functools.cache
 def _reader(expected: Any) -> ArgumentParser:
-    """What reads one value of a type; made once, because a recipe has two hundred values."""
+    """Parser of values of a type; cached, because a recipe has two hundred values."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=expected)
     return parser
@@ -115,7 +115,7 @@ def spell(expected: Any) -> str:
 
 
 def is_sequence(expected: Any) -> bool:
-    """Whether the type, or a member of the union, holds several values (a string does not)."""
+    """Return whether the type, or a member of the union, holds several values (a string does not)."""
     if get_origin(expected) in (Union, UnionType):
         return any(is_sequence(member) for member in get_args(expected))
     kind = get_origin(expected) or expected

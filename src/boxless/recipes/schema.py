@@ -1,4 +1,4 @@
-"""What a recipe holds: one frozen dataclass per command, every number with one default and one home."""
+"""Recipes as frozen dataclasses, one per command: every number has one default and one place."""
 
 import re
 from dataclasses import dataclass, field

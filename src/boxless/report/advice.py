@@ -31,14 +31,14 @@ class Advice:
 
 
 def verdict(report: RunReport) -> Advice:
-    """Whether a run is well, in words."""
+    """Verdict on a run in words."""
     if not report.finished:
         return _unfinished(report)
     return _pretrained(report) if report.pretrains else _finetuned(report)
 
 
 def advise(report: RunReport) -> list[Advice]:
-    """What to do next, the gravest first."""
+    """Recommended next steps, the most serious first."""
     rules = [*_of_any(report), *(_of_pretraining(report) if report.pretrains else _of_finetuning(report))]
     return _gravest_first(rules)
 

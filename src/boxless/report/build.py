@@ -42,7 +42,7 @@ class Comparison:
 
     @property
     def finished(self) -> bool:
-        """Whether its table is written."""
+        """True if its table is written."""
         return bool(self.cells)
 
 
@@ -50,10 +50,10 @@ Report = RunReport | Comparison
 
 
 def read_reports(runs: Sequence[str]) -> list[Report]:
-    """What the folders are: runs, evaluations of runs, comparisons, demos; one that is named twice is read once.
+    """Read folders of runs, evaluations, comparisons and demos; one that is named twice is read once.
 
     Raises:
-        UserError: where one is none of these.
+        UserError: if one is none of these.
     """
     paths = list({Path(run).resolve(): Path(run) for run in runs}.values())
     names = [path.resolve().name for path in paths]
@@ -157,7 +157,7 @@ def _subtitle(sources: Sequence[Report]) -> str:
 
 
 def _about(report: RunReport) -> str:
-    """What was run, on what, in a line."""
+    """Describe the run and its data in a line."""
     inputs = report.inputs
     images = f" on {inputs['images']:,} images" if isinstance(inputs.get("images"), int) else ""
     machine = report.environment.get("machine")
@@ -251,7 +251,7 @@ def _table_of_runs(reports: Sequence[RunReport]) -> list[Table]:
 
 
 def _seeds(report: RunReport) -> tuple[int, ...]:
-    """What pairs runs of two groups."""
+    """Seeds that pair runs of two groups."""
     return tuple(int(report.settings.get(key) or 0) for key in SEEDS)
 
 
@@ -261,7 +261,7 @@ def _fingerprint(report: RunReport) -> str:
 
 
 def _first_seeds(comparison: Comparison) -> list[RunReport]:
-    """Of each start and share the fine-tuning with the first seed: enough to look at."""
+    """Fine-tunings with the first seed, one for each start and share: enough to look at."""
     return [replace(report, name=_cell_name(report)) for report in comparison.finetuned if report.path.name == "seed-0"]
 
 
@@ -303,7 +303,7 @@ def _gaps(comparison: Comparison) -> list[str]:
 
 
 def advise_comparison(comparison: Comparison) -> list[Advice]:
-    """What a comparison says of each start, and what to do next."""
+    """Verdicts of a comparison on each start, and next steps."""
     result = []
     rows = summarize(comparison.cells)
     several = len({row.detector for row in rows}) > 1

@@ -21,7 +21,7 @@ KNOWN = {
 """Title and a word of help; terms of the loss keep their own names."""
 PERCENT = ("val/",)
 POINTS = 60_000
-"""Of all curves of a page together: about a megabyte."""
+"""Largest number of points of all curves of a page together: about a megabyte."""
 
 
 Named = Sequence[tuple[int, str, Metrics]]

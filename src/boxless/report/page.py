@@ -48,7 +48,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page tells.
+    """Contents of a page.
 
     Attributes:
         title: of the page.
@@ -142,7 +142,7 @@ def _numbers(report: RunReport) -> list[tuple[str, str]]:
 
 
 def _facts(report: RunReport) -> list[tuple[str, str]]:
-    """What was run, on what."""
+    """The run and its data."""
     environment = report.environment
     inputs = environment.get("inputs", {})
     facts = [("recipe", str(report.settings.get("recipe", "not named"))), ("folder", str(report.path.resolve()))]

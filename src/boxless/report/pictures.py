@@ -13,7 +13,7 @@ from boxless.plots.style import read_captions
 BUDGET = 3_500_000
 """Bytes of all pictures of a page, as base64."""
 WIDTH = 1600
-"""Of a picture, px, where all fit."""
+"""Width of a picture, px, if all fit."""
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,12 @@ class RunReport:
 
     @property
     def pretrains(self) -> bool:
-        """Whether it is a pretraining; else it is a fine-tuning."""
+        """True if it is a pretraining; else it is a fine-tuning."""
         return "method.name" in self.settings
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end."""
+        """True if it came to its end."""
         return bool(self.summary)
 
     @property

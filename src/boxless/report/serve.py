@@ -18,7 +18,7 @@ def make_server(runs: Sequence[str], port: int) -> ThreadingHTTPServer:
     """A server of the page at / and of a word that changes with it at /state.
 
     Raises:
-        UserError: where the port is taken.
+        UserError: if the port is taken.
     """
 
     class Handler(BaseHTTPRequestHandler):

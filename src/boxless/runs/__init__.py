@@ -1,1 +1,1 @@
-"""What the commands do: runs in folders, each with one layout."""
+"""Run folders, their files and weights."""

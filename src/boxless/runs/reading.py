@@ -83,7 +83,7 @@ def read_metrics(file: Path, gaps: list[str]) -> Metrics:
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Whether a value has a shape of `SHAPES`."""
+    """Return whether a value has a shape of `SHAPES`."""
     if isinstance(shape, tuple):
         return any(fits(value, each) for each in shape)
     if isinstance(shape, list):

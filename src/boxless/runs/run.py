@@ -133,7 +133,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """True if the run came to its end."""
         return (self.path / "summary.json").is_file()
 
     @property
@@ -232,7 +232,7 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: boo
         The lock, to be closed when the run ends or fails: a traceback that somebody keeps would hold it.
 
     Raises:
-        UserError: where the folder holds another run, or another process works on it.
+        UserError: if the folder holds another run, or another process works on it.
     """
     check_place(out)
     make_folder(out)
@@ -269,7 +269,7 @@ def begin_results(folder: Path, file: str) -> None:
 
 
 def _begun(name: str) -> bool:
-    """Whether a file may lie in the folder of a run before its recipe does: one may be killed while it begins."""
+    """Return whether a file may exist in a run's folder before its recipe; a run may be killed while it begins."""
     return name in ("lock", "figures") or name.endswith(PARTIAL)
 
 
@@ -329,7 +329,7 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
-    """What differs from what a run was started with, but for `FREE` keys."""
+    """Differences from the settings that a run was started with, except `FREE` keys."""
     old_inputs = run.inputs
     changed = [
         f"{key} was {old_inputs[key]}, is {value}"
@@ -345,7 +345,7 @@ def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
 
 
 def _defaults(name: object, keys: Collection[str]) -> dict[str, object]:
-    """What a shipped recipe has under some keys; nothing where there is none of that name."""
+    """Values of a shipped recipe under some keys; none if there is no recipe of that name."""
     try:
         values = flat(parse_yaml(to_yaml(load(str(name), object))))
     except UserError:

@@ -16,7 +16,7 @@ def local(where: str | None) -> str | None:
     """A place that a user names, fetched first where it is on the Hugging Face Hub (hf://user/name).
 
     Raises:
-        UserError: where it cannot be fetched.
+        UserError: if it cannot be fetched.
     """
     return str(fetch(where)) if where is not None and is_address(where) else where
 
@@ -25,7 +25,7 @@ def weights_file(where: str | Path) -> Path:
     """The weights of a run's folder, or the file itself.
 
     Raises:
-        UserError: where there is neither.
+        UserError: if there is neither.
     """
     path = Path(where)
     if path.is_dir():

@@ -1,1 +1,1 @@
-"""What is trained, measured and compared."""
+"""Tasks: pretraining, fine-tuning, evaluation, probes and comparisons."""

@@ -1,4 +1,4 @@
-"""How many images fit into memory, by trying fewer and fewer."""
+"""Search for the number of images that fit into memory."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

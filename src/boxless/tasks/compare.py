@@ -52,7 +52,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fine-tuning starts from: `recipe` to pretrain with, from `init`, or `weights` that exist, or neither."""
+    """Start of a fine-tuning: a `recipe` to pretrain with, from `init`; or existing `weights`; or neither."""
 
     name: str
     recipe: PretrainRecipe | None = None
@@ -67,7 +67,7 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | No
     What is pretrained starts from the weights `init`, or from random ones.
 
     Raises:
-        UserError: where a word names nothing.
+        UserError: if a word names nothing.
     """
     starts = []
     file = weights_file(init) if init else None
@@ -137,7 +137,7 @@ def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What every start is put into: a detector with its schedule; `base` is the recipe that it is of."""
+    """A detector with its schedule, fine-tuned from every start; `base` is the recipe that it comes from."""
 
     name: str
     recipe: FinetuneRecipe
@@ -150,7 +150,7 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
     Each has the trunk that is pretrained, with the neck that the detector needs; without words it is the recipe's.
 
     Raises:
-        UserError: where a word names nothing, or a detector without AP.
+        UserError: if a word names nothing, or a detector without AP.
     """
     known: tuple[Kind, ...] = get_args(Kind)
     choices = []
@@ -268,7 +268,7 @@ def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], j
 
 
 def _with_parent(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function gives in a process that ends as soon as the one that started it is gone, by kill -9 say."""
+    """Call a function in a process that ends as soon as its parent is gone, for example by kill -9."""
     _watch(os.getppid())
     return function(*arguments)
 

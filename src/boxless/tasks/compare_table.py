@@ -37,7 +37,7 @@ def finetuning_recipes(folder: Path) -> list[Path]:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether boxless compare wrote a folder, perhaps not to its end: others too call theirs pretrain and finetune."""
+    """Return whether boxless compare wrote a folder, perhaps without finishing; names alone do not show it."""
     if (folder / "comparison.csv").is_file() or finetuning_recipes(folder):
         return True
     return any(folder.glob("pretrain/*/recipe.yaml")) and not any(folder.glob("finetune/**/recipe.yaml"))
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the gain is, in words."""
+        """Description of the gain."""
         if self.gain is None:
             return "reference" if self.method == REFERENCE else ""
         if math.isnan(self.interval):
@@ -174,7 +174,7 @@ def read_table(file: Path) -> list[Cell]:
     """The cells of a comparison.csv that `write_table` wrote; older ones do not name their only detector.
 
     Raises:
-        UserError: where it is none; OSError where it cannot be read.
+        UserError: if it is none; OSError where it cannot be read.
     """
     own = ("detector", "method", "fraction", "images", "seed", "seconds")
     try:

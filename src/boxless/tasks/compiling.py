@@ -19,7 +19,7 @@ PAYS_FROM = 2000
 
 
 def is_compiled(recipe: PretrainRecipe, steps: int, device: torch.device) -> bool:
-    """Whether a run of a number of steps compiles: as the recipe says, else where it pays.
+    """Return whether a run of a number of steps compiles: as the recipe says, or else if it pays off.
 
     That is in long runs on a GPU, where there is a C compiler, which torch.compile needs. It leaves out UP-DETR, whose
     images change their size from step to step, and norms over several processes, where it has not been tried.

@@ -73,7 +73,7 @@ def find_images(where: str | Sequence[str]) -> ImageIndex:
     """Images as `index_images` finds them, or single image files.
 
     Raises:
-        UserError: where there are none, or files and folders are mixed.
+        UserError: if there are none, or files and folders are mixed.
     """
     places = [where] if isinstance(where, str) else list(where)
     files = [place for place in places if place.lower().endswith(EXTENSIONS) and Path(place).is_file()]

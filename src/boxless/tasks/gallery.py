@@ -1,4 +1,4 @@
-"""What a page needs to show a detector's work: small images with their labels and detections, in one JSON file."""
+"""Gallery of a detector for the report: small images with labels and detections, in one JSON file."""
 
 import base64
 import io

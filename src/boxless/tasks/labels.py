@@ -35,7 +35,7 @@ def choose_labels(data: LabelledData, recipe: FinetuneRecipe) -> LabelledData:
     """The images to learn from: those of label_list, else by label_choice.
 
     Raises:
-        UserError: where more is asked for than there is, or a list beside a share.
+        UserError: if more is asked for than there is, or a list beside a share.
     """
     data = data.with_difficult() if recipe.learn_difficult else data
     if recipe.label_list is not None:

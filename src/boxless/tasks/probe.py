@@ -97,7 +97,7 @@ def read_data(settings: Probing) -> tuple[ClassifiedData, ClassifiedData | None]
     """The examples to learn from and to measure on, in the classes that both speak of; None where nothing is asked.
 
     Raises:
-        UserError: where there are no two classes.
+        UserError: if there are no two classes.
     """
     if not isinstance(settings.data, str):
         raise UserError(f"kind {settings.kind}: expected one --data; only correspondence takes several")
@@ -172,7 +172,7 @@ MEASURES: dict[str, Callable[[str, _Split, _Split, Probing], list[Score]]] = {
 
 
 def _chance(kind: str, present: NDArray[np.int8]) -> float:
-    """What guessing reaches: the largest class; the share of images that show a class; one class of five."""
+    """Score of guessing: the largest class; the fraction of images that show a class; one class of five."""
     if kind == "few_shot":
         return 0.2
     shares = [float((marks[marks >= 0] == 1).mean()) for marks in present.T if (marks == 1).any()]

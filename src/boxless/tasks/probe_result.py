@@ -1,4 +1,4 @@
-"""What a probe is asked and what it found, as a table."""
+"""Settings and results of a probe, with its table."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ ASYMMETRY = " A ResNet's cells lie symmetrically at 32 k + 1 px alone: elsewhere
 
 @dataclass(frozen=True)
 class Probing:
-    """What is measured and how; see `boxless probe`."""
+    """Settings of a probe; see `boxless probe`."""
 
     kind: str
     data: str | list[str]

@@ -44,7 +44,7 @@ def seen(file: Path) -> Path:
     """The file that another process has written, once this machine sees it.
 
     Raises:
-        UserError: where it does not.
+        UserError: if it does not.
     """
     for _ in range(60):  # network file systems tell of new files late
         if file.exists():
@@ -57,7 +57,7 @@ def seen(file: Path) -> Path:
 
 
 def proposal_method(recipe: PretrainRecipe) -> ProposalMethod:
-    """What draws the boxes."""
+    """Generator of the boxes."""
     methods: dict[str, ProposalMethod] = {
         "selective_search": PRESETS[recipe.proposals.preset],
         "grid": Grid(),
@@ -67,7 +67,7 @@ def proposal_method(recipe: PretrainRecipe) -> ProposalMethod:
 
 
 def proposal_file(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
-    """Where the boxes of these images lie: the given table, or one beside the run's folder."""
+    """Path of these images' boxes: the given table, or one beside the run's folder."""
     if recipe.proposals.file is not None:
         return Path(recipe.proposals.file)
     settings = settings_hash(settings_of(proposal_method(recipe)))

@@ -63,7 +63,7 @@ def replay(path: Path) -> str:
     and flips and colours are drawn anew.
 
     Raises:
-        UserError: where the file is no kept step of a run.
+        UserError: if the file is no kept step of a run.
     """
     tensors, about = _read(path)
     recipe = load(path.parent / "recipe.yaml", PretrainRecipe)
@@ -107,7 +107,7 @@ def _view(tensors: Mapping[str, Tensor], number: int) -> View | None:
 
 
 def _first(task: PretrainTask, batch: Batch, step: int) -> str | None:
-    """What first is not finite in a forward and backward pass, in words; None where all is."""
+    """Description of the first value that is not finite in a forward and backward pass; None if all are."""
     module = task.module
     with _watched(module) as found, warnings.catch_warnings(record=True) as traces:
         warnings.simplefilter("always")

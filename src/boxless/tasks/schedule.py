@@ -1,4 +1,4 @@
-"""How long a run is and how fast it learns, from a recipe and a number of images."""
+"""Number of steps and learning rates of a run, from a recipe and a number of images."""
 
 from dataclasses import dataclass
 
@@ -90,7 +90,7 @@ def check_divides(batch: int, processes: int, parts: int = 1) -> None:
 
 
 def rates_in_words(batch: int, lr: float, reference: int, processes: int) -> str:
-    """How the batch is dealt out and what learning rate follows from its size.
+    """Describe the division of the batch and the learning rate that follows from its size.
 
     `2 processes x 8 images = batch 16; peak rate 0.0625 = 1.0 x 16 / 256`.
     """

@@ -18,7 +18,7 @@ from boxless.errors import UserError
 from boxless.files import PARTIAL, in_words, make_folder, sha256_of, to_disk
 
 KEEP = 2
-"""How many checkpoints stay on disk."""
+"""Number of checkpoints that stay on disk."""
 
 _NAME = re.compile(r"step-(\d+)(?:-([0-9a-f]{16}))?\.pt")
 
@@ -27,7 +27,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write a state (tensors, numbers, strings, lists, dicts) of a step; of earlier ones the newest stays.
 
     Raises:
-        UserError: where the disk is full, say; the checkpoints before stay as they are.
+        UserError: if the disk is full, say; the checkpoints before stay as they are.
     """
     make_folder(folder)
     partial = folder / f"step{PARTIAL}"

@@ -1,4 +1,4 @@
-"""What every training run sets up: device, precision, processes."""
+"""Setup of every training run: device, precision, processes."""
 
 import inspect
 import logging
@@ -118,7 +118,7 @@ def _check_gpus(processes: Processes) -> None:
 
 
 def precision_plugin(precision: str) -> PrecisionPlugin:
-    """What Fabric computes in the asked precision with."""
+    """Fabric's plugin for the requested precision."""
     resolved: Any = resolve_precision(precision)
     if resolved == "32-true":
         return PrecisionPlugin()
@@ -142,7 +142,7 @@ def resolve_precision(precision: str) -> str:
 
 
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware (AVX-512 BF16, AMX, or Arm's BF16)."""
+    """Return whether this processor multiplies bf16 in hardware (AVX-512 BF16, AMX, or Arm's BF16)."""
     try:
         with open("/proc/cpuinfo") as file:
             flags = file.read()

@@ -20,7 +20,7 @@ _WORKER = re.compile(
     r"|Pin memory thread exited unexpectedly"  # with a GPU it is the one that waits for the workers
 )
 _LOST = (ConnectionError, EOFError, FileNotFoundError)
-"""How Python says that the process at the other end, or the socket that it listened on, is gone."""
+"""Python's errors when the process at the other end, or its socket, is gone."""
 _PROCESS = re.compile(r"gloo|NCCL|Connection (?:closed|reset)|Broken pipe|timed out", re.IGNORECASE)
 
 
@@ -73,7 +73,7 @@ def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
 
 
 def _dead_worker(error: BaseException | None) -> str | None:
-    """What a dead data worker raises, at any moment: in the midst of a checkpoint too, which torch.save hides."""
+    """Error of a dead data worker, which may come at any moment, even inside torch.save, which hides it."""
     while error is not None:
         match = _WORKER.search(str(error))
         if match or _lost_connection(error):
@@ -84,7 +84,7 @@ def _dead_worker(error: BaseException | None) -> str | None:
 
 
 def _lost_connection(error: BaseException) -> bool:
-    """Whether a worker's connection ended under Python's hands: it can be gone before PyTorch sees the process dead."""
+    """Return whether a worker's connection ended, which Python may see before PyTorch sees the process dead."""
     if not isinstance(error, _LOST):
         return False
     modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))

@@ -19,12 +19,12 @@ SPREAD_FLOOR = 0.05
 RANK_FLOOR = 1.5
 """Below this effective rank embeddings lie on a line."""
 NARROWED = 0.2
-"""Of its largest effective rank: below it the report warns, though embeddings differ (dimensional collapse)."""
+"""Fraction of the largest effective rank below which the report warns, though embeddings differ."""
 SHRUNK = 0.35
-"""Of its largest spread: below it embeddings are growing alike. The lowest that a whole run of any method came to in
+"""Fraction of the largest spread below which embeddings are collapsing. The lowest of any method's intact runs in
 docs/methods.md is 0.52 (PixPro)."""
 LOST = 0.15
-"""Of its largest effective rank: below it embeddings are growing alike in all but a few directions, if FEW are left.
+"""Fraction of the largest effective rank below which embeddings are collapsing, if fewer than FEW are left.
 Rates 100 times too large come to 0.13 and less; of whole runs of methods of images the lowest is DINO's 0.19
 (docs/reliability.md)."""
 FEW = 5.0

@@ -186,7 +186,7 @@ def make_loggers(names: Sequence[str], folder: Path, recipe: dict[str, Any]) -> 
     MLFLOW_TRACKING_URI names a server.
 
     Raises:
-        UserError: where the library is missing.
+        UserError: if the library is missing.
     """
     loggers = [_LOGGERS[name](folder) for name in dict.fromkeys(names)]
     for logger in loggers:

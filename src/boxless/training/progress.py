@@ -1,4 +1,4 @@
-"""What people and machines see of a run while it trains: a bar, plain lines or lines of JSON, on standard error.
+"""Progress of a training run on standard error: a bar, plain lines or lines of JSON.
 
 The environment variable BOXLESS_PROGRESS chooses: auto (a bar on a terminal, else a plain line now and then), bar,
 plain, json or none. It holds for every command, and for the runs that a command starts.
@@ -17,12 +17,12 @@ from rich.progress import Progress as Bar
 from boxless.errors import UserError
 
 SECONDS_BETWEEN = {"bar": 0.0, "plain": 20.0, "json": 0.0}
-"""Of what is shown, beside the journal's own: a file of plain lines should not grow by a line every second for days."""
+"""Least seconds between reports: a log file should not grow by a line every second for days."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
         title: pretrain or finetune.
@@ -68,7 +68,7 @@ class Display:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for another report."""
+        """True if it is time for another report."""
         return self.mode != "none" and time.monotonic() - self._shown >= SECONDS_BETWEEN[self.mode]
 
     def show(self, report: Report) -> None:

@@ -44,11 +44,11 @@ class Signals:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether to end here."""
+        """Return whether to end here."""
         return self.signal is not None if world_size() == 1 else self._agreed()
 
     def _agreed(self) -> bool:
-        """Whether any process had a signal a step ago."""
+        """Return whether any process had a signal a step ago."""
         if self._news is not None:
             work, received = self._news
             work.wait()

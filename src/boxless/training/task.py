@@ -104,13 +104,13 @@ class Task(Protocol):
         """Scores on validation data, called on the first process."""
 
     def state(self) -> dict[str, Any]:
-        """What checkpoints keep beside module, optimizer, skipped images and alarms."""
+        """Contents of checkpoints besides module, optimizer, skipped images and alarms."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""
 
     def remedy(self, error: OutOfMemory | NonFiniteStep) -> str:
-        """What the user can do about a step that failed."""
+        """Advice for the user about a step that failed."""
 
     def finish(self, seconds: float) -> None:
         """Write weights and summary; called on all processes.

@@ -55,7 +55,7 @@ class CityscapesFile:
 
 
 def is_cityscapes(root: Path) -> bool:
-    """Whether a folder has Cityscapes' layout."""
+    """Return whether a folder has Cityscapes' layout."""
     return (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir()
 
 

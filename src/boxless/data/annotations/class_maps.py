@@ -82,7 +82,7 @@ def class_map(image: LabelledImage, classes: int) -> NDArray[np.uint8]:
     """The class map of an image that `read_segmentation` has read: (H, W) uint8, source px.
 
     Raises:
-        BadImage: where its file cannot be read.
+        BadImage: if its file cannot be read.
         UserError: for numbers that are no class's.
     """
     if image.class_map is None:

@@ -31,7 +31,7 @@ class Skeleton:
         return [place.get(_other_side(name), k) for k, name in enumerate(self.names)]
 
     def as_coco(self) -> dict[str, list[str] | list[list[int]]]:
-        """What a COCO category has of it; nothing where there are no keypoints."""
+        """Keys of a COCO category that describe it; none if there are no keypoints."""
         edges = [[first + 1, second + 1] for first, second in self.edges]
         return {"keypoints": list(self.names), "skeleton": edges} if self.names else {}
 
@@ -79,7 +79,7 @@ def from_coco(values: Sequence[float]) -> npt.NDArray[np.float32]:
 
 
 def to_coco(points: npt.NDArray[np.float32]) -> dict[str, list[float] | int]:
-    """What a COCO annotation has of keypoints (K, 3); the inverse of `from_coco`."""
+    """Convert keypoints (K, 3) to keys of a COCO annotation; the inverse of `from_coco`."""
     values = points.astype(np.float64)
     labelled = values[:, 2] > 0
     values[labelled, :2] -= HALF

@@ -87,7 +87,7 @@ def _read_format(
 
 
 def is_voc_split(path: Path) -> bool:
-    """Whether `path` is a split file of a VOC root, ImageSets/Main/*.txt."""
+    """Return whether `path` is a split file of a VOC root, ImageSets/Main/*.txt."""
     return path.suffix == ".txt" and path.parts[-3:-1] == ("ImageSets", "Main") and path.is_file()
 
 

@@ -81,12 +81,12 @@ class LabelledData:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any object has a mask."""
+        """True if any object has a mask."""
         return any(mask is not None for image in self.images for mask in image.masks or ())
 
     @property
     def has_keypoints(self) -> bool:
-        """Whether any object has a keypoint."""
+        """True if any object has a keypoint."""
         return any(image.keypoints is not None and image.keypoints[..., 2].any() for image in self.images)
 
     def keypoints_of(self, image: LabelledImage) -> np.ndarray:

@@ -96,7 +96,7 @@ def split_names(split_file: Path, folder: Path, suffix: str) -> list[str]:
     An id may have spaces in it: a line is one where `folder` has a file of that name and `suffix`.
 
     Raises:
-        UserError: where it cannot be read.
+        UserError: if it cannot be read.
     """
     try:
         lines = [line.strip() for line in split_file.read_text(encoding="utf-8-sig").splitlines()]

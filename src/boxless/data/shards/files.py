@@ -38,7 +38,7 @@ class ShardFile:
 
     @property
     def remote(self) -> bool:
-        """Whether the file has to be fetched."""
+        """True if the file has to be fetched."""
         return is_remote(self.place)
 
     def check(self) -> None:
@@ -54,7 +54,7 @@ class ShardFile:
             raise UserError(f"{self.place}: {what}: {found:,} of {self.size:,} bytes; copy it anew, or pack again")
 
     def intact(self) -> bool:
-        """Whether a file that is here has the size and the checksum that it was packed with; reads all of it."""
+        """Return whether a local file has the size and checksum that it was packed with; reads all of it."""
         try:
             return os.stat(self.place).st_size == self.size and sha256_of(Path(self.place)) == self.sha256
         except OSError:
@@ -123,12 +123,12 @@ def _bytes(path: str | Path, offset: int, size: int) -> bytes:
 
 
 def is_packed(where: str | Path) -> bool:
-    """Whether a place is, or is to be, one of shards: a manifest, its folder, or any URL."""
+    """Return whether a path is or will be one of shards: a manifest, its folder, or any URL."""
     return is_remote(where) or Path(where).name == MANIFEST or (Path(where) / MANIFEST).is_file()
 
 
 def is_remote(where: str | Path) -> bool:
-    """Whether a place is a URL."""
+    """Return whether a place is a URL."""
     return "://" in str(where)
 
 

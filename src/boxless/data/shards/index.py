@@ -51,7 +51,7 @@ class ShardIndex(ImageIndex):
 
     @property
     def remote(self) -> bool:
-        """Whether shards have to be fetched."""
+        """True if shards have to be fetched."""
         return is_remote(self.place)
 
     @cached_property

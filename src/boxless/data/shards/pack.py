@@ -32,7 +32,7 @@ _PARTS = ".parts"
 
 @dataclass(frozen=True)
 class Packing:
-    """What is packed: shards, images, bytes; shards that were written now; (key, reason) of images left out."""
+    """Result of packing: shards, images, bytes; shards written by this call; (key, reason) of skipped images."""
 
     shards: int
     images: int

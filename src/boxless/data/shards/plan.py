@@ -16,7 +16,7 @@ from boxless.data.shards.index import FORMAT
 from boxless.data.shards.write import END, ShardTask, Unpacked
 
 Extras = Callable[[int], dict[str, bytes]]
-"""What goes beside the image of a row: bytes by extension."""
+"""Files packed beside the image of a row: bytes by extension."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Plan:
     made: dict[str, Any]
 
     def task(self, number: int, out: Path, holder: str | None, note: Path | None) -> ShardTask:
-        """What a worker has to know to write a shard into a folder; `holder`, `note`: see `ShardTask`."""
+        """Everything that a worker needs to write a shard into a folder; `holder`, `note`: see `ShardTask`."""
         places = range(self.ends[number - 1] if number else 0, self.ends[number])
         images = [self._unpacked(int(self.rows[place]), f"{place:09d}") for place in places]
         return ShardTask(number, out / shard_name(number), images, holder, note)

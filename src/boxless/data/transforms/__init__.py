@@ -1,1 +1,1 @@
-"""What a view is: windows and colours."""
+"""Views of images: windows and colours."""

@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 def radius_of(sigma: float, side: int) -> int:
-    """How far a blur reaches, px: four standard deviations, and less than the image's side."""
+    """Radius of a blur, px: four standard deviations, and less than the image's side."""
     return min(max(1, int(4 * sigma + 0.5)), side - 1)
 
 

@@ -1,4 +1,4 @@
-"""What a view is to be, as data: how it is cut from its source and how its colours change."""
+"""Specifications of views: how they are cut from their source and how their colours change."""
 
 from dataclasses import dataclass, replace
 
@@ -36,7 +36,7 @@ class Photometric:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How one view is cut from its source image.
+    """Specification of a view: its size, window and colours.
 
     Attributes:
         size: of the square view, px.
