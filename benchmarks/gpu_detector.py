@@ -17,7 +17,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from training_step import Step
 
 from boxless.data.detection import DetectionSample
-from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
 from boxless.proposals.random_boxes import random_boxes
 from boxless.recipes.schema import FinetuneRecipe
@@ -45,7 +44,7 @@ def with_boxless_step(arch: str, side: int, batch: int) -> Step:
     fabric = make_fabric(recipe.precision)
     trunk = Trunk(recipe.trunk)
     freeze(trunk, 2)
-    detector = build_detector(trunk, CLASSES, recipe.detector).to(memory_format=torch.channels_last)
+    detector = recipe.detector.build(trunk, CLASSES).to(memory_format=torch.channels_last)
     placed, optimizer = fabric.setup(detector, make_detector_optimizer(detector, trunk, recipe.optim))
     placed.train()
     data = samples(side, batch)

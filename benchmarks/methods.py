@@ -26,14 +26,13 @@ from training_step import boxless_step, take_turn
 
 import boxless
 from boxless.data.index import ImageIndex, index_images
-from boxless.detectors.build import build_detector
+from boxless.detectors.all import DETECTORS
 from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.weights import load_trunk
 from boxless.methods.all import METHODS
 from boxless.recipes.load import load, names
 from boxless.recipes.schema import FinetuneRecipe, PretrainOptim, PretrainRecipe
-from boxless.tasks.finetune import with_trunk_of
+from boxless.runs.weights import with_trunk_of
 from boxless.training.device import resolve_precision
 
 REFERENCE = "byol"
@@ -130,10 +129,10 @@ def health_of(name: str, index: ImageIndex, arguments: argparse.Namespace) -> di
     )
     summary, metrics = run.summary, run.metrics
     kind = "detr" if load(run.recipe_file, PretrainRecipe).trunk.neck == "transformer" else "faster_rcnn"
-    finetuning = with_trunk_of(FinetuneRecipe(DetectorConfig(kind=kind)), str(run.path))
+    finetuning = with_trunk_of(FinetuneRecipe(DETECTORS[kind]()), str(run.path))
     trunk = Trunk(finetuning.trunk)
     report = load_trunk(trunk, run.weights, minimum=1.0)
-    build_detector(trunk, 1, finetuning.detector)
+    finetuning.detector.build(trunk, 1)
     measures = {key: metrics[f"health/{key}"][1] for key in ("spread", "rank", "alignment")}
     return {
         "verdict": summary["health"],

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from boxless.detectors.build import build_detector, build_trunk, fitting
+from boxless.detectors.detector import build_trunk
 from boxless.detectors.trunk import Trunk
 from boxless.plots.style import PALETTE, blank, styled
 from boxless.recipes.load import docstrings, load, names
@@ -47,8 +47,8 @@ def parameters(recipe: PretrainRecipe | FinetuneRecipe) -> int:
         if isinstance(recipe, PretrainRecipe):
             module = recipe.method.build(Trunk(recipe.trunk))
         else:
-            trunk = build_trunk(fitting(recipe.trunk, recipe.detector), recipe.detector)
-            module = build_detector(trunk, CLASSES, recipe.detector, KEYPOINTS)
+            trunk = build_trunk(recipe.trunk, recipe.detector)
+            module = recipe.detector.build(trunk, CLASSES, KEYPOINTS)
         return sum(parameter.numel() for parameter in module.parameters())
 
 

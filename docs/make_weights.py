@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import boxless
-from boxless.detectors.build import build_detector, build_trunk, fitting
-from boxless.detectors.hybrid_encoder import DecoderConfig, HybridConfig
+from boxless.detectors.detector import build_trunk
+from boxless.detectors.hybrid_encoder import HybridConfig
 from boxless.detectors.transformer import TransformerConfig
-from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig, with_neck
 from boxless.interop import detectron2, mmdetection, onnx, transformers
 from boxless.interop.files import converted
 from boxless.interop.weights import load_trunk
 from boxless.recipes.load import describe
+from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.tasks.detect import load_detector
 
@@ -121,11 +121,12 @@ TRUNK = TrunkConfig(
     transformer=TransformerConfig(32, 4, 1, 2, 64, queries=20),
 )
 DETECTOR: dict[str, Any] = {
-    "anchor_sizes": (8, 16, 32, 64, 128),
-    "rpn_proposals": 60,
-    "score_threshold": 0.0,
-    "detections": 20,
-    "rt_detr": DecoderConfig(queries=30, layers=2),
+    "detector.anchor_sizes": (8, 16, 32, 64, 128),
+    "detector.rpn_proposals": 60,
+    "detector.score_threshold": 0.0,
+    "detector.detections": 20,
+    "detector.queries": 30,
+    "detector.layers": 2,
 }
 KINDS = {
     "Faster R-CNN": ("faster_rcnn", "fpn"),
@@ -145,11 +146,11 @@ Tensors = dict[str, Tensor]
 def write_run(folder: Path, name: str, norm: Any = "batch") -> Path:
     """A fine-tuned run of one of KINDS, with random weights."""
     kind, neck = KINDS[name]
-    config = DetectorConfig(kind, **DETECTOR)  # type: ignore[arg-type]
+    config = override(FinetuneRecipe(), {"detector.kind": kind, **DETECTOR}).detector
     body = "resnet50" if neck == "c4" else TRUNK.backbone
-    trunk = fitting(TrunkConfig(**{**vars(TRUNK), "backbone": body, "neck": neck, "norm": norm}), config)
+    trunk = with_neck(TrunkConfig(**{**vars(TRUNK), "backbone": body, "neck": neck, "norm": norm}), config.necks)
     torch.manual_seed(0)
-    detector = build_detector(build_trunk(trunk, config), len(CLASSES), config, len(KEYPOINTS))
+    detector = config.build(build_trunk(trunk, config), len(CLASSES), len(KEYPOINTS))
     shake(detector)
     recipe = FinetuneRecipe(detector=config, trunk=trunk, min_size=(64,), max_size=SIDES[1], precision="32-true")
     folder.mkdir(parents=True, exist_ok=True)

@@ -132,9 +132,9 @@ SMALL_FINETUNING = {
     "detector.rpn_proposals": "20",
     "detector.roi_samples": "8",
     "detector.learned_proposals": "8",
-    "detector.rt_detr.queries": "8",
-    "detector.rt_detr.layers": "1",
-    "detector.rt_detr.denoising": "4",
+    "detector.queries": "8",
+    "detector.layers": "1",
+    "detector.denoising": "4",
     "detector.detections": "5",
 }
 ANY = {"workers": "0", "precision": "32-true"}

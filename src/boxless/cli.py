@@ -141,12 +141,13 @@ def arguments(name: str, argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: for unknown, missing and misplaced words, and for values of the wrong type.
     """
-    from boxless.recipes.overrides import did_you_mean, parse
+    from boxless.recipes.overrides import accepted, did_you_mean, parse
 
     given = _given(argv, POSITIONAL.get(name))
-    own, flags = _own(name), _flags(name, given)
+    own, flags, recipe = _own(name), _flags(name, given), _recipe(name, given)
+    silent = set() if recipe is None else accepted(recipe)
     for key in given:
-        if key is not None and key not in flags and not (key in OLD and OLD[key] in own):
+        if key is not None and key not in flags and key not in silent and not (key in OLD and OLD[key] in own):
             near = did_you_mean(_flag(key), [_flag(each) for each in flags]) or ":"
             raise UserError(f"unknown flag {_flag(key)!r}{near} boxless {name} --help lists them all")
     missing = [_flag(key) for key, entry in own.items() if entry.value is inspect.Parameter.empty and key not in given]
@@ -207,17 +208,24 @@ def _docstring(name: str) -> "Docstring":
 
 
 def _flags(name: str, given: Mapping[str | None, list[list[str]]]) -> "dict[str, Key]":
-    """Return the arguments of a command, and the keys of the recipe that it is given or has by default."""
-    own = _own(name)
-    if name not in ("pretrain", "finetune", "compare", "demo"):
-        return own
-    from boxless.recipes.load import load
+    """Return the arguments of a command, and the keys of its recipe."""
     from boxless.recipes.overrides import keys
+
+    own, recipe = _own(name), _recipe(name, given)
+    return own if recipe is None else own | {key: entry for key, entry in keys(recipe).items() if key not in own}
+
+
+def _recipe(name: str, given: Mapping[str | None, list[list[str]]]) -> object | None:
+    """Return the recipe that a command is given or has by default, with the detector that is given."""
+    if name not in ("pretrain", "finetune", "compare", "demo"):
+        return None
+    from boxless.recipes.load import load
+    from boxless.recipes.overrides import choose
     from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 
     kind = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}.get(name, CompareRecipe)
-    recipe = str(_value("recipe", str, given["recipe"]) if "recipe" in given else own["recipe"].value)
-    return own | {key: entry for key, entry in keys(load(recipe, kind)).items() if key not in own}
+    recipe = str(_value("recipe", str, given["recipe"]) if "recipe" in given else _own(name)["recipe"].value)
+    return choose(load(recipe, kind), {key: times[-1][0] for key, times in given.items() if key and times[-1]})
 
 
 def _help(name: str, flags: "Mapping[str, Key]") -> str:

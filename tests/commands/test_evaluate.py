@@ -13,7 +13,6 @@ from torch import nn
 import boxless
 from boxless.data.annotations.read import LabelledImage, read_labels
 from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import two_stage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, average_precision
 from boxless.figures import scores as picture_scores
@@ -130,7 +129,7 @@ def test_writes_what_the_trained_detector_finds(digits, runs, capsys):
     assert list(summary["per_class"]["bbox"]) == list("0123456789")
 
     recipe = load(Path(runs.masks) / "recipe.yaml", FinetuneRecipe)
-    detector = two_stage(Trunk(recipe.trunk), 10, recipe.detector).eval()
+    detector = recipe.detector.build(Trunk(recipe.trunk), 10).eval()
     detector.load_state_dict(read_tensors(Path(runs.masks) / "weights.safetensors"))
     with Image.open(digits.images / "000000.jpg") as picture:
         image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255

@@ -14,7 +14,6 @@ import boxless
 from boxless.cli import main
 from boxless.data.classification import ClassifiedData, ExampleDataset, read_classified
 from boxless.data.index import index_images
-from boxless.detectors.build import build_detector
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
@@ -163,7 +162,7 @@ def test_runs_whose_trunks_have_no_pyramid_or_no_p2(folders: Path, tmp_path: Pat
     name = {"fcn": "fcn-r50-voc", "retinanet": "retinanet-r50-fpn"}[kind]
     (run / "recipe.yaml").write_text(f"recipe: {name}\ntrunk: {{backbone: resnet18, fpn_channels: 32}}\n")
     recipe = load(run / "recipe.yaml", FinetuneRecipe)
-    weights = build_detector(Trunk(recipe.trunk), 2, recipe.detector).state_dict()
+    weights = recipe.detector.build(Trunk(recipe.trunk), 2).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, run / "weights.safetensors")
     _, network = load_feature_extractors([str(run)], None, seed=0)
     body = network.trunk.backbone.body.state_dict()

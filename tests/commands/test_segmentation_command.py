@@ -14,7 +14,6 @@ import boxless
 from boxless.cli import main
 from boxless.data.annotations.class_maps import CITYSCAPES_CLASSES, VOC_CLASSES, class_map, read_segmentation
 from boxless.data.images import decode
-from boxless.detectors.build import DetectorConfig
 from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
@@ -198,7 +197,7 @@ class Waves(nn.Module):
 def test_logits_are_enlarged_to_the_source_as_inside_the_detector(tmp_path: Path, corners: bool) -> None:
     width = 104
     Image.new("RGB", (width, width // 2)).save(tmp_path / "x.png")
-    detector = DetectorConfig(kind="fcn", fcn=FCNConfig(align_corners=corners))
+    detector = FCNConfig(align_corners=corners)
     recipe = FinetuneRecipe(detector=detector, min_size=(4,), max_size=8, precision="32-true")
     ((_, found),) = segment_images(Waves(), find_images(str(tmp_path / "x.png")), recipe)
     apart, together = (np.arange(width) + 0.5) * 8 / width - 0.5, np.linspace(0, 7, width)

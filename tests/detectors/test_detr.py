@@ -5,24 +5,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from boxless.detectors.build import build_detector, fitting, keep_above
-from boxless.detectors.detr import Detr
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.detector import keep_above
+from boxless.detectors.detr import DETR, DETRConfig
 from boxless.detectors.transformer import TransformerConfig
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
 from boxless.interop.weights import load_trunk
 
 SMALL = TrunkConfig(
     "resnet18", neck="transformer", transformer=TransformerConfig(32, 4, 2, 2, 64, dropout=0.0, queries=9)
 )
-CONFIG = DetectorConfig("detr", score_threshold=0.0)
+CONFIG = DETRConfig(score_threshold=0.0)
 
 
-def detector() -> tuple[Trunk, Detr]:
+def detector() -> tuple[Trunk, DETR]:
     torch.manual_seed(0)
     trunk = Trunk(SMALL)
-    model = build_detector(trunk, 3, CONFIG)
-    assert isinstance(model, Detr)
+    model = CONFIG.build(trunk, 3)
+    assert isinstance(model, DETR)
     return trunk, model
 
 
@@ -96,6 +96,7 @@ def test_detector_is_a_source_of_weights_for_trunks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "detr"])
 def test_each_kind_gets_a_neck_that_fits(kind: str) -> None:
-    necks = {neck: fitting(TrunkConfig(neck=neck), DetectorConfig(kind)).neck for neck in ("fpn", "c4", "transformer")}  # type: ignore[arg-type]
+    trunks = [TrunkConfig(neck="fpn"), TrunkConfig(neck="c4"), TrunkConfig(neck="transformer")]
+    necks = {trunk.neck: with_neck(trunk, DETECTORS[kind].necks).neck for trunk in trunks}
     other = {"fpn": "fpn", "c4": "c4", "transformer": "fpn"}
     assert necks == (dict.fromkeys(necks, "transformer") if kind == "detr" else other)

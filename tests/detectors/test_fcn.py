@@ -9,18 +9,17 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from boxless.detectors.build import build_detector, build_trunk, fitting
+from boxless.detectors.detector import build_trunk
 from boxless.detectors.fcn import FCN, VOID, FCNConfig, starts
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk, save_trunk
 
 
 def make(head: str, backbone: str = "resnet18", **options: object) -> FCN:
-    config = DetectorConfig(kind="fcn", fcn=FCNConfig(head=head, **options))  # type: ignore[arg-type]
-    trunk = build_trunk(fitting(TrunkConfig(backbone=backbone), config), config)
-    detector = build_detector(trunk, 4, config)
+    config = FCNConfig(head=head, **options)  # type: ignore[arg-type]
+    trunk = build_trunk(TrunkConfig(backbone=backbone, neck="none"), config)
+    detector = config.build(trunk, 4)
     assert isinstance(detector, FCN)
     return detector
 
@@ -158,11 +157,11 @@ def test_windows_are_mmsegs_and_average_to_the_whole() -> None:
 def test_pretrained_trunks_fill_all_of_the_body(neck: str, tmp_path: Path) -> None:
     source = Trunk(TrunkConfig(backbone="resnet18", fpn_channels=32, box_head_width=32, neck=neck))  # type: ignore[arg-type]
     save_trunk(tmp_path / "w.safetensors", source, tuple(source.parts))
-    config = DetectorConfig(kind="fcn")
-    trunk = build_trunk(fitting(source.config, config), config)
+    config = FCNConfig()
+    trunk = build_trunk(with_neck(source.config, config.necks), config)
     report = load_trunk(trunk, tmp_path / "w.safetensors", 0.99)
     assert report.shares == {"backbone": 1.0} and report.parameter_share == 1.0
-    detector = build_detector(trunk, 3, config)
+    detector = config.build(trunk, 3)
     last = source.box_head.layer4 if neck == "c4" else source.backbone.body.layer4
     assert torch.equal(detector.backbone.body.layer4[1].conv2.weight, last[1].conv2.weight)
 
@@ -186,6 +185,6 @@ def test_it_learns_two_images(head: str) -> None:
 
 
 def test_only_resnets_can_be_dilated() -> None:
-    config = DetectorConfig(kind="fcn")
+    config = FCNConfig()
     with pytest.raises(UserError, match=r"trunk.backbone: mobilenet_v2; detector.kind=fcn dilates a ResNet"):
-        build_detector(Trunk(TrunkConfig(backbone="mobilenet_v2", neck="none")), 3, config)
+        config.build(Trunk(TrunkConfig(backbone="mobilenet_v2", neck="none")), 3)

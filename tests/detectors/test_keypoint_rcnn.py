@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import KeypointRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 
-from boxless.detectors.build import build_detector, keep_above
+from boxless.detectors.detector import keep_above
 from boxless.detectors.trunk import RoIPool, Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import KeypointRCNNConfig
 
 POINTS = 5
 
@@ -19,8 +19,8 @@ def detector() -> tuple[Trunk, nn.Module]:
         for name, parameter in trunk.named_parameters():
             if name.endswith("bn2.weight"):  # zeroed last gammas would stop the gradient inside residual blocks
                 parameter.fill_(1)
-    config = DetectorConfig("keypoint_rcnn", rpn_samples=32, rpn_proposals=30, roi_samples=64, detections=20)
-    return trunk, build_detector(trunk, 2, config, keypoints=POINTS)
+    config = KeypointRCNNConfig(rpn_samples=32, rpn_proposals=30, roi_samples=64, detections=20)
+    return trunk, config.build(trunk, 2, keypoints=POINTS)
 
 
 def images_and_targets() -> tuple[list[Tensor], list[dict[str, Tensor]]]:

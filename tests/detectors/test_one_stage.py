@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,22 +10,27 @@ from torchvision.models.detection import FCOS, RetinaNet, retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from boxless.detectors.build import build_detector, fitting, keep_above
-from boxless.detectors.one_stage import BoxlessFCOS, BoxlessRetinaNet
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.detector import keep_above
+from boxless.detectors.one_stage import BoxlessFCOS, BoxlessRetinaNet, FCOSConfig, RetinaNetConfig
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk, save_trunk
 
 KINDS = ("retinanet", "fcos")
+CONFIGS: dict[str, Any] = {
+    "retinanet": RetinaNetConfig(anchor_sizes=(8, 16, 32, 64, 128), detections=20),
+    "fcos": FCOSConfig(detections=20),
+}
 TRUNK = TrunkConfig("resnet18", fpn_channels=64, box_head_width=32)
 
 
 def detector(kind: str, seed: int = 0) -> tuple[Trunk, nn.Module]:
     torch.manual_seed(seed)
-    config = DetectorConfig(kind, (8, 16, 32, 64, 128), detections=20)  # type: ignore[arg-type]
-    trunk = Trunk(fitting(TRUNK, config))
-    model = build_detector(trunk, 3, config)
+    config = CONFIGS[kind]
+    trunk = Trunk(with_neck(TRUNK, config.necks))
+    model = config.build(trunk, 3)
     with torch.no_grad():  # zeroed last gammas and small heads would hide what differs
         for name, parameter in model.named_parameters():
             if name.endswith("bn2.weight"):
@@ -107,9 +113,9 @@ def test_gradients_reach_body_pyramid_and_every_other_parameter(kind: str) -> No
 
 
 def test_detectors_are_the_papers_on_the_trunks_own_modules() -> None:
-    config = DetectorConfig("retinanet", detections=20)
-    trunk = Trunk(fitting(TRUNK, config))
-    model = build_detector(trunk, 3, config)
+    config = RetinaNetConfig(detections=20)
+    trunk = Trunk(with_neck(TRUNK, config.necks))
+    model = config.build(trunk, 3)
     assert isinstance(model, BoxlessRetinaNet) and model.backbone is trunk.backbone
     extra = trunk.backbone.fpn.extra_blocks
     assert isinstance(extra, LastLevelP6P7) and extra.p6.in_channels == 512  # C5
@@ -123,9 +129,9 @@ def test_detectors_are_the_papers_on_the_trunks_own_modules() -> None:
     assert isinstance(model, BoxlessFCOS) and trunk.backbone.fpn.extra_blocks.p6.in_channels == 64  # P5
     assert isinstance(model.anchor_generator, AnchorGenerator)
     assert model.anchor_generator.sizes == ((8,), (16,), (32,), (64,), (128,))
-    config = DetectorConfig("fcos")
+    config = FCOSConfig()
     with pytest.raises(UserError, match=r"trunk\.fpn_channels: 16; .* a multiple of 32"):
-        build_detector(Trunk(fitting(TrunkConfig("resnet18", fpn_channels=16), config)), 3, config)
+        config.build(Trunk(TrunkConfig("resnet18", neck="fpn_p3", fpn_channels=16)), 3)
 
 
 def test_half_precision_stops_at_the_head() -> None:
@@ -145,7 +151,7 @@ def test_all_that_the_detector_has_of_a_pretrained_trunk_is_loaded(kind: str, tm
     source = Trunk(TRUNK)
     path = tmp_path / "weights.safetensors"
     save_trunk(path, source, ("backbone", "FPN", "RoI head"))
-    trunk = Trunk(fitting(TRUNK, DetectorConfig(kind)))  # type: ignore[arg-type]
+    trunk = Trunk(with_neck(TRUNK, DETECTORS[kind].necks))
     report = load_trunk(trunk, path, minimum=1.0)
     assert report.shares == {"backbone": 1.0, "FPN": 1.0} and report.parameter_share == 1 and not report.mismatched
     p2 = ("backbone.fpn.inner_blocks.p2.", "backbone.fpn.layer_blocks.p2.")
@@ -179,18 +185,18 @@ def test_a_detector_is_a_source_of_weights_for_its_like_and_for_others(tmp_path:
 @pytest.mark.parametrize("kind", [*KINDS, "keypoint_rcnn"])
 def test_each_kind_gets_a_neck_that_fits(kind: str) -> None:
     necks = {
-        fitting(TrunkConfig(neck=neck), DetectorConfig(kind)).neck  # type: ignore[arg-type]
+        with_neck(TrunkConfig(neck=neck), DETECTORS[kind].necks).neck  # type: ignore[arg-type]
         for neck in ("fpn", "fpn_p3", "c4", "transformer")
     }
     assert necks == ({"fpn"} if kind == "keypoint_rcnn" else {"fpn_p3"})
-    assert fitting(TrunkConfig(neck="fpn_p3"), DetectorConfig()).neck == "fpn"
+    assert with_neck(TrunkConfig(neck="fpn_p3"), FasterRCNNConfig.necks).neck == "fpn"
 
 
 def test_moving_average_of_positives_divides_as_detectron2s_does() -> None:
     """RetinaNet's losses written out in float64 over two steps of the average; norms use the batch's own statistics."""
     torch.manual_seed(0)
-    config = DetectorConfig("retinanet", (8, 16, 32, 64, 128), loss_normalizer="moving_average")
-    model = build_detector(Trunk(fitting(TRUNK, config)), 3, config).train()
+    config = RetinaNetConfig(anchor_sizes=(8, 16, 32, 64, 128), loss_normalizer="moving_average")
+    model = config.build(Trunk(with_neck(TRUNK, config.necks)), 3).train()
     assert float(model.head.positives) == 100 and "head.positives" in model.state_dict()
     with torch.no_grad():
         for parameter in model.head.parameters():

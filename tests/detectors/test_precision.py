@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from boxless.detectors.build import build_detector, build_trunk, fitting
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.detector import build_trunk
 from boxless.detectors.transformer import TransformerConfig
-from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig, Kind
-from boxless.recipes.schema import Precision
+from boxless.detectors.trunk import TrunkConfig, with_neck
+from boxless.recipes.overrides import override
+from boxless.recipes.schema import FinetuneRecipe, Precision
 from boxless.training.device import make_fabric
 
 TRUNK = TrunkConfig(
@@ -20,11 +21,18 @@ TRUNK = TrunkConfig(
     box_head_width=64,
     transformer=TransformerConfig(32, 4, 2, 2, 64, queries=20, dropout=0.0),
 )
+SMALL = {
+    "detector.rpn_samples": 32,
+    "detector.rpn_proposals": 30,
+    "detector.roi_samples": 64,
+    "detector.detections": 20,
+    "detector.score_threshold": 0.0,
+}
 POINTS = 5
 KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "rt_detr", "fcn")
 
 
-def images_and_targets(kind: Kind) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def images_and_targets(kind: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """A wide image with two objects, one of them far from the origin, where bf16 knows even pixels alone."""
     torch.manual_seed(1)
     images = [torch.rand(3, 64, 480), torch.rand(3, 96, 300)]
@@ -43,12 +51,12 @@ def images_and_targets(kind: Kind) -> tuple[list[Tensor], list[dict[str, Tensor]
     return images, [target, none]
 
 
-def step_and_detect(kind: Kind, neck: Any, precision: Precision) -> tuple[dict[str, float], dict[str, Tensor]]:
+def step_and_detect(kind: str, neck: Any, precision: Precision) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The losses of one step, taken, and what the first image's detections were before it."""
     torch.manual_seed(0)
-    config = DetectorConfig(kind, rpn_samples=32, rpn_proposals=30, roi_samples=64, detections=20, score_threshold=0.0)
-    trunk = build_trunk(fitting(replace(TRUNK, neck=neck), config), config)
-    model = build_detector(trunk, 3, config, POINTS if kind == "keypoint_rcnn" else 0)
+    config = override(FinetuneRecipe(), {"detector.kind": kind, **SMALL}).detector
+    trunk = build_trunk(with_neck(replace(TRUNK, neck=neck), config.necks), config)
+    model = config.build(trunk, 3, POINTS if kind == "keypoint_rcnn" else 0)
     images, targets = images_and_targets(kind)
     fabric = make_fabric(precision)
     placed = fabric.setup(model)
@@ -69,7 +77,7 @@ def share_on_grid(boxes: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("kind", "neck"), [*((kind, "fpn") for kind in KINDS), ("faster_rcnn", "c4")])
-def test_in_bf16_losses_are_float32s_but_for_rounding_and_boxes_are_not_rounded(kind: Kind, neck: str) -> None:
+def test_in_bf16_losses_are_float32s_but_for_rounding_and_boxes_are_not_rounded(kind: str, neck: str) -> None:
     expected, exact = step_and_detect(kind, neck, "32-true")
     losses, found = step_and_detect(kind, neck, "bf16-mixed")
     # the RPN's and the matcher's choices are discrete: a rounded score may choose another sample; and each of Sparse
@@ -82,9 +90,9 @@ def test_in_bf16_losses_are_float32s_but_for_rounding_and_boxes_are_not_rounded(
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet", "fcos"])
-def test_anchors_of_a_wide_image_are_float32s(kind: Kind) -> None:
-    config = DetectorConfig(kind)
-    model = build_detector(build_trunk(fitting(TRUNK, config), config), 3, config)
+def test_anchors_of_a_wide_image_are_float32s(kind: str) -> None:
+    config = DETECTORS[kind]()
+    model = config.build(build_trunk(with_neck(TRUNK, config.necks), config), 3)
     generator = model.rpn.anchor_generator if kind == "faster_rcnn" else model.anchor_generator
     batch, _ = model.transform([torch.rand(3, 64, 1344)])
     anchors = []
@@ -97,12 +105,12 @@ def test_anchors_of_a_wide_image_are_float32s(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
-def test_last_levels_of_a_small_image_have_float32s_gradient(kind: Kind) -> None:
+def test_last_levels_of_a_small_image_have_float32s_gradient(kind: str) -> None:
     gradients = []
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
-        config = DetectorConfig(kind)
-        model = build_detector(build_trunk(fitting(TRUNK, config), config), 3, config)
+        config = DETECTORS[kind]()
+        model = config.build(build_trunk(with_neck(TRUNK, config.necks), config), 3)
         fabric = make_fabric(precision)
         placed = fabric.setup(model).train()
         torch.manual_seed(1)

@@ -12,25 +12,25 @@ from transformers import RTDetrImageProcessor
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import RTDetrV2ForObjectDetection, RTDetrV2Model
 
-from boxless.detectors.build import build_detector, build_trunk, fitting, keep_above
-from boxless.detectors.hybrid_encoder import DecoderConfig, HybridConfig, library
-from boxless.detectors.rt_detr import RTDetr
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.detector import build_trunk, keep_above
+from boxless.detectors.hybrid_encoder import HybridConfig, library
+from boxless.detectors.rt_detr import RTDETR, RTDETRConfig
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
 from boxless.tasks.finetune import save_detector
 
 SIZES = HybridConfig(heads=4, feedforward=24, expansion=0.5)
 SMALL = TrunkConfig("resnet18", neck="hybrid", fpn_channels=16, box_head_width=8, hybrid=SIZES)
-CONFIG = DetectorConfig("rt_detr", score_threshold=0.0, detections=12, rt_detr=DecoderConfig(12, 2, 10))
+CONFIG = RTDETRConfig(queries=12, layers=2, denoising=10, score_threshold=0.0, detections=12)
 CLASSES = 3
 
 
-def small(config: DetectorConfig = CONFIG, spread: float = 0.0) -> RTDetr:
+def small(config: RTDETRConfig = CONFIG, spread: float = 0.0) -> RTDETR:
     """A small detector; with `spread`, nothing in it is as it began, so that boxes and scores differ."""
     torch.manual_seed(0)
-    model = build_detector(build_trunk(SMALL, config), CLASSES, config)
-    assert isinstance(model, RTDetr)
+    model = config.build(build_trunk(SMALL, config), CLASSES)
+    assert isinstance(model, RTDETR)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=spread)
@@ -86,7 +86,7 @@ def test_encoder_is_that_of_the_library(training: bool) -> None:
 @pytest.mark.parametrize(("norm", "kind"), [("group", "GroupNorm"), ("frozen", "FrozenBatchNorm2d")])
 def test_norms_are_the_trunks(norm: str, kind: str) -> None:
     trunk = build_trunk(TrunkConfig(**{**vars(SMALL), "norm": norm}), CONFIG)
-    modules = [type(module).__name__ for module in build_detector(trunk, CLASSES, CONFIG).modules()]
+    modules = [type(module).__name__ for module in CONFIG.build(trunk, CLASSES).modules()]
     assert kind in modules and "BatchNorm2d" not in modules
 
 
@@ -100,7 +100,7 @@ def test_layers_start_as_in_the_authors_code() -> None:
     assert not offsets.weight.any() and offsets.bias.abs().max() == 4  # the fourth point is four steps away
 
 
-def reference(model: RTDetr) -> Any:
+def reference(model: RTDETR) -> Any:
     """The library's whole detector with the same decoder."""
     _, settings = library(16, SIZES, num_labels=CLASSES, num_queries=12, decoder_layers=2, num_denoising=10)
     theirs = RTDetrV2ForObjectDetection(settings)
@@ -185,7 +185,7 @@ def test_small_images_have_fewer_queries_and_what_was_cached_at_test_serves_trai
     with torch.inference_mode():
         few = model([torch.rand(3, 20, 30)])
     assert len(few[0]["boxes"]) == 12
-    large = DetectorConfig("rt_detr", score_threshold=0.0, rt_detr=DecoderConfig(300, 1, 0))
+    large = RTDETRConfig(queries=300, layers=1, denoising=0, score_threshold=0.0)
     model = small(large)
     with torch.inference_mode():
         assert len(model.eval()([torch.rand(3, 32, 32)])[0]["boxes"]) == 21 * CLASSES
@@ -216,7 +216,7 @@ def test_saved_detector_finds_the_same(tmp_path: Path) -> None:
 
 def test_necks_and_mistakes() -> None:
     for neck in ("fpn", "c4", "transformer", "hybrid"):
-        assert fitting(TrunkConfig(neck=neck), CONFIG).neck == "hybrid"  # type: ignore[arg-type]
-    assert fitting(TrunkConfig(neck="hybrid"), DetectorConfig()).neck == "fpn"
+        assert with_neck(TrunkConfig(neck=neck), CONFIG.necks).neck == "hybrid"  # type: ignore[arg-type]
+    assert with_neck(TrunkConfig(neck="hybrid"), FasterRCNNConfig.necks).neck == "fpn"
     with pytest.raises(UserError, match=r"^trunk\.fpn_channels: 12; .* multiple of 4 and of its 8 heads$"):
         Trunk(TrunkConfig("resnet18", neck="hybrid", fpn_channels=12))

@@ -14,11 +14,10 @@ from torchvision.ops import generalized_box_iou
 from torchvision.ops.poolers import LevelMapper
 
 from boxless import evaluate, export, finetune, predict, pretrain
-from boxless.detectors.build import build_detector, build_trunk, fitting, keep_above
 from boxless.detectors.criterion import Objects, focal_set_loss, match
-from boxless.detectors.sparse_rcnn import CODER, DynamicInteraction, SparseRCNN
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.detector import build_trunk, keep_above
+from boxless.detectors.sparse_rcnn import CODER, DynamicInteraction, SparseRCNN, SparseRCNNConfig
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
 from boxless.errors import UserError
 from boxless.interop.weights import load_trunk
 from boxless.recipes.load import load
@@ -26,13 +25,13 @@ from boxless.recipes.schema import FinetuneRecipe
 from boxless.tasks.detect import load_detector
 
 SMALL = TrunkConfig("resnet18", fpn_channels=16, box_head_width=8)
-CONFIG = DetectorConfig("sparse_rcnn", score_threshold=0.0, learned_proposals=7, detections=15)
+CONFIG = SparseRCNNConfig(score_threshold=0.0, learned_proposals=7, detections=15)
 CLASSES = 3
 
 
 def small() -> SparseRCNN:
     torch.manual_seed(0)
-    model = build_detector(Trunk(SMALL), CLASSES, CONFIG)
+    model = CONFIG.build(Trunk(SMALL), CLASSES)
     assert isinstance(model, SparseRCNN)
     return model
 
@@ -246,19 +245,19 @@ def test_trunk_has_what_is_used_and_says_so(tmp_path: Path) -> None:
     report = load_trunk(trunk, tmp_path / "w.safetensors", minimum=1.0)
     assert report.shares == {"backbone": 1.0, "FPN": 1.0} and report.parameter_share == 1
     assert report.unused and all(key.startswith("box_head.") for key in report.unused)
-    model = build_detector(trunk, CLASSES, CONFIG)
+    model = CONFIG.build(trunk, CLASSES)
     assert not any("box_head" in key for key in model.state_dict())
     save_file(model.state_dict(), tmp_path / "d.safetensors")
     back = load_trunk(Trunk(SMALL), tmp_path / "d.safetensors", minimum=1.0)
     assert back.shares == {"backbone": 1.0, "FPN": 1.0, "RoI head": 0.0}
     for neck in ("fpn", "c4", "transformer"):
-        assert fitting(TrunkConfig(neck=neck), CONFIG).neck == "fpn"  # type: ignore[arg-type]
+        assert with_neck(TrunkConfig(neck=neck), CONFIG.necks).neck == "fpn"  # type: ignore[arg-type]
 
 
 def test_recipe_is_the_codes() -> None:
     recipe = load("sparse-rcnn-r50-fpn", FinetuneRecipe)
     with torch.device("meta"):
-        model = build_detector(build_trunk(recipe.trunk, recipe.detector), 80, recipe.detector)
+        model = recipe.detector.build(build_trunk(recipe.trunk, recipe.detector), 80)
     head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
     width, inner, cells, count = 256, 64, 49, 300
     attention, norms = 4 * width * (width + 1), 2 * (5 * width + inner)

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
+from boxless.detectors.all import DETECTORS
 from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import BetaRoIHeads, DetectorConfig, box_loss, two_stage
+from boxless.detectors.two_stage import BetaRoIHeads, MaskRCNNConfig, box_loss
 from boxless.errors import UserError
 
 SMALL = {"rpn_samples": 32, "rpn_proposals": 30, "roi_samples": 16, "detections": 20}
@@ -18,7 +19,7 @@ def detector(
     torch.manual_seed(0)
     settings = {"fpn_channels": 16, "box_head": head, "box_head_width": 32, "neck": neck}
     trunk = Trunk(TrunkConfig("resnet18", **settings))  # type: ignore[arg-type]
-    return trunk, two_stage(trunk, 3, DetectorConfig(kind, **{**SMALL, **changes}))  # type: ignore[arg-type]
+    return trunk, DETECTORS[kind](**{**SMALL, **changes}).build(trunk, 3)
 
 
 def images_and_targets() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -88,7 +89,7 @@ def test_detections_lie_inside_their_images(kind: str, neck: str) -> None:
 
 def test_c4_detector_is_detectron2s() -> None:
     trunk = Trunk(TrunkConfig("resnet18", neck="c4"))
-    model = two_stage(trunk, 3, DetectorConfig("mask_rcnn"))
+    model = MaskRCNNConfig().build(trunk, 3)
     assert model.backbone is trunk.backbone and model.roi_heads.box_head.layer4 is trunk.box_head.layer4
     anchors = model.rpn.anchor_generator
     assert anchors.num_anchors_per_location() == [15] and anchors.sizes == ((32, 64, 128, 256, 512),)

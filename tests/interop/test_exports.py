@@ -37,7 +37,9 @@ def test_a_run_is_the_same_elsewhere(name: str, cells: ModuleType, tmp_path: Pat
 def test_an_onnx_file_pools_from_maps_that_the_traced_image_had_no_objects_on(
     cells: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cells.DETECTOR, "anchor_sizes", (512,) * 5)  # boxes as large as the image: P4 there, P3 here
+    monkeypatch.setitem(
+        cells.DETECTOR, "detector.anchor_sizes", (512,) * 5
+    )  # boxes as large as the image: P4 there, P3 here
     run = cells.write_run(tmp_path / "run", "Faster R-CNN")
     assert cells.export_difference(run, "Faster R-CNN", "onnx") <= 1e-5
 

@@ -13,27 +13,28 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from boxless.detectors.build import build_detector, build_trunk, fitting
-from boxless.detectors.trunk import Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.detector import DetectorConfig, build_trunk
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
+from boxless.detectors.two_stage import MaskRCNNConfig
 from boxless.interop import detectron2, mmdetection
 from boxless.interop.files import converted
 from boxless.interop.weights import load_trunk
 
-DETECTORS = {"fpn": ("mask_rcnn", "fpn"), "c4": ("mask_rcnn", "c4"), "retinanet": ("retinanet", "fpn")}
-KINDS = {**DETECTORS, "keypoints": ("keypoint_rcnn", "fpn")}
+WHOLE = {"fpn": ("mask_rcnn", "fpn"), "c4": ("mask_rcnn", "c4"), "retinanet": ("retinanet", "fpn")}
+KINDS = {**WHOLE, "keypoints": ("keypoint_rcnn", "fpn")}
 LIBRARIES = {"detectron2": detectron2, "mmdetection": mmdetection}
 
 
 def configs(name: str, **trunk: Any) -> tuple[TrunkConfig, DetectorConfig]:
     kind, neck = KINDS[name]
-    config = DetectorConfig(kind, mask_norm=name == "fpn")  # type: ignore[arg-type]
-    return fitting(TrunkConfig(**{"neck": neck, **trunk}), config), config
+    config = MaskRCNNConfig(mask_norm=True) if name == "fpn" else DETECTORS[kind]()
+    return with_neck(TrunkConfig(**{"neck": neck, **trunk}), config.necks), config
 
 
 def detector(name: str, classes: int = manifests.CLASSES, **trunk: Any) -> nn.Module:
     settings, config = configs(name, **trunk)
-    return build_detector(build_trunk(settings, config), classes, config, manifests.KEYPOINTS)
+    return config.build(build_trunk(settings, config), classes, manifests.KEYPOINTS)
 
 
 def small(name: str, **trunk: Any) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def small(name: str, **trunk: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_tensor_is_where_the_library_expects_it(name: str, library: str) -> None:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialisation of what has no storage
@@ -146,7 +147,7 @@ def test_the_text_makes_the_network_that_the_file_is_of(
 
 
 ROUNDS: list[tuple[str, dict[str, str]]] = [
-    *((name, {}) for name in DETECTORS),
+    *((name, {}) for name in WHOLE),
     ("fpn", {"box_head": "2fc", "norm": "frozen"}),
     ("c4", {"norm": "group"}),
 ]

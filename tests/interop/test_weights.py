@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import resnet18, resnet34, resnet50, swin_s, swin_t
-from torchvision.models.detection import FasterRCNN
 
+from boxless.detectors.all import DETECTORS
 from boxless.detectors.trunk import Norm, Trunk, TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig, two_stage
 from boxless.errors import UserError
 from boxless.interop.files import read_tensors
 from boxless.interop.weights import load_trunk, save_trunk
@@ -95,7 +94,7 @@ def test_group_norms_take_over_group_norms_alone(neck: str, resnet: Tensors, tmp
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_a_detectors_trunk_is_found_with_its_head(kind: str, tmp_path: Path) -> None:
     source = trunk(1)
-    detector: FasterRCNN = two_stage(source, 3, DetectorConfig(kind))  # type: ignore[arg-type]
+    detector = DETECTORS[kind]().build(source, 3)
     save_file(detector.state_dict(), tmp_path / "detector.safetensors")
     loaded = trunk(2)
     report = load_trunk(loaded, tmp_path / "detector.safetensors", minimum=1.0)
@@ -125,7 +124,7 @@ def test_weights_pass_between_c4_and_pyramids(kind: str, tmp_path: Path) -> None
     if kind == "trunk":
         save_trunk(path, source, ("backbone", "RoI head"))
     else:
-        save_file(two_stage(source, 3, DetectorConfig(kind)).state_dict(), path)  # type: ignore[arg-type]
+        save_file(DETECTORS[kind]().build(source, 3).state_dict(), path)
     report = load_trunk(again := c4(2), path, minimum=1.0)
     assert report.parameter_share == 1 and bool(report.unused) == (kind != "trunk")
     pyramid = trunk(2)

@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxless.commands.recipes import recipes as recipes_command
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.fcn import FCNConfig
+from boxless.detectors.one_stage import RetinaNetConfig
+from boxless.detectors.rt_detr import RTDETRConfig
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
 from boxless.recipes import load as catalogue
-from boxless.recipes.overrides import did_you_mean, keys, override, parse, spell, to_yaml
-from boxless.recipes.schema import PretrainRecipe
+from boxless.recipes.overrides import accepted, did_you_mean, keys, override, parse, spell, to_yaml
+from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,59 @@ def test_numbers_out_of_range_name_their_key_in_flags_and_files(
 def test_what_is_no_number_and_what_0_turns_off_may_stand(recipe: str, changes: dict[str, object]) -> None:
     changed = keys(override(catalogue.load(recipe, object), changes))
     assert {key: changed[key].value for key in changes} == changes
+
+
+def test_another_detector_keeps_what_both_have_and_takes_its_own_neck() -> None:
+    small = override(
+        catalogue.load("faster-rcnn-fpn", FinetuneRecipe), {"detector.detections": 7, "detector.rpn_samples": 9}
+    )
+    changed = override(small, {"detector.kind": "retinanet", "detector": {"loss_normalizer": "moving_average"}})
+    assert changed.detector == RetinaNetConfig(detections=7, loss_normalizer="moving_average")
+    assert (small.trunk.neck, changed.trunk.neck) == ("fpn", "fpn_p3")
+    compared = override(catalogue.load("compare-small", CompareRecipe), {"finetune.detector.kind": "rt_detr"})
+    assert isinstance(compared.finetune.detector, RTDETRConfig)
+    with pytest.raises(UserError, match=r"detector.kind: expected faster_rcnn\|mask_rcnn.*, got 'yolo'"):
+        override(small, {"detector.kind": "yolo"})
+
+
+def test_help_shows_the_keys_of_the_chosen_detector_and_neck_alone() -> None:
+    faster = catalogue.load("faster-rcnn-fpn", FinetuneRecipe)
+    detr = override(faster, {"detector.kind": "detr"})
+    assert "detector.rpn_samples" in keys(faster) and "trunk.transformer.width" not in keys(faster)
+    assert "detector.rpn_samples" not in keys(detr) and "trunk.transformer.width" in keys(detr)
+    assert {"detector.no_object", "detector.fcn.head", "trunk.hybrid.heads", "crop.size"} <= accepted(faster)
+    assert keys(faster)["detector.kind"].type == Literal[tuple(DETECTORS)]
+
+
+def test_keys_of_all_detectors_in_older_recipes_are_read(tmp_path: Path) -> None:
+    """Recipes had every detector's keys, RT-DETR's and FCN's in groups of their own; those of others have no effect."""
+    old = """
+recipe: faster-rcnn-fpn
+detector:
+  kind: KIND
+  anchor_sizes: [16, 32, 64, 128, 256]
+  mask_norm: false
+  loss_normalizer: image
+  score_threshold: 0.1
+  no_object: never read
+  learned_proposals: 300
+  rt_detr: {queries: 12, layers: 2, denoising: 0}
+  fcn: {head: 16s, align_corners: true, window: null}
+"""
+    file = tmp_path / "recipe.yaml"
+    for kind, wanted in {
+        "faster_rcnn": FasterRCNNConfig(anchor_sizes=(16, 32, 64, 128, 256), score_threshold=0.1),
+        "rt_detr": RTDETRConfig(queries=12, layers=2, denoising=0, score_threshold=0.1),
+        "fcn": FCNConfig(head="16s", align_corners=True),
+    }.items():
+        file.write_text(old.replace("KIND", kind))
+        assert catalogue.load(file, FinetuneRecipe).detector == wanted
+    assert override(catalogue.load(file, FinetuneRecipe), {"detector.fcn.head": "d8"}).detector == FCNConfig(
+        align_corners=True
+    )
+    file.write_text(old.replace("KIND", "fcos") + "  no_objects: 1\n")
+    with pytest.raises(UserError, match=r"unknown key 'detector.no_objects'.*keys of detector: kind, score_threshold"):
+        catalogue.load(file, FinetuneRecipe)
 
 
 def test_keys_carry_type_value_and_docstring() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import detection
 
-from boxless.detectors.build import build_detector, build_trunk, fitting
+from boxless.detectors.detector import build_trunk
 from boxless.detectors.trunk import Trunk
 from boxless.recipes.load import load, names
 from boxless.recipes.overrides import override
@@ -156,10 +156,10 @@ def test_transfer_protocols_have_the_published_settings(name: str) -> None:
     if "neck" in wanted:
         assert recipe.trunk.neck == wanted["neck"]
     for key, value in {
-        "kept": detector.rpn_kept,
-        "box_beta": detector.box_beta,
-        "score": detector.score_threshold,
-        "found": detector.detections,
+        "kept": getattr(detector, "rpn_kept", None),
+        "box_beta": getattr(detector, "box_beta", None),
+        "score": getattr(detector, "score_threshold", None),
+        "found": getattr(detector, "detections", None),
         "fraction": recipe.label_fraction,
         "choice": recipe.label_choice,
         "metric": recipe.metric,
@@ -167,7 +167,9 @@ def test_transfer_protocols_have_the_published_settings(name: str) -> None:
     }.items():
         if key in wanted:
             assert value == wanted[key], key
-    assert detector.mask_norm == (("soco" in name and "c4" not in name) or "mini" in name or "lvis" in name)
+    assert getattr(detector, "mask_norm", False) == (
+        ("soco" in name and "c4" not in name) or "mini" in name or "lvis" in name
+    )
 
 
 def test_twice_and_four_times_as_long_keep_the_drops() -> None:
@@ -190,7 +192,7 @@ def test_openmmlabs_segmentation_protocols(
     for share in (0, 0.25, 0.5, 0.9):
         step = round(share * steps)
         assert math.isclose(plan.learning_rate(step), (peak - 1e-4) * (1 - step / steps) ** 0.9 + 1e-4)
-    assert recipe.detector.fcn.align_corners == (crop == 769)
+    assert recipe.detector.align_corners == (crop == 769)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +248,8 @@ def detector(name: str, classes: int) -> nn.Module:
     recipe = load(name, FinetuneRecipe)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trunk = build_trunk(fitting(recipe.trunk, recipe.detector), recipe.detector)
-        return build_detector(trunk, classes, recipe.detector, 17)
+        trunk = build_trunk(recipe.trunk, recipe.detector)
+        return recipe.detector.build(trunk, classes, 17)
 
 
 def count(module: nn.Module) -> int:

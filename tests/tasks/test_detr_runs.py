@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from small_runs import FINETUNE, finetuning, pretraining
 
 from boxless import finetune, pretrain
-from boxless.detectors.detr import Detr
+from boxless.detectors import detr as detrs
 from boxless.errors import UserError
 from boxless.export import export as exporting
 from boxless.recipes.load import load
@@ -47,7 +47,7 @@ def test_up_detr_hands_its_whole_detector_over(scenes: Path, pretrained: Run, tm
     assert recipe.trunk.neck == "transformer" and recipe.trunk.transformer.queries == 6
 
     detector, classes, recipe = load_detector(run.path)
-    assert isinstance(detector, Detr) and len(classes) == 10
+    assert isinstance(detector, detrs.DETR) and len(classes) == 10
     index = find_images(str(scenes / "images" / "unlabelled"))
     found = [detections for _, detections in detect_images(detector, index, recipe, score=0.0)]
     assert len(found) == 8 and all(len(one.boxes) == 6 for one in found)
@@ -78,13 +78,12 @@ def test_backbones_go_from_and_to_other_detectors(scenes: Path, pretrained: Run,
 
 
 def test_body_has_its_own_learning_rate() -> None:
-    from boxless.detectors.build import build_detector
     from boxless.detectors.trunk import Trunk
     from boxless.tasks.finetune import make_detector_optimizer
 
     recipe = load("detr-small", FinetuneRecipe)
     trunk = Trunk(recipe.trunk)
-    optimizer = make_detector_optimizer(build_detector(trunk, 3, recipe.detector), trunk, recipe.optim)
+    optimizer = make_detector_optimizer(recipe.detector.build(trunk, 3), trunk, recipe.optim)
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert {scales[id(p)] for p in trunk.backbone.parameters()} == {0.5}
     assert {scales[id(p)] for p in trunk.transformer.parameters()} == {1.0}

@@ -11,12 +11,13 @@ from small_runs import FINETUNE, finetuning, pretraining
 from boxless import finetune
 from boxless.data.annotations.read import read_labels
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
-from boxless.detectors.two_stage import DetectorConfig, two_stage
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run
-from boxless.tasks.finetune import make_detector_optimizer, with_trunk_of
+from boxless.runs.weights import with_trunk_of
+from boxless.tasks.finetune import make_detector_optimizer
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import FinetuneSchedule
 
@@ -141,7 +142,7 @@ def test_schedule_is_mmsegmentations_polynomial_where_asked() -> None:
 def test_optimizer_has_every_trainable_parameter_once(name: str) -> None:
     trunk = Trunk(TrunkConfig("resnet18", fpn_channels=16, box_head_width=32))
     freeze(trunk, 2)
-    detector = two_stage(trunk, 3, DetectorConfig())
+    detector = FasterRCNNConfig().build(trunk, 3)
     settings = FinetuneOptim(name=name, layer_decay=0.5, weight_decay=0.01)  # type: ignore[arg-type]
     optimizer = make_detector_optimizer(detector, trunk, settings)
     places = {id(p): group for group in optimizer.param_groups for p in group["params"]}

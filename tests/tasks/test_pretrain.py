@@ -24,8 +24,9 @@ from boxless.proposals.table import ProposalTable
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run
+from boxless.runs.weights import with_trunk_of
 from boxless.tasks import pretrain as module
-from boxless.tasks.pretrain import PretrainTask, with_trunk_of
+from boxless.tasks.pretrain import PretrainTask
 from boxless.tasks.schedule import PretrainSchedule
 from boxless.training.health import Health
 

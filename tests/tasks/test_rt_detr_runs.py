@@ -11,7 +11,7 @@ from small_runs import FINETUNE, PRETRAIN, finetuning, pretraining
 
 from boxless import evaluate, finetune, pretrain
 from boxless.detectors.hybrid_encoder import HybridConfig
-from boxless.detectors.rt_detr import RTDetr
+from boxless.detectors.rt_detr import RTDETR
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.export import export as exporting
@@ -23,9 +23,10 @@ from boxless.methods.soco import SoCoConfig
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
+from boxless.runs.weights import with_trunk_of
 from boxless.tasks import compare as comparison
 from boxless.tasks.detect import detect_images, find_images, load_detector
-from boxless.tasks.finetune import make_detector_optimizer, with_fitting_neck, with_trunk_of
+from boxless.tasks.finetune import make_detector_optimizer
 
 SIZES = {"trunk.neck": "hybrid", "trunk.hybrid.feedforward": 24, "trunk.hybrid.expansion": 0.5}
 SHORT = {"epochs": 1, "checkpoint_every": 9}
@@ -58,7 +59,7 @@ def test_soco_hands_backbone_and_hybrid_encoder_over(scenes: Path, pretrained: R
     twice = []
     for _ in range(2):
         detector, classes, recipe = load_detector(run.path)
-        assert isinstance(detector, RTDetr) and len(classes) == 10
+        assert isinstance(detector, RTDETR) and len(classes) == 10
         twice.append([found for _, found in detect_images(detector, index, recipe, score=0.0)])
     assert len(twice[0]) == 8 and all(len(found.boxes) for found in twice[0])
     assert all((a.boxes == b.boxes).all() for a, b in zip(*twice, strict=True))
@@ -136,14 +137,14 @@ def test_a_comparison_keeps_the_encoder_where_the_method_can_have_it() -> None:
 
 
 def test_recipes_build_and_the_body_has_its_own_rate(pretrained: Run) -> None:
-    from boxless.detectors.build import build_detector, build_trunk
+    from boxless.detectors.detector import build_trunk
 
     recipe = load("rt-detr-small", FinetuneRecipe)
     trunk = build_trunk(recipe.trunk, recipe.detector)
-    optimizer = make_detector_optimizer(build_detector(trunk, 3, recipe.detector), trunk, recipe.optim)
+    optimizer = make_detector_optimizer(recipe.detector.build(trunk, 3), trunk, recipe.optim)
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert {scales[id(p)] for p in trunk.backbone.body.parameters()} == {0.5}
     assert {scales[id(p)] for p in trunk.parts["hybrid encoder"].parameters()} == {1.0}
-    taken = with_fitting_neck(with_trunk_of(load("rt-detr-r50", FinetuneRecipe), str(pretrained.path)))
+    taken = with_trunk_of(load("rt-detr-r50", FinetuneRecipe), str(pretrained.path))
     assert (taken.trunk.neck, taken.trunk.norm, taken.trunk.hybrid.feedforward) == ("hybrid", "sync", 24)
     assert json.dumps(taken.optim.drops) == "[]"

@@ -59,6 +59,13 @@ def test_settings_that_an_older_version_did_not_have_are_compared(kept: Path) ->
         start_run(run, changed, {})
 
 
+def test_keys_of_other_detectors_are_no_change_of_settings(kept: Path) -> None:
+    run = kept / "finetune"
+    recipe = load(run / "recipe.yaml", FinetuneRecipe)
+    start_run(run, describe(recipe, run / "recipe.yaml"), {}).close()
+    assert "no_object" not in (run / "recipe.yaml").read_text()
+
+
 def test_detector_finds_what_it_found(kept: Path, images: Path, tmp_path: Path) -> None:
     labels = str(images / "annotations" / "val.json")
     result = boxless.evaluate(str(kept / "finetune"), labels, str(tmp_path / "evaluation"), quiet=True)

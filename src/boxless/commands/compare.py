@@ -63,11 +63,10 @@ def compare(
     from boxless.recipes.overrides import override, renamed
     from boxless.recipes.schema import CompareRecipe
     from boxless.report.build import write_report
-    from boxless.runs.weights import local
+    from boxless.runs.weights import local, with_trunk_of
     from boxless.tasks.compare import refuse_decided, resolve_detectors, resolve_starts, run_comparison
     from boxless.tasks.compare_table import NOTE
     from boxless.tasks.labels import training_labels, validation_labels
-    from boxless.tasks.pretrain import with_trunk_of
     from boxless.training.faults import one_line_faults
     from boxless.training.signals import stoppable
 

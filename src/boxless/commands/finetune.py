@@ -42,18 +42,18 @@ def finetune(
         UserError: For anything that the caller can mend.
     """
     from boxless.recipes.load import describe, load
-    from boxless.recipes.overrides import override, renamed
+    from boxless.recipes.overrides import choose, override, renamed
     from boxless.recipes.schema import FinetuneRecipe
-    from boxless.runs.weights import local, weights_file
-    from boxless.tasks.finetune import run_finetuning, with_fitting_neck, with_trunk_of
+    from boxless.runs.weights import local, weights_file, with_trunk_of
+    from boxless.tasks.finetune import run_finetuning
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.training.device import training_fabric
     from boxless.training.distributed import rank
     from boxless.training.signals import stoppable
 
     weights = local(renamed(overrides, "init", "weights", weights))
-    settings = override(with_trunk_of(load(recipe, FinetuneRecipe), weights), overrides)
-    settings = with_fitting_neck(settings)
+    settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck
+    settings = override(with_trunk_of(settings, weights), overrides)
     file = weights_file(weights) if weights else None
     segments = settings.detector.kind == "fcn"
     with stoppable():

@@ -52,8 +52,8 @@ def pretrain(
     from boxless.recipes.overrides import override, renamed
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.run import Run, check_place
-    from boxless.runs.weights import local, weights_file
-    from boxless.tasks.pretrain import check_start, run_pretraining, with_trunk_of
+    from boxless.runs.weights import local, weights_file, with_trunk_of
+    from boxless.tasks.pretrain import check_start, run_pretraining
     from boxless.tasks.proposals import prepare_boxes
     from boxless.training.device import training_fabric
     from boxless.training.distributed import on_rank_zero, rank_zero_first

@@ -3,31 +3,55 @@
 Departure from the authors' code: pixels are padded to a multiple of 32.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from boxless.detectors.criterion import Objects, match, set_loss
-from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
+from boxless.detectors.detector import NormalizeAndPad, Targets, frames
+from boxless.detectors.trunk import Neck, Trunk
 
 
-class Detr(nn.Module):
+@dataclass(frozen=True)
+class DETRConfig:
+    """DETR's settings; the sizes of its transformer are the trunk's."""
+
+    kind: Literal["detr"] = "detr"
+    no_object: float = 0.1
+    """Weight of queries without an object; lower it where images show few objects."""
+    score_threshold: float = 0.05
+    """Lowest score of a detection that is kept."""
+    detections: int = 100
+    """Largest number of detections per image."""
+
+    necks: ClassVar[tuple[Neck, ...]] = ("transformer",)
+    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = False
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "DETR":
+        """DETR around a trunk; see `DetectorConfig`."""
+        return DETR(trunk, classes, self)
+
+
+class DETR(nn.Module):
     """DETR, called as torchvision's detectors are.
 
     Args:
         trunk: with `neck="transformer"`; its modules become the detector's (not copies).
         classes: without background; labels are 1..classes.
-        config: its `no_object`, `score_threshold` and `detections` count.
+        config: its settings.
     """
 
-    def __init__(self, trunk: Trunk, classes: int, config: DetectorConfig) -> None:
+    def __init__(self, trunk: Trunk, classes: int, config: DETRConfig) -> None:
         super().__init__()
         self.config = config
         self.score_thresh = config.score_threshold  # the name that torchvision has
         self.backbone, self.transformer = trunk.backbone, trunk.transformer
         self.class_labels_classifier = nn.Linear(trunk.config.transformer.width, classes + 1)  # the last: no object
-        self.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+        self.transform = NormalizeAndPad(trunk)
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None

@@ -17,7 +17,7 @@ torchvision's own `FCNHead` has a single convolution and batch norms whatever th
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from torch.nn.functional import cross_entropy, interpolate, pad
 from torchvision.ops import Conv2dNormActivation
 
 from boxless.detectors.backbones import RESNETS
-from boxless.detectors.trunk import Trunk, norm_layer
+from boxless.detectors.detector import Targets
+from boxless.detectors.trunk import Neck, Trunk, norm_layer
 from boxless.errors import UserError
 
 VOID = 255
@@ -34,15 +35,24 @@ VOID = 255
 
 @dataclass(frozen=True)
 class FCNConfig:
-    """Which FCN it is, and how it looks at an image that it is tested on."""
+    """FCN's settings: which network, and how it looks at an image at test."""
 
+    kind: Literal["fcn"] = "fcn"
     head: Literal["d8", "16s"] = "d8"
-    """OpenMMLab's at stride 8, or MoCo's at stride 16."""
+    """OpenMMLab's network at stride 8, or MoCo's at stride 16."""
     align_corners: bool = False
-    """Whether maps are enlarged corner to corner, as OpenMMLab does for crops of 769 px (Cityscapes), not for 512."""
+    """Enlarge maps corner to corner, as OpenMMLab does for crops of 769 px (Cityscapes), not for 512."""
     window: tuple[int, int] | None = None
     """Side and step, px, of windows whose logits are averaged at test (OpenMMLab's Cityscapes: 769, 513); by default
     the whole image at once."""
+
+    necks: ClassVar[tuple[Neck, ...]] = ("none",)
+    targets: ClassVar[Targets] = "classes"
+    uses_box_head: ClassVar[bool] = False
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "FCN":
+        """FCN around a trunk; see `DetectorConfig`."""
+        return FCN(trunk, classes, self)
 
 
 class FCN(nn.Module):

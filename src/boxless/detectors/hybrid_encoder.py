@@ -28,18 +28,6 @@ class HybridConfig:
     """Width inside the blocks that merge two levels, as a share of the encoder's (on ResNet-18 and 34: 0.5)."""
 
 
-@dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes of what the detector has behind the encoder; the defaults are the paper's on ResNet-50."""
-
-    queries: int = 300
-    """Chosen among an image's cells: the most objects that can be found."""
-    layers: int = 6
-    """Over the queries (on ResNet-18: 3)."""
-    denoising: int = 100
-    """Noisy copies of an image's objects in training, with good boxes, and as many with bad ones; 0 for none."""
-
-
 class HybridEncoder(nn.Module):
     """From C3..C5 to P3..P5.
 

@@ -4,7 +4,8 @@ Both are torchvision's, on P3..P7. P3..P5 are the trunk's, whose neck is `fpn_p3
 Nothing looks at P2, which would cost more than all other levels together and leave parameters without gradient.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,45 +13,78 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from boxless.detectors.trunk import Trunk
-from boxless.detectors.two_stage import Anchors, DetectorConfig, NormalizeAndPad
+from boxless.detectors.detector import NormalizeAndPad, Targets
+from boxless.detectors.trunk import Neck, Trunk
+from boxless.detectors.two_stage import Anchors
 from boxless.errors import UserError
 
 
-def one_stage(trunk: Trunk, classes: int, config: DetectorConfig) -> nn.Module:
-    """A detector around the trunk's own modules (not copies).
+@dataclass(frozen=True)
+class RetinaNetConfig:
+    """RetinaNet's settings."""
 
-    Args:
-        trunk: with `neck="fpn_p3"`; its pyramid gets P6 and P7 as extra levels.
-        classes: without background; the detector's labels are 1..classes.
-        config: kind and sizes.
+    kind: Literal["retinanet"] = "retinanet"
+    anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
+    """Side of the anchors on P3..P7, px, with two larger ones to the octave; three aspect ratios each."""
+    loss_normalizer: Literal["image", "moving_average"] = "image"
+    """Divisor of the losses: each image's anchors on objects, as in the paper, or Detectron2's moving average of a
+    batch's."""
+    score_threshold: float = 0.05
+    """Lowest score of a detection that is kept."""
+    detections: int = 100
+    """Largest number of detections per image."""
 
-    Returns:
-        torchvision's RetinaNet or FCOS. It takes images that already have their final size.
+    necks: ClassVar[tuple[Neck, ...]] = ("fpn_p3",)
+    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = False
 
-    Raises:
-        UserError: for FCOS on a pyramid whose width its norms can not divide.
-    """
-    width = trunk.config.fpn_channels
-    options = {"score_thresh": config.score_threshold, "detections_per_img": config.detections}
-    if config.kind == "retinanet":
+    @property
+    def octave_sizes(self) -> tuple[tuple[int, int, int], ...]:
+        """Sides of the anchors on each level, px: three to an octave (section 4), rounded as torchvision does."""
+        return tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in self.anchor_sizes)
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> RetinaNet:
+        """torchvision's RetinaNet around a trunk, whose pyramid gets P6 and P7; see `DetectorConfig`."""
+        width = trunk.config.fpn_channels
         trunk.backbone.fpn.extra_blocks = LastLevelP6P7(trunk.body_width, width)  # from C5, as in the paper
-        anchors = Anchors(retinanet_sizes(config), ((0.5, 1.0, 2.0),) * 5)
-        head = {"head": AveragedHead(width, 9, classes)} if config.loss_normalizer == "moving_average" else {}
-        detector: nn.Module = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **head, **options)
-    else:
+        options = {"score_thresh": self.score_threshold, "detections_per_img": self.detections}
+        if self.loss_normalizer == "moving_average":
+            options["head"] = AveragedHead(width, 9, classes)
+        anchors = Anchors(self.octave_sizes, ((0.5, 1.0, 2.0),) * 5)
+        detector = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **options)
+        detector.transform = NormalizeAndPad(trunk)
+        return detector
+
+
+@dataclass(frozen=True)
+class FCOSConfig:
+    """FCOS's settings."""
+
+    kind: Literal["fcos"] = "fcos"
+    score_threshold: float = 0.05
+    """Lowest score of a detection that is kept."""
+    detections: int = 100
+    """Largest number of detections per image."""
+
+    necks: ClassVar[tuple[Neck, ...]] = ("fpn_p3",)
+    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = False
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FCOS:
+        """torchvision's FCOS around a trunk, whose pyramid gets P6 and P7; see `DetectorConfig`.
+
+        Raises:
+            UserError: for a pyramid whose width FCOS's norms can not divide.
+        """
+        width = trunk.config.fpn_channels
         if width % 32:
             raise UserError(f"trunk.fpn_channels: {width}; FCOS has norms of 32 groups, expected a multiple of 32")
         trunk.backbone.fpn.extra_blocks = LastLevelP6P7(width, width)  # from P5, as in the paper
         cells = Anchors(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # torchvision's: a level's stride
+        options = {"score_thresh": self.score_threshold, "detections_per_img": self.detections}
         detector = BoxlessFCOS(trunk.backbone, classes, anchor_generator=cells, **options)
-    detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
-    return detector
-
-
-def retinanet_sizes(config: DetectorConfig) -> tuple[tuple[int, int, int], ...]:
-    """Sides of RetinaNet's anchors on each level, px: three to an octave (section 4), rounded as torchvision does."""
-    return tuple((side, int(side * 2 ** (1 / 3)), int(side * 2 ** (2 / 3))) for side in config.anchor_sizes)
+        detector.transform = NormalizeAndPad(trunk)
+        return detector
 
 
 class AveragedHead(RetinaNetHead):  # type: ignore[misc]

@@ -11,16 +11,17 @@ where the next one goes.
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from boxless.detectors.criterion import Objects
+from boxless.detectors.detector import NormalizeAndPad, Targets, frames
 from boxless.detectors.hybrid_encoder import begin_anew, library
-from boxless.detectors.trunk import Trunk, norm_layer
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
+from boxless.detectors.trunk import Neck, Trunk, norm_layer
 
 PRIOR = 0.01
 """Score of every class at the start (focal loss)."""
@@ -28,22 +29,47 @@ PARTS = {"loss_vfl": "loss_classes", "loss_bbox": "loss_l1", "loss_giou": "loss_
 """The library's names of the losses, and those that they have here."""
 
 
-class RTDetr(nn.Module):
+@dataclass(frozen=True)
+class RTDETRConfig:
+    """RT-DETR's settings behind the trunk's hybrid encoder; the defaults are the paper's on ResNet-50."""
+
+    kind: Literal["rt_detr"] = "rt_detr"
+    queries: int = 300
+    """Queries, chosen among an image's cells: the most objects that can be found."""
+    layers: int = 6
+    """Decoder layers (on ResNet-18: 3)."""
+    denoising: int = 100
+    """Noisy copies of an image's objects in training, with good boxes, and as many with bad ones; 0 for none."""
+    score_threshold: float = 0.05
+    """Lowest score of a detection that is kept."""
+    detections: int = 100
+    """Largest number of detections per image."""
+
+    necks: ClassVar[tuple[Neck, ...]] = ("hybrid",)
+    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = False
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "RTDETR":
+        """RT-DETR around a trunk; see `DetectorConfig`."""
+        return RTDETR(trunk, classes, self)
+
+
+class RTDETR(nn.Module):
     """RT-DETRv2, called as torchvision's detectors are.
 
     Args:
         trunk: with `neck="hybrid"`; its backbone becomes the detector's (not a copy).
         classes: without background; labels are 1..classes.
-        config: its `rt_detr`, `score_threshold` and `detections` count.
+        config: its settings.
     """
 
-    def __init__(self, trunk: Trunk, classes: int, config: DetectorConfig) -> None:
+    def __init__(self, trunk: Trunk, classes: int, config: RTDETRConfig) -> None:
         super().__init__()
         self.config = config
         self.score_thresh = config.score_threshold  # the name that torchvision has
         self.backbone = trunk.backbone
         self.rt_detr = build_decoder(trunk, classes, config)
-        self.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+        self.transform = NormalizeAndPad(trunk)
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -84,7 +110,7 @@ class RTDetr(nn.Module):
         from transformers.modeling_outputs import BaseModelOutput
 
         # An image may have fewer cells than queries are asked for.
-        self.rt_detr.config.num_queries = min(self.config.rt_detr.queries, sum(one[0, 0].numel() for one in maps))
+        self.rt_detr.config.num_queries = min(self.config.queries, sum(one[0, 0].numel() for one in maps))
         with torch.autocast(maps[0].device.type, enabled=False):  # with 16 bits a box would be off by whole pixels
             levels: Any = [one.float() for one in maps]
             encoded = BaseModelOutput(last_hidden_state=levels)
@@ -94,9 +120,7 @@ class RTDetr(nn.Module):
         terms = losses(outputs, labels, self.rt_detr.config)
         # The library divides by this process's objects; all must divide by the same number.
         share = max(1, sum(len(one["boxes"]) for one in labels)) / count
-        if (
-            self.config.rt_detr.denoising
-        ):  # where there are no objects, distributed training waits for this gradient too
+        if self.config.denoising:  # where there are no objects, distributed training waits for this gradient too
             nothing = 0 * self.rt_detr.denoising_class_embed.weight.sum()
             terms["loss_denoising"] = terms.get("loss_denoising", 0) + nothing
         return {name: share * term for name, term in terms.items()}
@@ -110,16 +134,16 @@ class RTDetr(nn.Module):
         return {"boxes": corners, "scores": scores[sure], "labels": label + 1}
 
 
-def build_decoder(trunk: Trunk, classes: int, config: DetectorConfig) -> Any:
+def build_decoder(trunk: Trunk, classes: int, config: RTDETRConfig) -> Any:
     """Hugging Face's `RTDetrV2Model` from behind the encoder on, started as in the authors' code."""
     channels = trunk.config.fpn_channels
     modeling, settings = library(
         channels,
         trunk.config.hybrid,
         num_labels=classes,
-        num_queries=config.rt_detr.queries,
-        decoder_layers=config.rt_detr.layers,
-        num_denoising=config.rt_detr.denoising,
+        num_queries=config.queries,
+        decoder_layers=config.layers,
+        num_denoising=config.denoising,
     )
     model = modeling.RTDetrV2ForObjectDetection(settings).model
     del model.backbone, model.encoder_input_proj, model.encoder
@@ -142,7 +166,7 @@ def losses(outputs: Any, labels: list[dict[str, Tensor]], settings: Any) -> dict
 
     Args:
         outputs: `RTDetrV2ModelOutput` of the same images.
-        labels: as in `RTDetr.decoded`.
+        labels: as in `RTDETR.decoded`.
         settings: `RTDetrV2Config`.
 
     Returns:

@@ -10,6 +10,8 @@ classes); biases and norms are not decayed; losses are summed over the stages.
 """
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,8 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from boxless.detectors.criterion import Objects, focal_set_loss, match
-from boxless.detectors.trunk import RoIPool, Trunk
-from boxless.detectors.two_stage import DetectorConfig, NormalizeAndPad, frames
+from boxless.detectors.detector import NormalizeAndPad, Targets, frames
+from boxless.detectors.trunk import Neck, RoIPool, Trunk
 
 STAGES = 6
 CODER = BoxCoder((2.0, 2.0, 1.0, 1.0), math.log(100_000 / 16))
@@ -28,16 +30,37 @@ PRIOR = 0.01
 """Score of every class at the start (focal loss)."""
 
 
+@dataclass(frozen=True)
+class SparseRCNNConfig:
+    """Sparse R-CNN's settings."""
+
+    kind: Literal["sparse_rcnn"] = "sparse_rcnn"
+    learned_proposals: int = 300
+    """Boxes per image, all learned; the paper's smaller model has 100."""
+    score_threshold: float = 0.05
+    """Lowest score of a detection that is kept."""
+    detections: int = 100
+    """Largest number of detections per image."""
+
+    necks: ClassVar[tuple[Neck, ...]] = ("fpn",)
+    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = False
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "SparseRCNN":
+        """Sparse R-CNN around a trunk; see `DetectorConfig`."""
+        return SparseRCNN(trunk, classes, self)
+
+
 class SparseRCNN(nn.Module):
     """Sparse R-CNN, called as torchvision's detectors are.
 
     Args:
         trunk: with `neck="fpn"`; its backbone becomes the detector's (not a copy).
         classes: without background; labels are 1..classes.
-        config: its `learned_proposals`, `score_threshold` and `detections` count.
+        config: its settings.
     """
 
-    def __init__(self, trunk: Trunk, classes: int, config: DetectorConfig) -> None:
+    def __init__(self, trunk: Trunk, classes: int, config: SparseRCNNConfig) -> None:
         super().__init__()
         self.config = config
         self.score_thresh = config.score_threshold  # the name that torchvision has
@@ -48,7 +71,7 @@ class SparseRCNN(nn.Module):
         self.proposal_boxes = nn.Parameter(torch.tensor([0.5, 0.5, 1, 1]).repeat(config.learned_proposals, 1))  # cxcywh
         self.proposal_features = nn.Parameter(torch.randn(config.learned_proposals, width))
         self.stages = nn.ModuleList(Stage(width, classes) for _ in range(STAGES))
-        self.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+        self.transform = NormalizeAndPad(trunk)
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None

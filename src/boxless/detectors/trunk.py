@@ -5,8 +5,8 @@ detectors and a pretrained trunk loads strictly. A C4 trunk has no pyramid: boxe
 but one, and its last stage is the box head.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -24,6 +24,10 @@ from boxless.detectors.norms import norm_layer as norm_layer
 from boxless.detectors.transformer import Transformer, TransformerConfig
 from boxless.errors import UserError
 
+Neck = Literal["fpn", "fpn_p3", "hybrid", "c4", "transformer", "none"]
+WHOLE_BODY: tuple[Neck, ...] = ("fpn", "fpn_p3", "hybrid", "transformer", "none")
+"""The necks of trunks whose body has its last stage; C4 makes that the box head."""
+
 
 @dataclass(frozen=True)
 class TrunkConfig:
@@ -35,7 +39,7 @@ class TrunkConfig:
     norm: Norm = "batch"
     """Of FPN, box head and wherever the body has batch norms: batch, sync (over all processes), frozen (running
     statistics) or group (32 groups); the body's layer norms stay."""
-    neck: Literal["fpn", "fpn_p3", "hybrid", "c4", "transformer", "none"] = "fpn"
+    neck: Neck = "fpn"
     """What stands on the body: a feature pyramid with RoI pooling and box head; the pyramid alone, from P3 up;
     RT-DETR's hybrid encoder with RoI pooling and box head; RoI pooling from C4 with the ResNet's last stage as box
     head; DETR's transformer; or nothing, as FCN needs it."""
@@ -45,10 +49,12 @@ class TrunkConfig:
     """On a pyramid: SoCo's (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
     box_head_width: int = 1024
     """Width of that head's linear layers."""
-    transformer: TransformerConfig = TransformerConfig()  # noqa: RUF009 (frozen)
-    """Settings of the neck, if the trunk has this one."""
-    hybrid: HybridConfig = HybridConfig()  # noqa: RUF009
-    """Settings of the neck, if the trunk has this one."""
+    transformer: TransformerConfig = field(
+        default=TransformerConfig(), metadata={"used_if": lambda trunk: trunk.neck == "transformer"}
+    )
+    """DETR's transformer."""
+    hybrid: HybridConfig = field(default=HybridConfig(), metadata={"used_if": lambda trunk: trunk.neck == "hybrid"})
+    """RT-DETR's hybrid encoder."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from RGB in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -56,6 +62,11 @@ class TrunkConfig:
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone)
+
+
+def with_neck(config: TrunkConfig, necks: Sequence[Neck]) -> TrunkConfig:
+    """The trunk with its own neck if that is one of `necks`, else with the first of them."""
+    return config if config.neck in necks else replace(config, neck=necks[0])
 
 
 class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]

@@ -5,9 +5,8 @@ The C4 detectors are those of MoCo's and SoCo's transfer to VOC and COCO (Detect
 with one more norm after it as the head of boxes and masks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,80 +17,95 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from boxless.detectors.fcn import FCNConfig
-from boxless.detectors.hybrid_encoder import DecoderConfig
-from boxless.detectors.trunk import LastStage, RoIPool, Trunk, norm_layer
+from boxless.detectors.detector import NormalizeAndPad, Targets
+from boxless.detectors.trunk import LastStage, Neck, RoIPool, Trunk, norm_layer
 from boxless.errors import UserError
-
-Kind = Literal[
-    "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "sparse_rcnn", "detr", "rt_detr", "fcn"
-]
 
 
 @dataclass(frozen=True)
-class DetectorConfig:
-    """A detector's kind and size; the defaults are torchvision's, which are the papers'."""
+class TwoStageConfig:
+    """The settings that Faster, Mask and Keypoint R-CNN share."""
 
-    kind: Kind = "faster_rcnn"
-    """Boxes, boxes and masks, or boxes and keypoints in two stages; boxes in one stage, by RetinaNet or FCOS, whose
-    trunk has a pyramid from P3 up; boxes by Sparse R-CNN, by DETR, whose trunk has a transformer for a neck, or by
-    RT-DETR (v2), whose trunk has its hybrid encoder; or a class for every pixel by FCN, on a ResNet alone."""
+    kind: str = ""
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each. RetinaNet has them on P3..P7,
-    with two larger ones to the octave; FCOS has none."""
+    """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each."""
     rpn_samples: int = 256
     """Anchors per image in the RPN's loss."""
     rpn_proposals: int = 2000
     """Proposals per image kept in training, from as many before NMS on each level (6 times as many on C4); half as
     many at test."""
     rpn_kept: int | None = None
-    """Of these, proposals kept in training after NMS; all by default. Detectron2 keeps 1000 on a pyramid and 1500 for
+    """Proposals kept in training after NMS; all by default. Detectron2 keeps 1000 on a pyramid and 1500 for
     keypoints."""
     roi_samples: int = 512
     """RoIs per image in the heads' loss; a quarter of them on objects."""
     box_beta: float = 1 / 9
-    """Where the heads' box loss turns from a parabola into a line: torchvision's; Detectron2 has 0 (a line throughout)
-    and 0.5 for keypoints."""
-    mask_norm: bool = False
-    """Whether the convolutions of a pyramid's mask head have the trunk's norm, as in the transfers of SoCo, PixPro and
-    DenseCL; those of MoCo and DetCo have none."""
-    loss_normalizer: Literal["image", "moving_average"] = "image"
-    """What RetinaNet's losses are divided by: each image's anchors on objects, as in its paper, or Detectron2's moving
-    average of a batch's."""
+    """Point at which the heads' box loss turns from a parabola into a line: torchvision's; Detectron2 has 0 (a line
+    throughout) and 0.5 for keypoints."""
     score_threshold: float = 0.05
-    """Detections below it are dropped."""
+    """Lowest score of a detection that is kept."""
     detections: int = 100
-    """At most, per image."""
-    no_object: float = 0.1
-    """DETR's weight of queries without an object; lower where images show few objects."""
-    learned_proposals: int = 300
-    """Sparse R-CNN's boxes per image, all learned; its smaller model has 100."""
-    rt_detr: DecoderConfig = DecoderConfig()  # noqa: RUF009 (frozen)
-    """RT-DETR's decoder."""
-    fcn: FCNConfig = FCNConfig()  # noqa: RUF009 (frozen)
-    """Which FCN, and how it is tested."""
+    """Largest number of detections per image."""
+
+    uses_box_head: ClassVar[bool] = True
 
 
-def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int = 0) -> FasterRCNN:
-    """A detector around the trunk's own modules (not copies).
+@dataclass(frozen=True)
+class FasterRCNNConfig(TwoStageConfig):
+    """Faster R-CNN (Ren et al., 2015, arXiv:1506.01497): boxes in two stages."""
 
-    Args:
-        trunk: its backbone, RoI pooling and box head become the detector's.
-        classes: without background; the detector's labels are 1..classes, 0 is background.
-        config: kind and sizes.
-        keypoints: of every object, for Keypoint R-CNN.
+    kind: Literal["faster_rcnn"] = "faster_rcnn"
 
-    Returns:
-        torchvision's FasterRCNN, MaskRCNN or KeypointRCNN. It takes images that already have their final size.
-    """
+    necks: ClassVar[tuple[Neck, ...]] = ("fpn", "c4")
+    targets: ClassVar[Targets] = "boxes"
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FasterRCNN:
+        """torchvision's FasterRCNN around a trunk; see `DetectorConfig`."""
+        return _finished(FasterRCNN(trunk.backbone, **_options(self, trunk, classes)), trunk, self)
+
+
+@dataclass(frozen=True)
+class MaskRCNNConfig(TwoStageConfig):
+    """Mask R-CNN (He et al., 2017, arXiv:1703.06870): boxes and masks in two stages."""
+
+    kind: Literal["mask_rcnn"] = "mask_rcnn"
+    mask_norm: bool = False
+    """Put the trunk's norm behind the convolutions of a pyramid's mask head, as in the transfers of SoCo, PixPro and
+    DenseCL; those of MoCo and DetCo have none."""
+
+    necks: ClassVar[tuple[Neck, ...]] = ("fpn", "c4")
+    targets: ClassVar[Targets] = "masks"
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> MaskRCNN:
+        """torchvision's MaskRCNN around a trunk; see `DetectorConfig`."""
+        options = _options(self, trunk, classes)
+        branch = _mask_branch(trunk, options["box_head"], classes, self.mask_norm)
+        return _finished(MaskRCNN(trunk.backbone, **options, **branch), trunk, self)
+
+
+@dataclass(frozen=True)
+class KeypointRCNNConfig(TwoStageConfig):
+    """Keypoint R-CNN (He et al., 2017, arXiv:1703.06870): boxes and keypoints in two stages."""
+
+    kind: Literal["keypoint_rcnn"] = "keypoint_rcnn"
+
+    necks: ClassVar[tuple[Neck, ...]] = ("fpn",)
+    targets: ClassVar[Targets] = "keypoints"
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> KeypointRCNN:
+        """torchvision's KeypointRCNN around a trunk; see `DetectorConfig`."""
+        options = _options(self, trunk, classes)
+        return _finished(KeypointRCNN(trunk.backbone, **options, **_keypoint_branch(trunk, keypoints)), trunk, self)
+
+
+def _options(config: TwoStageConfig, trunk: Trunk, classes: int) -> dict[str, Any]:
+    """The arguments that all of torchvision's two-stage detectors take."""
     single = trunk.config.neck == "c4"
     before_nms = 6 if single else 1  # Detectron2's C4 keeps 12000 of all anchors, its FPN 2000 of each level
     at_test = max(config.rpn_proposals // 2, config.detections)
     sizes = (config.anchor_sizes,) if single else tuple((size,) for size in config.anchor_sizes)
-    box_head = NormedLastStage(trunk) if single else trunk.box_head
-    options = {
+    return {
         "rpn_anchor_generator": Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         "rpn_batch_size_per_image": config.rpn_samples,
         "rpn_pre_nms_top_n_train": before_nms * config.rpn_proposals,
@@ -99,22 +113,20 @@ def two_stage(trunk: Trunk, classes: int, config: DetectorConfig, keypoints: int
         "rpn_pre_nms_top_n_test": before_nms * at_test,
         "rpn_post_nms_top_n_test": at_test,
         "box_roi_pool": trunk.roi_pool,
-        "box_head": box_head,
+        "box_head": NormedLastStage(trunk) if single else trunk.box_head,
         "box_predictor": FastRCNNPredictor(trunk.head_width, classes + 1),
         "box_batch_size_per_image": config.roi_samples,
         "box_score_thresh": config.score_threshold,
         "box_detections_per_img": config.detections,
     }
-    if config.kind == "faster_rcnn":
-        detector = FasterRCNN(trunk.backbone, **options)
-    elif config.kind == "keypoint_rcnn":
-        detector = KeypointRCNN(trunk.backbone, **options, **_keypoint_branch(trunk, keypoints))
-    else:
-        detector = MaskRCNN(trunk.backbone, **options, **_mask_branch(trunk, box_head, classes, config.mask_norm))
-    if config.box_beta != DetectorConfig.box_beta:
+
+
+def _finished(detector: FasterRCNN, trunk: Trunk, config: TwoStageConfig) -> FasterRCNN:
+    """The detector with our box loss, for images that already have their final size, and boxes in full precision."""
+    if config.box_beta != TwoStageConfig.box_beta:
         detector.roi_heads.__class__ = BetaRoIHeads  # torchvision's detectors build their heads themselves
         detector.roi_heads.box_beta = config.box_beta
-    detector.transform = NormalizeAndPad(0, 0, list(trunk.config.mean), list(trunk.config.std))
+    detector.transform = NormalizeAndPad(trunk)
     for head in (detector.rpn.head, detector.roi_heads.box_predictor):
         head.register_forward_hook(_in_float32)
     return detector
@@ -251,21 +263,3 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
         """Take the type and device that anchors shall be of."""
         super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
-
-
-class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's transform without its resizing: the loader has resized, so that the maps stay in one place.
-
-    torchvision's own `_skip_resize` holds in training only; at test it would enlarge every image to 800 px.
-    """
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The image and its target as they are."""
-        return image, target
-
-
-def frames(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """(B, 4): width, height, width, height of images given by height and width, px."""
-    # Not torch.tensor: it would keep the sides of the image that an export to ONNX is traced with.
-    sides = [torch.as_tensor(side) for height, width in sizes for side in (width, height) * 2]
-    return torch.stack(sides).view(-1, 4).to(device)

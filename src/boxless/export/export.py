@@ -6,6 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from boxless.detectors.backbones import RESNETS
+from boxless.detectors.one_stage import FCOSConfig, RetinaNetConfig
+from boxless.detectors.sparse_rcnn import SparseRCNNConfig
+from boxless.detectors.two_stage import TwoStageConfig
 from boxless.errors import UserError
 from boxless.export.files import Export, listed, of_tensors, text_of
 from boxless.export.tensors import body_of, detector_of, trunk_of_file
@@ -70,16 +73,17 @@ def detector(where: str, file: str) -> tuple[dict[str, Tensor], str]:
         code = [*start, *torchvision.pretrained_code(recipe.trunk, file)]
         return trunk_of_file(run.weights), text_of(about, recipe.trunk, code)
     tensors, classes, recipe = detector_of(where)
-    one_stage = recipe.trunk.neck == "fpn_p3"
+    one_stage = isinstance(recipe.detector, RetinaNetConfig | FCOSConfig)
     names = classes if one_stage else ("background", *classes)
     about = (
-        f"The detector of {where}, in the names of torchvision's {torchvision.KINDS[recipe.detector.kind]}.\n"
+        f"The detector of {where}, in the names of torchvision's {torchvision.CLASSES[type(recipe.detector)]}.\n"
         "Its labels: " + listed(names, 0)
     )
     sizes = (recipe.min_size[-1], recipe.max_size)
-    if one_stage:
+    if isinstance(recipe.detector, RetinaNetConfig | FCOSConfig):
         code = torchvision.one_stage_code(recipe.trunk, recipe.detector, sizes, len(classes), file)
     else:
+        assert isinstance(recipe.detector, TwoStageConfig)
         keypoints = len(skeleton_of(run.path).names)
         code = torchvision.detector_code(recipe.trunk, recipe.detector, sizes, len(classes) + 1, keypoints, file)
     return tensors, text_of(about, recipe.trunk, [*start, *code])
@@ -97,9 +101,9 @@ def _check_torchvision(where: str, recipe: PretrainRecipe | FinetuneRecipe) -> N
             f"run {where}: torchvision has no such detectors on {name}; export its backbone with "
             "--to torchvision-backbone"
         )
-    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "sparse_rcnn":
+    if isinstance(recipe, FinetuneRecipe) and isinstance(recipe.detector, SparseRCNNConfig):
         raise UserError(f"run {where}: torchvision has no Sparse R-CNN; {body}")
-    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind == "fcn":
+    if isinstance(recipe, FinetuneRecipe) and recipe.detector.targets == "classes":
         raise UserError(
             f"run {where}: torchvision's FCN has another head; export the body with --to torchvision-backbone"
         )

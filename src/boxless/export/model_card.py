@@ -46,10 +46,8 @@ def card(run: Run, recipe: PretrainRecipe | FinetuneRecipe, figures: list[str]) 
 
 
 def _task(recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    kind = recipe.detector.kind if isinstance(recipe, FinetuneRecipe) else ""
-    return {"mask_rcnn": "image-segmentation", "fcn": "image-segmentation", "keypoint_rcnn": "keypoint-detection"}.get(
-        kind, "object-detection"
-    )
+    targets = recipe.detector.targets if isinstance(recipe, FinetuneRecipe) else "boxes"
+    return {"boxes": "object-detection", "keypoints": "keypoint-detection"}.get(targets, "image-segmentation")
 
 
 def _title(recipe: PretrainRecipe | FinetuneRecipe) -> str:

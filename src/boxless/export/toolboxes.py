@@ -4,9 +4,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from boxless.detectors.all import DETECTORS
 from boxless.detectors.backbones import RESNETS
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.errors import UserError
 from boxless.export.files import Export, listed, of_bytes, text_of
 from boxless.export.tensors import BODY, body_of, detector_of, trunk_of_file
@@ -14,10 +16,7 @@ from boxless.interop import detectron2, mmdetection, onnx, transformers
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.tasks.detect import load_detector, open_run, skeleton_of
 
-_WHOLE = {
-    "detectron2": ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet"),
-    "mmdetection": ("faster_rcnn", "mask_rcnn", "retinanet"),
-}
+_WHOLE = {"detectron2": detectron2.CONFIGS.keys(), "mmdetection": mmdetection.CONFIGS.keys()}
 
 
 def to_detectron2(where: str, file: str) -> Export:
@@ -38,7 +37,7 @@ def to_detectron2(where: str, file: str) -> Export:
 def to_mmdetection(where: str, file: str) -> Export:
     """A .pth for MMDetection 3; raises as `export_run` does."""
     tensors, trunk, config, classes, note = _for_toolbox(where, "mmdetection")
-    if trunk.norm == "group" and config and config.kind == "retinanet":
+    if trunk.norm == "group" and isinstance(config, RetinaNetConfig):
         raise UserError(
             f"run {where}: MMDetection has norms behind P6 and P7, which group norms cannot stand in for; "
             "export it with --to detectron2, or its body with --to torchvision-backbone"
@@ -67,7 +66,7 @@ def _for_toolbox(
             f"run {where}: {library}'s detectors on C4 have the last stage of a resnet50 or a larger one for a head, "
             f"this is {trunk.backbone}; export its body with --to torchvision-backbone, a whole detector with --to onnx"
         )
-    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind in _WHOLE[library]:
+    if isinstance(recipe, FinetuneRecipe) and type(recipe.detector) in _WHOLE[library]:
         tensors, classes, recipe = detector_of(where)
         return tensors, trunk, recipe.detector, classes, f"The whole {recipe.detector.kind}"
     tensors = trunk_of_file(run.weights)
@@ -82,7 +81,7 @@ def to_transformers(where: str, file: str) -> Export:
     """A folder for transformers; raises as `export_run` does."""
     tensors, classes, recipe = detector_of(where)
     kind, trunk = recipe.detector.kind, recipe.trunk
-    if kind not in ("detr", "rt_detr"):
+    if type(recipe.detector) not in transformers.MODELS:
         raise UserError(f"run {where}: is a {kind}; --to transformers takes detr and rt_detr")
     if trunk.backbone not in RESNETS or trunk.norm == "group":
         raise UserError(
@@ -103,8 +102,9 @@ def to_transformers(where: str, file: str) -> Export:
 def to_onnx(where: str, file: str) -> Export:
     """A whole detector in ONNX; raises as `export_run` does."""
     trained, classes, recipe = load_detector(where)
-    if recipe.detector.kind not in onnx.KINDS:
-        raise UserError(f"run {where}: is a {recipe.detector.kind}; --to onnx takes {', '.join(onnx.KINDS)}")
+    if recipe.detector.targets == "classes":
+        taken = [kind for kind, each in DETECTORS.items() if each.targets != "classes"]
+        raise UserError(f"run {where}: is a {recipe.detector.kind}; --to onnx takes {', '.join(taken)}")
     onnx.require()
 
     def make(path: Path) -> str:

@@ -14,12 +14,21 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig, TwoStageConfig
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 RATIOS = 3
 """Number of aspect ratios of anchors, in all of boxless' detectors."""
+CONFIGS: dict[type[DetectorConfig], str] = {
+    FasterRCNNConfig: "COCO-Detection/faster_rcnn",
+    MaskRCNNConfig: "COCO-InstanceSegmentation/mask_rcnn",
+    KeypointRCNNConfig: "COCO-Keypoints/keypoint_rcnn",
+    RetinaNetConfig: "COCO-Detection/retinanet",
+}
+"""Detectors that can be exported whole, with the beginning of their names in Detectron2's model zoo."""
 BODIES = ("", "backbone.bottom_up.", "backbone.", "roi_heads.")
 """Optional prefixes of a module's name."""
 
@@ -67,9 +76,8 @@ def pickled(tensors: Tensors) -> bytes:
 
 def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, keypoints: int, file: str) -> str:
     """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
-    kind = detector.kind if detector else "retinanet" if trunk.neck == "fpn_p3" else "faster_rcnn"
+    zoo = CONFIGS[type(detector) if detector else RetinaNetConfig if trunk.neck == "fpn_p3" else FasterRCNNConfig]
     single = trunk.neck == "c4"
-    group = {"mask_rcnn": "InstanceSegmentation", "keypoint_rcnn": "Keypoints"}.get(kind, "Detection")
     norm = {"batch": "BN", "sync": "SyncBN", "frozen": "FrozenBN", "group": "GN"}[trunk.norm]
     depth = int(trunk.backbone.removeprefix("resnet"))
     settings = [
@@ -96,7 +104,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
             "from detectron2.modeling import build_model",
             *(_EXTRA_NORM if single and detector is not None else ()),
             "",
-            f'cfg = model_zoo.get_config("COCO-{group}/{kind}_R_50_{name}_1x.yaml")',
+            f'cfg = model_zoo.get_config("{zoo}_R_50_{name}_1x.yaml")',
             'cfg.INPUT.FORMAT = "RGB"',
             *(f"cfg.MODEL.{setting}" for setting in settings),
             "model = build_model(cfg)",
@@ -135,16 +143,17 @@ def _box_head(trunk: TrunkConfig, norm: str) -> list[str]:
 def _detector_settings(
     trunk: TrunkConfig, detector: DetectorConfig, classes: int, keypoints: int, norm: str
 ) -> list[str]:
-    sizes, single = detector.anchor_sizes, trunk.neck == "c4"
-    if detector.kind == "retinanet":
-        octave = [[round(side * 2 ** (third / 3), 4) for third in range(3)] for side in sizes]
+    if isinstance(detector, RetinaNetConfig):
+        octave = [[round(side * 2 ** (third / 3), 4) for third in range(3)] for side in detector.anchor_sizes]
         return [f"RETINANET.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {octave}"]
+    assert isinstance(detector, TwoStageConfig)
+    sizes, single = detector.anchor_sizes, trunk.neck == "c4"
     levels = [list(sizes)] if single else [[size] for size in sizes]
     settings = [f"ROI_HEADS.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {levels}"]
-    if detector.kind == "mask_rcnn":
+    if isinstance(detector, MaskRCNNConfig):
         settings += [] if single else [f"ROI_MASK_HEAD.CONV_DIM = {trunk.fpn_channels}"]
         settings += [f'ROI_MASK_HEAD.NORM = "{norm}"'] if detector.mask_norm else []
-    if detector.kind == "keypoint_rcnn":
+    if isinstance(detector, KeypointRCNNConfig):
         settings += [f"ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {keypoints}"]
         settings += [f"ROI_KEYPOINT_HEAD.CONV_DIMS = {[2 * trunk.fpn_channels] * 8}"]
     return settings

@@ -10,10 +10,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import FasterRCNNConfig, MaskRCNNConfig, TwoStageConfig
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
+CONFIGS: dict[type[DetectorConfig], tuple[str, str]] = {
+    FasterRCNNConfig: ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco"),
+    MaskRCNNConfig: ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco", "mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco"),
+    RetinaNetConfig: ("retinanet/retinanet_r50_fpn_1x_coco", ""),
+}
+"""The detectors that can be exported whole, and MMDetection's settings of them on a pyramid and on C4."""
 EPSILON = 1e-5
 """Epsilon of batch norms, there and here."""
 
@@ -49,13 +57,8 @@ def saved(tensors: Tensors, classes: Sequence[str]) -> bytes:
 
 def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, file: str) -> str:
     """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
-    kind = detector.kind if detector else "retinanet" if trunk.neck == "fpn_p3" else "faster_rcnn"
-    single = trunk.neck == "c4"
-    config = {
-        "faster_rcnn": "faster-rcnn_r50-caffe_c4-1x_coco.py" if single else "faster-rcnn_r50_fpn_1x_coco.py",
-        "mask_rcnn": f"mask-rcnn_r50{'-caffe-c4' if single else '_fpn'}_1x_coco.py",
-        "retinanet": "retinanet_r50_fpn_1x_coco.py",
-    }[kind]
+    single, retinanet = trunk.neck == "c4", trunk.neck == "fpn_p3"
+    config = CONFIGS[type(detector) if detector else RetinaNetConfig if retinanet else FasterRCNNConfig][single]
     norm = _norm(trunk)
     depth = int(trunk.backbone.removeprefix("resnet"))
     widths = [64 * 2**stage * (1 if depth < 50 else 4) for stage in range(4)]
@@ -66,9 +69,9 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         f"model.backbone.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)",
     ]
     if not single:
-        extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if kind == "retinanet" else ""
+        extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if retinanet else ""
         lines += [f"model.neck.update(in_channels={widths}, out_channels={trunk.fpn_channels}, norm_cfg={norm}{extra})"]
-    if kind == "retinanet":
+    if retinanet:
         lines += [f"model.bbox_head.update(in_channels={trunk.fpn_channels}, feat_channels={trunk.fpn_channels})"]
         lines += [f"model.bbox_head.num_classes = {classes}"] if detector is not None else []
     elif not single:
@@ -77,9 +80,9 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         lines += [f"model.roi_head.shared_head.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)"]
         if detector is not None:
             lines += ["model.roi_head.shared_head.type = 'ResLayerExtraNorm'  # of OpenMMLab's MMSelfSup"]
-    if detector is not None and kind != "retinanet":
+    if isinstance(detector, TwoStageConfig):
         lines += [f"model.roi_head.bbox_head.num_classes = {classes}"]
-        if kind == "mask_rcnn":
+        if isinstance(detector, MaskRCNNConfig):
             lines += [f"model.roi_head.mask_head.num_classes = {classes}"]
             lines += [] if single else _mask_widths(trunk)
             lines += [f"model.roi_head.mask_head.norm_cfg = {norm}"] if detector.mask_norm else []
@@ -90,7 +93,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
             "from mmdet.apis import init_detector",
             "from mmengine.config import Config",
             "",
-            f'cfg = Config.fromfile("configs/{kind}/{config}")  # of MMDetection\'s repository',
+            f'cfg = Config.fromfile("configs/{config}.py")  # of MMDetection\'s repository',
             *lines,
             f'detector = init_detector(cfg, "{file}")',
         ]
@@ -146,10 +149,11 @@ def _mask_widths(trunk: TrunkConfig) -> list[str]:
 
 
 def _anchors(detector: DetectorConfig, single: bool) -> list[str]:
-    sizes = detector.anchor_sizes
-    if detector.kind == "retinanet":
-        scale = f"octave_base_scale={sizes[0] / 8:g}"
+    if isinstance(detector, RetinaNetConfig):
+        scale = f"octave_base_scale={detector.anchor_sizes[0] / 8:g}"
         return [f"model.bbox_head.anchor_generator.{scale}  # if each level's are twice the last one's"]
+    assert isinstance(detector, TwoStageConfig)
+    sizes = detector.anchor_sizes
     if single:
         return [f"model.rpn_head.anchor_generator.scales = {[size / 16 for size in sizes]}"]
     scales = f"[{sizes[0] / 4:g}]"

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from boxless.errors import UserError
 
-KINDS = ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "detr", "rt_detr", "sparse_rcnn")
 OPSET = 17
 SIZES = ((224, 320), (256, 192))
 """Height and width of the images that a file is traced and tried with, px."""

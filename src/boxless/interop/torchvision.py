@@ -1,19 +1,20 @@
 """The lines of Python that build torchvision's models as boxless has them, and load weights into them."""
 
-from boxless.detectors.one_stage import retinanet_sizes
+from boxless.detectors.one_stage import FCOSConfig, RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig, TwoStageConfig
 
 HEADS = {"swin_t": "head", "mobilenet_v2": "classifier"}
 """Attributes of the classifiers, where they are not `fc`."""
 
-KINDS = {
-    "faster_rcnn": "FasterRCNN",
-    "mask_rcnn": "MaskRCNN",
-    "keypoint_rcnn": "KeypointRCNN",
-    "retinanet": "RetinaNet",
-    "fcos": "FCOS",
+CLASSES: dict[type, str] = {
+    FasterRCNNConfig: "FasterRCNN",
+    MaskRCNNConfig: "MaskRCNN",
+    KeypointRCNNConfig: "KeypointRCNN",
+    RetinaNetConfig: "RetinaNet",
+    FCOSConfig: "FCOS",
 }
+"""torchvision's classes of detectors."""
 
 _NORMS = {
     "batch": "torch.nn.BatchNorm2d",
@@ -42,12 +43,13 @@ def _start(trunk: TrunkConfig) -> list[str]:
 
 
 def one_stage_code(
-    trunk: TrunkConfig, settings: DetectorConfig, sizes: tuple[int, int], classes: int, file: str
+    trunk: TrunkConfig, settings: RetinaNetConfig | FCOSConfig, sizes: tuple[int, int], classes: int, file: str
 ) -> list[str]:
     """RetinaNet or FCOS with `classes`; images have `sizes`, shorter and longest side, px."""
-    retinanet = settings.kind == "retinanet"
-    into_p6 = "widths[-1]" if retinanet else str(trunk.fpn_channels)
-    anchors = f"AnchorGenerator({retinanet_sizes(settings)}, ((0.5, 1.0, 2.0),) * 5)"
+    into_p6, anchors = str(trunk.fpn_channels), []
+    if isinstance(settings, RetinaNetConfig):
+        into_p6 = "widths[-1]"
+        anchors = [f"    anchor_generator=AnchorGenerator({settings.octave_sizes}, ((0.5, 1.0, 2.0),) * 5),"]
     return [
         "from torchvision.models.detection import FCOS, RetinaNet",
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
@@ -58,10 +60,10 @@ def one_stage_code(
         "widths = [model.inplanes // 4, model.inplanes // 2, model.inplanes]",
         f"extra = LastLevelP6P7({into_p6}, {trunk.fpn_channels})",
         f"backbone = BackboneWithFPN(model, levels, widths, {trunk.fpn_channels}, extra, norm)",
-        f"model = {KINDS[settings.kind]}(",
+        f"model = {CLASSES[type(settings)]}(",
         "    backbone,",
         f"    {classes},",
-        *([f"    anchor_generator={anchors},"] if retinanet else []),
+        *anchors,
         f"    score_thresh={settings.score_threshold},",
         f"    detections_per_img={settings.detections},",
         *(f"    {option}," for option in _sizes(trunk, sizes)),
@@ -122,7 +124,7 @@ def pretrained_code(trunk: TrunkConfig, file: str) -> list[str]:
 
 
 def detector_code(
-    trunk: TrunkConfig, settings: DetectorConfig, sizes: tuple[int, int], classes: int, keypoints: int, file: str
+    trunk: TrunkConfig, settings: TwoStageConfig, sizes: tuple[int, int], classes: int, keypoints: int, file: str
 ) -> list[str]:
     """The constructor with what differs from torchvision's defaults at test; sizes of training are left out."""
     width = trunk.fpn_channels
@@ -137,12 +139,12 @@ def detector_code(
         f"box_detections_per_img={settings.detections}",
         *_sizes(trunk, sizes),
     ]
-    if settings.kind == "keypoint_rcnn":
+    if isinstance(settings, KeypointRCNNConfig):
         options += [
             f"keypoint_head=KeypointRCNNHeads({width}, ({2 * width},) * 8)",
             f"keypoint_predictor=KeypointRCNNPredictor({2 * width}, {keypoints})",
         ]
-    if settings.kind == "mask_rcnn":
+    if isinstance(settings, MaskRCNNConfig):
         options += [
             f"mask_head=MaskRCNNHeads({width}, ({width},) * 4, 1{', norm' if settings.mask_norm else ''})",
             f"mask_predictor=MaskRCNNPredictor({width}, {width}, {classes})",
@@ -150,7 +152,7 @@ def detector_code(
     return [
         *_parts(trunk),
         *_POOLING,
-        f"model = {KINDS[settings.kind]}(",
+        f"model = {CLASSES[type(settings)]}(",
         "    backbone,",
         *(f"    {option}," for option in options),
         ")",

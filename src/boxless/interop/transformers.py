@@ -6,21 +6,26 @@ torchvision's by other names (stride in the 3x3 convolution).
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.detr import DETRConfig
 from boxless.detectors.hybrid_encoder import library as rt_detr_library
+from boxless.detectors.rt_detr import RTDETRConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.interop.names import Tensors, resnet_modules
 
 _BODY = "model.backbone.model."
 """Prefix of the body's names in detectors as written now; a file's own prefix is read from its keys."""
 _STEM = "embedder.embedder.convolution.weight"
+
+MODELS: dict[type[DetectorConfig], str] = {DETRConfig: "Detr", RTDETRConfig: "RTDetrV2"}
+"""The detectors that the library has, and how the names of its classes begin."""
 
 _PARTS = {
     "transformer.bbox_predictor.": "bbox_predictor.",
@@ -84,14 +89,14 @@ def save(
         folder: exists.
         tensors: of the detector, in boxless' names.
         trunk: with a ResNet.
-        detector: of kind detr or rt_detr.
+        detector: one of `MODELS`.
         classes: names.
         sizes: shorter and longest side of images, px.
 
     Returns:
         The number of tensors.
     """
-    model, processor = (_detr if detector.kind == "detr" else _rt_detr)(trunk, detector, classes, sizes)
+    model, processor = _MAKERS[type(detector)](trunk, detector, classes, sizes)
     own, given = model.state_dict(), from_torchvision(tensors)
     given |= {key: torch.tensor(0) for key in own if key.endswith("num_batches_tracked") and key not in given}
     given |= {key: given[source] for key, source in _twice(own, given).items()}
@@ -114,7 +119,7 @@ def _save_quietly(model: Any, folder: Path) -> None:
 
 def how_to_load(detector: DetectorConfig, folder: str) -> str:
     """The lines of Python that load the folder there."""
-    name = "Detr" if detector.kind == "detr" else "RTDetrV2"
+    name = MODELS[type(detector)]
     note = "# The network takes sides that are multiples of 32; boxless keeps an image's shape and pads it to them."
     return "\n".join(
         [
@@ -158,7 +163,7 @@ def _resnet(trunk: TrunkConfig, maps: Sequence[int]) -> Any:
 
 
 def _detr(
-    trunk: TrunkConfig, detector: DetectorConfig, classes: Sequence[str], sizes: tuple[int, int]
+    trunk: TrunkConfig, detector: DETRConfig, classes: Sequence[str], sizes: tuple[int, int]
 ) -> tuple[Any, dict[str, Any]]:
     from transformers import DetrConfig, DetrForObjectDetection
 
@@ -184,17 +189,16 @@ def _detr(
 
 
 def _rt_detr(
-    trunk: TrunkConfig, detector: DetectorConfig, classes: Sequence[str], sizes: tuple[int, int]
+    trunk: TrunkConfig, detector: RTDETRConfig, classes: Sequence[str], sizes: tuple[int, int]
 ) -> tuple[Any, dict[str, Any]]:
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
-    own = detector.rt_detr
     _, settings = rt_detr_library(
         trunk.fpn_channels,
         trunk.hybrid,
-        num_queries=own.queries,
-        decoder_layers=own.layers,
-        num_denoising=own.denoising,
+        num_queries=detector.queries,
+        decoder_layers=detector.layers,
+        num_denoising=detector.denoising,
     )
     body = _resnet(trunk, (2, 3, 4))
     plain = {**settings.to_dict(), **_labels(classes), "backbone_config": body, "freeze_backbone_batch_norms": False}
@@ -202,6 +206,12 @@ def _rt_detr(
     side = 32 * max(1, round(sizes[0] / 32))
     model = RTDetrV2ForObjectDetection(RTDetrV2Config(**plain))
     return model, _processor("RTDetrImageProcessor", trunk, {"height": side, "width": side})
+
+
+_MAKERS: dict[type[DetectorConfig], Callable[..., tuple[Any, dict[str, Any]]]] = {
+    DETRConfig: _detr,
+    RTDETRConfig: _rt_detr,
+}
 
 
 def _labels(classes: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ boxless compare --data images/ --labels train.json --val val.json --out runs/com
 
 from dataclasses import replace
 
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.methods.joint import JointConfig
 from boxless.methods.lc import LocalConfig
 from boxless.recipes.schema import CompareRecipe, FinetuneOptim, FinetuneRecipe
@@ -15,7 +15,9 @@ COMPARE_SMALL = CompareRecipe(
     view_size=96,
     pretrain=SOCO_SMALL,
     finetune=FinetuneRecipe(
-        detector=DetectorConfig(anchor_sizes=(16, 32, 64, 128, 256), rpn_samples=64, rpn_proposals=200, roi_samples=64),
+        detector=FasterRCNNConfig(
+            anchor_sizes=(16, 32, 64, 128, 256), rpn_samples=64, rpn_proposals=200, roi_samples=64
+        ),
         optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=20, clip_norm=1.0),
         iterations=400,
         batch_size=8,
@@ -52,7 +54,7 @@ DEMO = CompareRecipe(
     ),
     finetune=replace(
         COMPARE_SMALL.finetune,
-        detector=DetectorConfig(anchor_sizes=(12, 20, 32, 48, 64), rpn_samples=32, rpn_proposals=100, roi_samples=24),
+        detector=FasterRCNNConfig(anchor_sizes=(12, 20, 32, 48, 64), rpn_samples=32, rpn_proposals=100, roi_samples=24),
         optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=20),
         iterations=190,
         batch_size=8,

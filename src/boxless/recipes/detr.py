@@ -3,13 +3,13 @@
 boxless finetune --recipe detr-small --data train.json --val val.json --weights runs/up-detr --out runs/detector
 """
 
+from boxless.detectors.detr import DETRConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.recipes.up_detr import UP_DETR_SMALL
 
 DETR_SMALL = FinetuneRecipe(
-    detector=DetectorConfig(kind="detr", score_threshold=0.0),
+    detector=DETRConfig(score_threshold=0.0),
     trunk=UP_DETR_SMALL.trunk,
     optim=FinetuneOptim(
         name="adamw",
@@ -32,7 +32,7 @@ Everything is trained, at ten times DETR's learning rate, because the run is sho
 """
 
 DETR_R50 = FinetuneRecipe(
-    detector=DetectorConfig(kind="detr", score_threshold=0.0),
+    detector=DETRConfig(score_threshold=0.0),
     trunk=TrunkConfig(norm="frozen", neck="transformer"),
     optim=FinetuneOptim(
         name="adamw", lr=1e-4, weight_decay=1e-4, warmup_iterations=0, drops=(2 / 3,), body_lr_scale=0.1, clip_norm=0.1

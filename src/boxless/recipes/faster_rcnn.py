@@ -5,6 +5,7 @@ boxless finetune --data train.json --val val.json --weights runs/soco --out runs
 
 from dataclasses import replace
 
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.recipes.barlow_twins import BARLOW_COURSE_R50
 from boxless.recipes.mask_rcnn import MASK_RCNN_R50_C4, MASK_RCNN_R50_FPN, MASK_RCNN_R50_FPN_SOCO
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
@@ -15,7 +16,7 @@ FASTER_RCNN_FPN = FinetuneRecipe()
 Learning rate, drops and image sizes are Detectron2's, which the papers use (batch 16, 0.02, drops after 2/3 and 8/9).
 """
 
-FASTER_RCNN_R50_FPN = replace(MASK_RCNN_R50_FPN, detector=replace(MASK_RCNN_R50_FPN.detector, kind="faster_rcnn"))
+FASTER_RCNN_R50_FPN = replace(MASK_RCNN_R50_FPN, detector=FasterRCNNConfig(rpn_kept=1000, box_beta=0.0))
 """Fine-tune Faster R-CNN R50-FPN on COCO, as Self-EMD does: 90000 steps (1x) of 16 images at 640 to 800 px.
 
 Detectron2's two linear layers as box head; norms over all processes in backbone and pyramid.
@@ -23,7 +24,7 @@ Detectron2's two linear layers as box head; norms over all processes in backbone
 
 FASTER_RCNN_R50_C4_VOC = replace(
     MASK_RCNN_R50_C4,
-    detector=replace(MASK_RCNN_R50_C4.detector, kind="faster_rcnn"),
+    detector=FasterRCNNConfig(box_beta=0.0),
     optim=replace(MASK_RCNN_R50_C4.optim, warmup_iterations=100, drops=(18 / 24, 22 / 24)),
     iterations=24000,
     min_size=tuple(range(480, 801, 32)),
@@ -39,7 +40,7 @@ several runs: their AP50, AP and AP75 vary by 0.2 to 0.4.
 
 FASTER_RCNN_R50_FPN_VOC = replace(
     FASTER_RCNN_R50_C4_VOC,
-    detector=replace(MASK_RCNN_R50_FPN_SOCO.detector, kind="faster_rcnn", mask_norm=False),
+    detector=FASTER_RCNN_R50_FPN.detector,
     trunk=MASK_RCNN_R50_FPN_SOCO.trunk,
 )
 """Fine-tune Faster R-CNN R50-FPN on VOC 07+12, as LC-loss and Self-EMD do: 24000 steps of 16 images at 480 to 800 px.

@@ -9,11 +9,10 @@ from dataclasses import replace
 from boxless.data.segmentation import CropConfig
 from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 
 FCN_R50_VOC = FinetuneRecipe(
-    detector=DetectorConfig(kind="fcn"),
+    detector=FCNConfig(),
     trunk=TrunkConfig(norm="sync", neck="none"),
     optim=FinetuneOptim(lr=0.01, weight_decay=5e-4, warmup_iterations=0, schedule="polynomial"),
     iterations=20000,
@@ -28,7 +27,7 @@ The rate falls along a polynomial from 0.01 to 0.0001. MoCo's FCN-16s is fcn-16s
 
 FCN_R50_CITYSCAPES = replace(
     FCN_R50_VOC,
-    detector=DetectorConfig(kind="fcn", fcn=FCNConfig(align_corners=True, window=(769, 513))),
+    detector=FCNConfig(align_corners=True, window=(769, 513)),
     optim=replace(FCN_R50_VOC.optim, reference_batch=8),
     iterations=40000,
     batch_size=8,
@@ -42,7 +41,7 @@ The rate falls along a polynomial from 0.01 to 0.0001; windows of 769 px, every 
 """
 
 FCN_16S_R50_VOC = FinetuneRecipe(
-    detector=DetectorConfig(kind="fcn", fcn=FCNConfig(head="16s")),
+    detector=FCNConfig(head="16s"),
     trunk=TrunkConfig(norm="sync", neck="none"),
     optim=FinetuneOptim(lr=0.003, weight_decay=1e-4, warmup_iterations=0, drops=(0.7, 0.9)),
     iterations=30000,

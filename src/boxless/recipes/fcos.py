@@ -5,10 +5,10 @@ boxless finetune --recipe fcos-r50-fpn --data train.json --val val.json --weight
 
 from dataclasses import replace
 
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.one_stage import FCOSConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 
-FCOS_R50_FPN = FinetuneRecipe(detector=DetectorConfig(kind="fcos", score_threshold=0.2), optim=FinetuneOptim(lr=0.01))
+FCOS_R50_FPN = FinetuneRecipe(detector=FCOSConfig(score_threshold=0.2), optim=FinetuneOptim(lr=0.01))
 """Fine-tune FCOS for 12 epochs at 800 px.
 
 Backbone and P3..P5 are taken over. Learning rate and drops are the authors' (FCOS_imprv_R_50_FPN_1x: 0.01 at a batch of

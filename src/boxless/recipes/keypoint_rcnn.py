@@ -5,11 +5,11 @@ boxless finetune --recipe keypoint-rcnn-r50-fpn --data person_keypoints_train201
 """
 
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import KeypointRCNNConfig
 from boxless.recipes.schema import FinetuneRecipe
 
 KEYPOINT_RCNN_R50_FPN = FinetuneRecipe(
-    detector=DetectorConfig(kind="keypoint_rcnn", rpn_kept=1500, box_beta=0.5),
+    detector=KeypointRCNNConfig(rpn_kept=1500, box_beta=0.5),
     trunk=TrunkConfig(norm="sync", box_head="2fc"),
     iterations=90000,
     precise_norms=200,

@@ -6,11 +6,11 @@ boxless finetune --recipe mask-rcnn-r50-fpn --data coco --val coco --weights run
 from dataclasses import replace
 
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import MaskRCNNConfig
 from boxless.recipes.schema import FinetuneRecipe
 
 MASK_RCNN_R50_FPN = FinetuneRecipe(
-    detector=DetectorConfig(kind="mask_rcnn", rpn_kept=1000, box_beta=0.0),
+    detector=MaskRCNNConfig(rpn_kept=1000, box_beta=0.0),
     trunk=TrunkConfig(norm="sync", box_head="2fc"),
     iterations=90000,
     precise_norms=200,
@@ -32,7 +32,7 @@ The learning rate falls after 9000 and 11000 steps. DetCo takes the same for sha
 
 MASK_RCNN_R50_FPN_SOCO = replace(
     MASK_RCNN_R50_FPN,
-    detector=replace(MASK_RCNN_R50_FPN.detector, mask_norm=True),
+    detector=MaskRCNNConfig(rpn_kept=1000, box_beta=0.0, mask_norm=True),
     trunk=replace(MASK_RCNN_R50_FPN.trunk, box_head="4conv1fc"),
     optim=replace(MASK_RCNN_R50_FPN.optim, weight_decay=2.5e-5),
 )
@@ -70,7 +70,7 @@ See mask-rcnn-r50-fpn-mini-5; here the rate falls after 7000 and 9000 steps.
 
 MASK_RCNN_R50_FPN_LVIS = replace(
     MASK_RCNN_R50_FPN_SOCO,
-    detector=replace(MASK_RCNN_R50_FPN_SOCO.detector, score_threshold=1e-4, detections=300),
+    detector=MaskRCNNConfig(rpn_kept=1000, box_beta=0.0, mask_norm=True, score_threshold=1e-4, detections=300),
     metric="lvis",
     repeat_threshold=1e-3,
 )
@@ -92,7 +92,7 @@ MASK_RCNN_R50_FPN_CITYSCAPES = replace(
 """Fine-tune Mask R-CNN R50-FPN on Cityscapes' objects, as MoCo and DetCo do: 24000 steps of 8 images."""
 
 MASK_RCNN_R50_C4 = FinetuneRecipe(
-    detector=DetectorConfig(kind="mask_rcnn", box_beta=0.0),
+    detector=MaskRCNNConfig(box_beta=0.0),
     trunk=TrunkConfig(norm="sync", neck="c4"),
     iterations=90000,
     precise_norms=200,

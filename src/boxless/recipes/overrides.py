@@ -38,14 +38,65 @@ def override(recipe: R, changes: Mapping[str, object]) -> R:
     Raises:
         UserError: for an unknown key (with the near ones), a value of the wrong type, or one that the recipe refuses.
     """
+    recipe = choose(recipe, changes)
     entries = dict(_walk(recipe, ""))
     groups = {name: entry for name, entry in entries.items() if _is_group(entry.value)}
     whole = {name: value for name, value in changes.items() if name in groups and not isinstance(value, Mapping)}
     if whole and len(whole) < len(changes):  # the other keys are those of the new groups
         return override(override(recipe, whole), {name: value for name, value in changes.items() if name not in whole})
     leaves = {name: entry for name, entry in entries.items() if name not in groups}
-    values = {name: _checked(name, value, leaves, groups) for name, value in _flatten(changes, groups, "")}
+    flat = dict(_flatten(changes, groups, ""))
+    for group, classes in _choices(recipe).items():
+        flat = _of_chosen(flat, group, groups[group].value, classes)
+    values = {name: _checked(name, value, leaves, groups) for name, value in flat.items()}
     return _rebuilt(recipe, values, "")
+
+
+def choose(recipe: R, changes: Mapping[str, object]) -> R:
+    """Return `recipe` with the classes that `changes` choose, such as another detector's by `detector.kind`.
+
+    A field with `metadata={"choices": {name: class}}` holds one of these dataclasses, whose first field is its name.
+    The keys that two classes share keep their values, the others have their defaults.
+    """
+    for group, classes in _choices(recipe).items():
+        old: Any = functools.reduce(getattr, group.split("."), recipe)
+        names = [name for name, entry in _walk(recipe, "") if _is_group(entry.value)]
+        new = dict(_flatten(changes, names, "")).get(f"{group}.{dataclasses.fields(old)[0].name}")
+        if isinstance(new, str) and new in classes and not isinstance(old, classes[new]):
+            ours = {field.name for field in dataclasses.fields(old)[1:]}
+            kept = {f.name: getattr(old, f.name) for f in dataclasses.fields(classes[new])[1:] if f.name in ours}
+            recipe = _rebuilt(recipe, {group: classes[new](**kept)}, "")
+    return recipe
+
+
+def _choices(recipe: object, prefix: str = "") -> dict[str, Mapping[str, Any]]:
+    """Return the names of the groups whose class can be chosen, each with its classes by name."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for field in dataclasses.fields(recipe):  # type: ignore[arg-type]
+        if "choices" in field.metadata:
+            found[prefix + field.name] = field.metadata["choices"]
+        elif _is_group(value := getattr(recipe, field.name)):
+            found |= _choices(value, f"{prefix}{field.name}.")
+    return found
+
+
+def _of_chosen(flat: Mapping[str, object], group: str, chosen: object, classes: Mapping[str, Any]) -> dict[str, object]:
+    """Return the changes without those for classes that were not chosen.
+
+    Recipes used to have the keys of all detectors, some of them below a detector's name: `detector.fcn.head` is
+    `detector.head` if FCN is chosen. Keys of other detectors have no effect, so any value may stand there.
+    """
+    own = {field.name for field in dataclasses.fields(chosen)}  # type: ignore[arg-type]
+    others = {field.name for each in classes.values() for field in dataclasses.fields(each)} - own
+    result: dict[str, object] = {}
+    for name, value in flat.items():
+        key, _, rest = name.removeprefix(f"{group}.").partition(".")
+        if not name.startswith(f"{group}.") or not (key in others or key in classes):
+            result[name] = value
+        elif key in classes and isinstance(chosen, classes[key]):
+            inner = value if isinstance(value, Mapping) else {rest: value}
+            result |= {f"{group}.{each}": content for each, content in inner.items()}
+    return result
 
 
 def renamed(given: MutableMapping[str, Any], old: str, new: str, value: Any) -> Any:
@@ -63,7 +114,17 @@ def to_yaml(recipe: object) -> str:
 
 def keys(recipe: object) -> dict[str, Key]:
     """Return every settable key by its dotted name, in the order of the fields."""
-    return {name: entry for name, entry in _walk(recipe, "") if not _is_group(entry.value)}
+    return {name: entry for name, entry in _walk(recipe, "", hide=True) if not _is_group(entry.value)}
+
+
+def accepted(recipe: object) -> set[str]:
+    """Return the names of all keys that `override` takes: those of `keys`, unused groups' and other classes'."""
+    names = {name for name, entry in _walk(recipe, "") if not _is_group(entry.value)}
+    for group, classes in _choices(recipe).items():
+        for name, each in classes.items():
+            own = [key for key, entry in _walk(each(), "") if not _is_group(entry.value)]
+            names |= {f"{begin}.{key}" for key in own for begin in (group, f"{group}.{name}")}
+    return names
 
 
 def parse(key: str, expected: Any, value: object) -> Any:
@@ -195,14 +256,24 @@ def _keys_of(group: str, leaves: Collection[str]) -> str:
     return f"keys of {group}: {', '.join(heads)}" if group else f"keys: {', '.join(heads)}"
 
 
-def _walk(node: object, prefix: str) -> Iterator[tuple[str, Key]]:
-    """Yield leaves and groups alike, by dotted name."""
+def _walk(node: object, prefix: str, hide: bool = False) -> Iterator[tuple[str, Key]]:
+    """Yield leaves and groups alike, by dotted name.
+
+    `hide` leaves out unused groups, those of a field with `metadata={"used_if": f}` where `f(node)` is false.
+    """
     hints, helps = _described(type(node))  # type: ignore[arg-type]
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(node, field.name)
-        yield name, Key(hints[field.name], value, " ".join(helps.get(field.name, "").split()))
-        if _is_group(value):
-            yield from _walk(value, f"{name}.")
+        if hide and "used_if" in field.metadata and not field.metadata["used_if"](node):
+            continue
+        group = Key(hints[field.name], value, " ".join(helps.get(field.name, "").split()))
+        yield name, group
+        if not _is_group(value):
+            continue
+        for key, entry in _walk(value, f"{name}.", hide):
+            if "choices" in field.metadata and key == f"{name}.{dataclasses.fields(value)[0].name}":
+                entry = Key(Literal[tuple(field.metadata["choices"])], entry.value, group.help)
+            yield key, entry
 
 
 @functools.cache

@@ -5,12 +5,12 @@ boxless finetune --recipe retinanet-r50-fpn --data coco --val coco --weights run
 
 from dataclasses import replace
 
+from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 
 RETINANET_R50_FPN = FinetuneRecipe(
-    detector=DetectorConfig(kind="retinanet", loss_normalizer="moving_average"),
+    detector=RetinaNetConfig(loss_normalizer="moving_average"),
     trunk=TrunkConfig(norm="sync", neck="fpn_p3"),
     optim=FinetuneOptim(lr=0.01),
     iterations=90000,
@@ -33,7 +33,7 @@ The learning rate falls after 9000 and 11000 steps.
 
 RETINANET_R50_FPN_MMDETECTION = replace(
     RETINANET_R50_FPN,
-    detector=replace(RETINANET_R50_FPN.detector, loss_normalizer="image"),
+    detector=RetinaNetConfig(),
     optim=replace(RETINANET_R50_FPN.optim, warmup_iterations=500, drops=(8 / 12, 11 / 12)),
     iterations=None,
     epochs=12,

@@ -5,16 +5,13 @@ boxless finetune --recipe rt-detr-small --data train.json --val val.json --weigh
 
 from dataclasses import replace
 
-from boxless.detectors.hybrid_encoder import DecoderConfig
+from boxless.detectors.rt_detr import RTDETRConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.recipes.soco import SOCO_SMALL
 
 RT_DETR_SMALL = FinetuneRecipe(
-    detector=DetectorConfig(
-        kind="rt_detr", score_threshold=0.0, rt_detr=DecoderConfig(queries=100, layers=2, denoising=20)
-    ),
+    detector=RTDETRConfig(queries=100, layers=2, denoising=20, score_threshold=0.0),
     trunk=replace(SOCO_SMALL.trunk, neck="hybrid"),
     optim=FinetuneOptim(
         name="adamw",
@@ -39,7 +36,7 @@ trained, at ten times RT-DETR's learning rate, because the run is short.
 """
 
 RT_DETR_R50 = FinetuneRecipe(
-    detector=DetectorConfig(kind="rt_detr", score_threshold=0.0),
+    detector=RTDETRConfig(score_threshold=0.0),
     trunk=TrunkConfig(norm="sync", neck="hybrid"),
     optim=FinetuneOptim(
         name="adamw",
@@ -60,7 +57,7 @@ RT_DETR_R50 = FinetuneRecipe(
 
 The encoder is pretrained as an FPN is: boxless pretrain --recipe soco-r50-fpn --trunk.neck hybrid (or joint-r50-fpn).
 From other weights it starts anew. The body learns at a tenth of the rate. The code's settings of ResNet-18 are
---trunk.backbone resnet18 --trunk.hybrid.expansion 0.5 --detector.rt_detr.layers 3 --optim.body_lr_scale 1 --epochs 120.
+--trunk.backbone resnet18 --trunk.hybrid.expansion 0.5 --detector.layers 3 --optim.body_lr_scale 1 --epochs 120.
 
 The code makes images square, of 640 px and in training of 480 to 800; here they keep their shape, with these shorter
 sides where the longer one is at most 800. It keeps the body's norms as loaded; here they learn. What else differs is in

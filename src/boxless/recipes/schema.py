@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from boxless.data.segmentation import CropConfig
-from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.trunk import TrunkConfig, with_neck
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.methods.method import MethodConfig
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -154,8 +156,10 @@ class FinetuneOptim:
 class FinetuneRecipe:
     """A fine-tuning run on labelled images."""
 
-    detector: DetectorConfig = DetectorConfig()  # noqa: RUF009
-    """Detector around the trunk."""
+    detector: DetectorConfig = field(default=FasterRCNNConfig(), metadata={"choices": DETECTORS})
+    """Detector around the trunk: boxes, boxes and masks, or boxes and keypoints in two stages; boxes in one stage by
+    RetinaNet or FCOS; boxes by Sparse R-CNN, DETR or RT-DETR (v2); or a class for every pixel by FCN. It decides the
+    trunk's neck."""
     trunk: TrunkConfig = TrunkConfig()  # noqa: RUF009
     """Trunk of the detector; replaced by the weights' own if they come from a boxless run."""
     optim: FinetuneOptim = FinetuneOptim()
@@ -173,7 +177,9 @@ class FinetuneRecipe:
     """Shorter side, px: one is drawn per training image; the last is used for evaluation."""
     max_size: int = 1333
     """Longest side, px."""
-    crop: CropConfig = CropConfig()  # noqa: RUF009
+    crop: CropConfig = field(
+        default=CropConfig(), metadata={"used_if": lambda recipe: recipe.detector.targets == "classes"}
+    )
     """Training crops of FCN, taken after min_size and max_size; an empty min_size keeps the size on disk."""
     random_crop: bool = False
     """Crop every second training image, as DETR and Sparse R-CNN do: to 384 to 600 px a side, after its shorter side
@@ -219,6 +225,7 @@ class FinetuneRecipe:
         _check_least(self, 0, "epochs", "iterations", "freeze", "label_seed", "precise_norms", "evaluate_every")
         _check_least(self, 0, "workers", "seed")
         _check_least(self, 1, "batch_size", "accumulate", "min_size", "max_size", "checkpoint_every")
+        object.__setattr__(self, "trunk", with_neck(self.trunk, self.detector.necks))
 
 
 @dataclass(frozen=True)

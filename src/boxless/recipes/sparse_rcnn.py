@@ -3,12 +3,12 @@
 boxless finetune --recipe sparse-rcnn-r50-fpn --data train.json --val val.json --weights runs/detco --out runs/detector
 """
 
+from boxless.detectors.sparse_rcnn import SparseRCNNConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 
 SPARSE_RCNN_R50_FPN = FinetuneRecipe(
-    detector=DetectorConfig(kind="sparse_rcnn", score_threshold=0.0),
+    detector=SparseRCNNConfig(score_threshold=0.0),
     trunk=TrunkConfig(norm="sync"),
     optim=FinetuneOptim(
         name="adamw", lr=2.5e-5, weight_decay=1e-4, warmup_start=0.01, drops=(210 / 270, 250 / 270), clip_norm=1.0

@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,8 +31,7 @@ from boxless.errors import UserError
 from boxless.files import PARTIAL, make_folder, write_text
 from boxless.files import lock as lock_file
 from boxless.launch import Processes
-from boxless.recipes.load import load
-from boxless.recipes.overrides import to_yaml
+from boxless.recipes.load import describe, load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.reading import Metrics, flat, read_json, read_metrics
 from boxless.training.checkpoint import checkpoints
@@ -336,18 +335,10 @@ def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
         for key, value in inputs.items()
         if value != old_inputs.get(key, value)  # an older version may have written down less
     ]
-    old, new = run.settings, flat(parse_yaml(recipe))
-    old = {**_defaults(old.get("recipe"), new), **old}  # an older version had fewer keys
+    _ = run.settings  # refuses a damaged file
+    old = flat(parse_yaml(describe(load(run.recipe_file, object), run.recipe_file)))  # in the keys of today
+    new = flat(parse_yaml(recipe))
     changed += [
         f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
     ]
     return changed
-
-
-def _defaults(name: object, keys: Collection[str]) -> dict[str, object]:
-    """Values of a shipped recipe under some keys; none if there is no recipe of that name."""
-    try:
-        values = flat(parse_yaml(to_yaml(load(str(name), object))))
-    except UserError:
-        return {}
-    return {key: values[key] for key in values if key in keys}

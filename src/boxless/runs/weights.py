@@ -1,15 +1,19 @@
 """Which file a user means by weights, and which trunk it is of."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from boxless.detectors.trunk import TrunkConfig
+from boxless.detectors.trunk import Neck, TrunkConfig, with_neck
 from boxless.errors import UserError
 from boxless.interop.hub import fetch, is_address
 from boxless.interop.weights import parts_in
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
+
+R = TypeVar("R", PretrainRecipe, FinetuneRecipe)
 
 
 def local(where: str | None) -> str | None:
@@ -53,20 +57,37 @@ def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
     return recipe.trunk if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
 
 
-def adopt(own: TrunkConfig, weights: str | Path | None) -> TrunkConfig:
-    """The trunk of the run that weights are of, with a recipe's own neck and what else the weights do not decide.
+def resolve_trunk(own: TrunkConfig, weights: str | Path | None, necks: Sequence[Neck]) -> TrunkConfig:
+    """The trunk to build: the one of the run that the weights come from, with what a recipe decides.
 
-    A method of whole backbones leaves a protocol its kind of box head; sizes are the run's, so that starts are alike.
+    The recipe decides the norm and, if the weights have no box head, the kind of box head; sizes are the run's. The
+    neck is the recipe's if that is not the first of `necks`, the usual one; else the run's; and if it is not one of
+    `necks`, the usual one.
+
+    Args:
+        own: the recipe's trunk, which is taken if the weights are not of a run.
+        weights: a run or its weights, if any.
+        necks: the necks that the detector or the method takes, the usual one first.
     """
     source = trunk_of(weights)
     if source is None or weights is None:
-        return own
+        return with_neck(own, necks)
     # Group norm has no running statistics: nothing but itself can take over its weights.
-    trunk = replace(source, norm="group" if source.norm == "group" else own.norm, neck=own.neck)
+    trunk = replace(
+        source,
+        norm="group" if source.norm == "group" else own.norm,
+        neck=own.neck if own.neck != necks[0] else source.neck,
+    )
     if source.neck == "c4" or "RoI head" not in parts_in(weights_file(weights)):
         trunk = replace(trunk, box_head=own.box_head)
     if source.neck != "transformer":
         trunk = replace(trunk, transformer=own.transformer)
     if source.neck != "hybrid":
         trunk = replace(trunk, hybrid=own.hybrid)
-    return trunk
+    return with_neck(trunk, necks)
+
+
+def with_trunk_of(recipe: R, weights: str | Path | None) -> R:
+    """A recipe of pretraining or fine-tuning with the trunk of its weights; see `resolve_trunk`."""
+    necks = recipe.detector.necks if isinstance(recipe, FinetuneRecipe) else (recipe.trunk.neck,)
+    return replace(recipe, trunk=resolve_trunk(recipe.trunk, weights, necks))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed, parallel_config
 
@@ -17,20 +17,19 @@ from boxless.data.annotations.read import LabelledData
 from boxless.data.gpu_jpeg import require_gpu_decoder
 from boxless.data.index import ImageIndex
 from boxless.data.unlabelled import Proposals
-from boxless.detectors.build import fitting
-from boxless.detectors.two_stage import Kind
+from boxless.detectors.all import DETECTORS
+from boxless.detectors.trunk import WHOLE_BODY, with_neck
 from boxless.errors import UserError
 from boxless.methods.all import METHODS
 from boxless.recipes.load import describe, load, names
 from boxless.recipes.overrides import did_you_mean, override, renamed
 from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
-from boxless.runs.weights import local, weights_file
+from boxless.runs.weights import local, resolve_trunk, weights_file, with_trunk_of
 from boxless.tasks.compare_table import REFERENCE, Cell, Row, summarize, table, write_table
-from boxless.tasks.finetune import run_finetuning, with_trunk_of
+from boxless.tasks.finetune import run_finetuning
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.pretrain import run_pretraining
-from boxless.tasks.pretrain import with_trunk_of as with_trunk_of_start
 from boxless.tasks.proposals import prepare_boxes
 from boxless.training.device import training_fabric
 from boxless.training.progress import say
@@ -79,7 +78,7 @@ def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | No
         elif word in METHODS:
             starts.append(Start(word, _pretrain_recipe(word, recipe), f"{word}-small", init=file))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
-            pretrain = with_trunk_of_start(load(word, PretrainRecipe), init)
+            pretrain = with_trunk_of(load(word, PretrainRecipe), init)
             starts.append(Start(Path(word).stem, pretrain, word, init=file))
         elif Path(word).exists():
             starts.append(Start(Path(word).stem if Path(word).is_file() else Path(word).name, weights=word))
@@ -106,7 +105,7 @@ def _own_start(name: str, recipe: CompareRecipe, init: str | None) -> Start:
         )
     try:
         file = local(str(file)) if file else None
-        common = replace(recipe, pretrain=with_trunk_of_start(recipe.pretrain, file))
+        common = replace(recipe, pretrain=with_trunk_of(recipe.pretrain, file))
         pretrain = override(_pretrain_recipe(method, common), keys)
         return Start(name, pretrain, f"{method}-small", init=weights_file(file) if file else None)
     except UserError as error:
@@ -130,9 +129,7 @@ def _pretrain_recipe(method: str, recipe: CompareRecipe) -> PretrainRecipe:
 
 def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
     """The recipe with the neck that its method asks for, or with the whole backbone that C4 would have cut."""
-    usual = "fpn" if recipe.trunk.neck == "c4" else recipe.trunk.neck
-    necks = getattr(recipe.method, "necks", (usual,))
-    return replace(recipe, trunk=replace(recipe.trunk, neck=usual if usual in necks else necks[0]))
+    return replace(recipe, trunk=with_neck(recipe.trunk, getattr(recipe.method, "necks", WHOLE_BODY)))
 
 
 @dataclass(frozen=True)
@@ -152,12 +149,10 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
     Raises:
         UserError: if a word names nothing, or a detector without AP.
     """
-    known: tuple[Kind, ...] = get_args(Kind)
     choices = []
     for word in words or [recipe.finetune.detector.kind]:
-        if word in known:
-            kind = known[known.index(word)]
-            settings = replace(recipe.finetune, detector=replace(recipe.finetune.detector, kind=kind))
+        if word in DETECTORS:
+            settings = override(recipe.finetune, {"detector.kind": word})
             choice = Finetuning(word, replace(settings, trunk=recipe.pretrain.trunk))
         elif word in names() or Path(word).suffix in (".yaml", ".yml"):
             settings = load(word, FinetuneRecipe)
@@ -165,12 +160,12 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
             choice = Finetuning(Path(word).stem, replace(settings, trunk=trunk), word)
         else:
             raise UserError(
-                f"detectors: {word!r} is no detector or recipe of fine-tuning{did_you_mean(word, known)}; "
-                f"detectors are {', '.join(kind for kind in known if kind != 'fcn')}"
+                f"detectors: {word!r} is no detector or recipe of fine-tuning{did_you_mean(word, DETECTORS)}; "
+                f"detectors are {', '.join(kind for kind in DETECTORS if kind != 'fcn')}"
             )
         if choice.recipe.detector.kind == "fcn":
             raise UserError(f"detectors: {word} is FCN; compare measures AP: take finetune and evaluate for each start")
-        choices.append(replace(choice, recipe=_alike(choice.recipe)))
+        choices.append(replace(choice, recipe=replace(choice.recipe, evaluate_every=10**9)))  # measured at its end
     if len({choice.name for choice in choices}) < len(choices):
         raise UserError("detectors: two of them have the same name; leave one out or rename a file")
     return choices
@@ -193,11 +188,6 @@ def refuse_decided(keys: Iterable[str]) -> None:
         for decided, reason in DECIDED.items():
             if key == decided or key.startswith(f"{decided}."):
                 raise UserError(f"{key}: has no effect in a comparison: {reason}")
-
-
-def _alike(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """The recipe with the neck that its detector needs, measured at its end alone."""
-    return replace(recipe, trunk=fitting(recipe.trunk, recipe.detector), evaluate_every=10**9)
 
 
 def run_comparison(
@@ -308,8 +298,8 @@ def _weights(start: Start, out: Path) -> str | None:
 def _cell(
     start: Start, detector: Finetuning, train: LabelledData, val: LabelledData, weights: str | None, out: Path
 ) -> Cell:
-    settings = with_trunk_of(detector.recipe, weights)
-    settings = replace(settings, trunk=replace(settings.trunk, neck=detector.recipe.trunk.neck))  # alike for all
+    own = detector.recipe.trunk
+    settings = replace(detector.recipe, trunk=resolve_trunk(own, weights, (own.neck,)))  # one neck for all starts
     labels = f"labels-{settings.label_fraction:g}"
     folder = out / "finetune" / detector.name / start.name / labels / f"seed-{settings.seed}"
     file = weights_file(weights) if weights else None

@@ -20,7 +20,8 @@ from boxless.data.detection import DetectionDataset, DetectionSample, resize
 from boxless.data.images import EXTENSIONS, BadImage, decode
 from boxless.data.index import ImageIndex, index_images
 from boxless.data.segmentation import SegmentationDataset, sides
-from boxless.detectors.build import build_detector, keep_above
+from boxless.detectors.detector import keep_above
+from boxless.detectors.fcn import FCNConfig
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, masks_to_rle
@@ -51,7 +52,7 @@ def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], Finetu
             f"make one with boxless finetune --weights {where}, or measure it with boxless compare"
         )
     classes, keypoints = run.classes, len(skeleton_of(run.path).names)
-    detector = build_detector(Trunk(recipe.trunk), len(classes), recipe.detector, keypoints)
+    detector = recipe.detector.build(Trunk(recipe.trunk), len(classes), keypoints)
     try:
         detector.load_state_dict(read_tensors(run.weights))
     except RuntimeError as error:
@@ -157,7 +158,8 @@ def segment(
 
     The logits are enlarged to the source, not the classes, and by the head's own `align_corners`, as in OpenMMLab.
     """
-    aligned = recipe.detector.fcn.align_corners
+    assert isinstance(recipe.detector, FCNConfig)
+    aligned = recipe.detector.align_corners
     for sample, output in _outputs(detector, dataset, recipe, fabric):
         width, height = sample.source_size
         logits = interpolate(output["logits"][None], (height, width), mode="bilinear", align_corners=aligned)

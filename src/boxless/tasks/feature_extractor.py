@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from boxless.detectors.trunk import Trunk, TrunkConfig
+from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
 from boxless.interop.weights import load_trunk
 from boxless.runs.run import Run
 from boxless.runs.weights import weights_file
@@ -47,7 +47,8 @@ def load_feature_extractors(words: Sequence[str], backbone: str | None, seed: in
         UserError: words name nothing, or weights do not fit.
     """
     chosen = [word for word in dict.fromkeys(words) if word != REFERENCE]
-    of_runs = {word: _with_fpn(Run.open(word, trained=True).recipe.trunk) for word in chosen if Path(word).is_dir()}
+    trunks = {word: Run.open(word, trained=True).recipe.trunk for word in chosen if Path(word).is_dir()}
+    of_runs = {word: with_neck(trunk, ("fpn", "fpn_p3")) for word, trunk in trunks.items()}
     usual = next(iter(of_runs.values()), TrunkConfig())
     if backbone is not None:
         usual = replace(usual, backbone=backbone)
@@ -64,11 +65,6 @@ def load_feature_extractors(words: Sequence[str], backbone: str | None, seed: in
         report = load_trunk(trunk, weights_file(word), minimum=0.99)
         extractors.append(FeatureExtractor(name, trunk, str(report), report.shares["FPN"] >= 0.99))
     return extractors
-
-
-def _with_fpn(config: TrunkConfig) -> TrunkConfig:
-    """The trunk with the body in one piece, where in a C4 trunk the last stage is a head, and with a pyramid."""
-    return config if config.neck in ("fpn", "fpn_p3") else replace(config, neck="fpn")
 
 
 def _new(config: TrunkConfig, seed: int) -> Trunk:

@@ -1,7 +1,7 @@
 """Fine-tuning as a Task: from labelled images to a detector and its AP."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from boxless.data.detection import DetectionDataset, DetectionSample
 from boxless.data.images import skipped_report
 from boxless.data.sampler import RepeatFactorSampler, TrainingSampler, repeat_factors
 from boxless.data.segmentation import CropConfig, SegmentationDataset
-from boxless.detectors.build import build_detector, build_trunk, fitting
+from boxless.detectors.detector import build_trunk
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Scores, check_federated
@@ -27,7 +27,6 @@ from boxless.files import sha256_of, written
 from boxless.interop.weights import WeightsReport, load_trunk
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run, training_in, write_json
-from boxless.runs.weights import adopt, trunk_of
 from boxless.tasks.evaluate import check_keypoints, evaluate_detector, known, score_table
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import FinetuneSchedule, check_divides, rates_in_words
@@ -134,7 +133,7 @@ class DetectTask:
             say(str(self.report), self.quiet)
         freeze(self.trunk, recipe.freeze)
         keypoints = len(self.all.skeleton.names)
-        detector = build_detector(self.trunk, len(self.all.classes), recipe.detector, keypoints)
+        detector = recipe.detector.build(self.trunk, len(self.all.classes), keypoints)
         detector = detector.to(self.fabric.device).to(memory_format=torch.channels_last)
         synchronized = recipe.trunk.norm == "sync" and world_size() > 1
         self.module = synchronize_norms(detector) if synchronized else detector
@@ -287,20 +286,6 @@ class SegmentTask(DetectTask):
         recipe = self.recipe
         sizes = recipe.min_size, recipe.max_size
         return SegmentationDataset(self.chosen, *sizes, recipe.crop, recipe.trunk.mean, recipe.seed)
-
-
-def with_trunk_of(recipe: FinetuneRecipe, weights: str | None) -> FinetuneRecipe:
-    """The recipe with what weights of a run, a pretraining or a fine-tuning, decide of the trunk; see `adopt`."""
-    source = trunk_of(weights)
-    if source is None:
-        return recipe
-    neck = "c4" if recipe.trunk.neck == "c4" else source.neck  # any ResNet fills a C4 detector
-    return replace(recipe, trunk=replace(adopt(recipe.trunk, weights), neck=neck))
-
-
-def with_fitting_neck(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """The recipe with the neck that its detector needs, whatever the trunk had that its weights are of."""
-    return replace(recipe, trunk=fitting(recipe.trunk, recipe.detector))
 
 
 def run_finetuning(

@@ -1,7 +1,7 @@
 """Pretraining as a Task: a method on views of images without labels, from images to a trunk's weights."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from boxless.interop.weights import load_trunk, save_trunk
 from boxless.methods.method import GroupedNorms, MethodOutput, MovingTarget, as_module
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run, training_in, write_json
-from boxless.runs.weights import adopt
 from boxless.tasks.compiling import compile_parts, is_compiled
 from boxless.tasks.schedule import PretrainSchedule, rates_in_words
 from boxless.training.device import training_fabric, worker_count
@@ -241,11 +240,6 @@ def make_pretrain_optimizer(module: nn.Module, settings: PretrainOptim) -> Optim
     for group in groups:
         group["lr_scale"] = settings.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
     return make_optimizer(settings.name, groups, settings.base_lr, settings.momentum, settings.adapt_biases)
-
-
-def with_trunk_of(recipe: PretrainRecipe, init: str | None) -> PretrainRecipe:
-    """The recipe with what the weights that it starts from decide of its trunk, if they are of a run; see `adopt`."""
-    return replace(recipe, trunk=adopt(recipe.trunk, init))
 
 
 def run_pretraining(

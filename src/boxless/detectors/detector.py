@@ -1,0 +1,76 @@
+"""What every detector is: a config that builds it around a trunk, and a module that is called as torchvision's are."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from boxless.detectors.trunk import Neck, Trunk, TrunkConfig
+
+Targets = Literal["boxes", "masks", "keypoints", "classes"]
+"""What a detector learns: boxes, boxes with masks or keypoints, or a class for every pixel."""
+
+
+@runtime_checkable
+class DetectorConfig(Protocol):
+    """A detector's settings; the defaults are torchvision's and so the papers'.
+
+    Attributes:
+        necks: the necks that it takes, its usual one first.
+        targets: what it learns.
+        uses_box_head: whether the trunk's box head becomes the detector's.
+    """
+
+    necks: ClassVar[tuple[Neck, ...]]
+    targets: ClassVar[Targets]
+    uses_box_head: ClassVar[bool]
+
+    @property
+    def kind(self) -> str:
+        """The detector's name in recipes."""
+
+    def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> nn.Module:
+        """The detector around the trunk's own modules (not copies).
+
+        Args:
+            trunk: with one of `necks`.
+            classes: without background; labels are 1..classes. For FCN all classes, labels from 0.
+            keypoints: of every object, for detectors of keypoints.
+        """
+
+
+def build_trunk(config: TrunkConfig, detector: DetectorConfig) -> Trunk:
+    """The trunk of a detector, without a box head that it does not use: reports then do not mention it."""
+    trunk = Trunk(config)
+    if hasattr(trunk, "box_head") and not detector.uses_box_head:
+        del trunk.box_head
+    return trunk
+
+
+def keep_above(detector: nn.Module, score: float) -> None:
+    """Make a detector return only what it finds with more than `score`, 0..1."""
+    part = getattr(detector, "roi_heads", detector)
+    part.score_thresh = score
+
+
+class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's transform without its resizing: the loader has resized, so that the maps stay in one place.
+
+    torchvision's own `_skip_resize` holds in training only; at test it would enlarge every image to 800 px.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__(0, 0, list(trunk.config.mean), list(trunk.config.std))
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The image and its target as they are."""
+        return image, target
+
+
+def frames(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """(B, 4): width, height, width, height of images given by height and width, px."""
+    # Not torch.tensor: it would keep the sides of the image that an export to ONNX is traced with.
+    sides = [torch.as_tensor(side) for height, width in sizes for side in (width, height) * 2]
+    return torch.stack(sides).view(-1, 4).to(device)
