@@ -335,9 +335,10 @@ def _changes(run: Run, recipe: str, inputs: dict[str, Any]) -> list[str]:
         for key, value in inputs.items()
         if value != old_inputs.get(key, value)  # an older version may have written down less
     ]
-    _ = run.settings  # refuses a damaged file
-    old = flat(parse_yaml(describe(load(run.recipe_file, object), run.recipe_file)))  # in the keys of today
     new = flat(parse_yaml(recipe))
+    named = run.settings.keys() | new.keys()
+    today = flat(parse_yaml(describe(load(run.recipe_file, object), run.recipe_file)))  # an older version had others
+    old = {key: value for key, value in today.items() if key in named}
     changed += [
         f"{key} was {old[key]}, is {new.get(key)}" for key in old if old[key] != new.get(key) and key not in FREE
     ]
