@@ -130,7 +130,7 @@ def _tensors(content: object, path: Path) -> Tensors:
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
-    """Return whether it is a dense tensor of numbers in memory: not a sparse, quantised or nested one, nor one without content."""
+    """Return whether it is a dense tensor in memory: not sparse, quantised, nested or without content."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested:
         return False
     return value.device.type == "cpu" and not value.is_quantized
