@@ -132,7 +132,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--images", help="a folder of JPEG files")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--profile", action="store_true", help="the part profile alone")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there")
+    parser.add_argument("--again", action="store_true", help="measure even if results exist")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try this script out")
     arguments = parser.parse_args(words)
     unknown = [part for part in arguments.parts if part not in PARTS]

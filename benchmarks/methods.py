@@ -9,7 +9,7 @@ one optimiser (SGD), relative to BYOL's step. Methods take turns: each turn is a
 one that counts. With --threads 1 the time is what the core worked, so that other programs matter less. `health`
 pretrains with every method's small recipe, at one size, on the same images, and loads what came out into the detector
 that it is for. `table` writes what both have found. The first two write down each figure as soon as it is there, do
-only what is missing when they are given again, and everything anew with --again.
+only what is missing when they are given again, and everything with --again.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     pretraining.add_argument("--methods", type=partial(method_list, list(METHODS)), default=list(METHODS), help="a,b")
     pretraining.set_defaults(command=health)
     for command in (timing, pretraining):
-        command.add_argument("--again", action="store_true", help="measure anew what is there")
+        command.add_argument("--again", action="store_true", help="measure even if results exist")
 
     writing = commands.add_parser("table")
     writing.add_argument("--out", type=Path, default=RESULTS.parents[1] / "docs" / "methods.md")

@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images-per-second", type=float, help="of SoCo on one GPU, instead of that share")
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, help="page whose marked part to write anew")
+    parser.add_argument("--out", type=Path, help="page whose marked part is rewritten")
     arguments = parser.parse_args(argv)
     made = page(arguments.results, arguments.share, arguments.images_per_second, arguments.epochs)
     print(made)

@@ -7,7 +7,7 @@ Each run trains timm's test_resnet (0.37 million weights) on two thirds of NEU-D
 defect), at 32 px, for a few epochs. What became of it is judged by its frozen backbone and not by the embeddings that
 the verdict sees: by how well 20 nearest neighbours tell the kinds of the last third apart, beside the random weights
 that it began with, and by the effective rank of those features. A run is done once; given again, only what is missing
-is done, and what the other runs' measures say by today's thresholds is written down anew.
+is done, and what the other runs' measures say by today's thresholds is updated.
 """
 
 import argparse

@@ -91,7 +91,7 @@ def test_a_path_that_the_system_refuses_is_named_in_a_line(
     with pytest.raises(UserError) as caught:
         make(tmp_path / name)
     assert re.fullmatch(
-        rf"{tmp_path}/\S+: cannot be used \(({reason})\); mend that, or name another place", str(caught.value)
+        rf"{tmp_path}/\S+: cannot be used \(({reason})\); fix that, or name another place", str(caught.value)
     )
     monkeypatch.undo()
     assert [path.name for path in tmp_path.rglob("*")] == ["notes.txt"]

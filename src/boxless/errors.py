@@ -4,17 +4,17 @@ _FULL = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one line that names the file or key, what was expected and the fix."""
+    """A mistake that the user can fix: one line that names the file or key, what was expected and the fix."""
 
     def __init__(self, message: str) -> None:
-        # PyTorch raises what a data worker raised anew, with the worker's traceback as its message.
+        # PyTorch re-raises what a data worker raised, with the worker's traceback as its message.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].strip())
 
 
 class Unfinished(BaseException):
     """A signal asked a command to end before its work was done; what was done is kept.
 
-    Not an `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and nobody there should mend it.
+    Not an `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and nobody there should handle it.
 
     Args:
         message: one line.

@@ -112,7 +112,7 @@ def in_words(place: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"{place}: cannot be written to ({reason}); what was kept before stays: mend that, and give the same "
+            f"{place}: cannot be written to ({reason}); what was kept before stays: fix that, and give the same "
             "command again to go on"
         ) from error
 
@@ -135,7 +135,7 @@ def place_in_words(place: Path | None = None) -> Iterator[None]:
         where, reason = place or getattr(error, "filename", None), _refusal(error, _NO_PLACE)
         if not where or reason is None:  # without a path it is of something else: a semaphore, say
             raise
-        raise UserError(f"{where}: cannot be used ({reason}); mend that, or name another place") from error
+        raise UserError(f"{where}: cannot be used ({reason}); fix that, or name another place") from error
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class RayCluster:
         try:
             for task, reference in _finished(
                 tasks,
-                lambda: self.workers or 2 * self.slots,  # asked anew, for clusters grow and shrink
+                lambda: self.workers or 2 * self.slots,  # asked each time, because clusters grow and shrink
                 remote.remote,
                 lambda running: self.ray.wait(running)[0],
             ):

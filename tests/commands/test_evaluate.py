@@ -147,7 +147,7 @@ def test_writes_what_the_trained_detector_finds(digits, runs, capsys):
 
 @pytest.fixture
 def own_labels(digits, tmp_path):
-    """Write val's labels and images anew after `change(document)`; returns the label file."""
+    """Write val's labels and images after `change(document)`; returns the label file."""
 
     def write(change):
         document = json.loads(Path(digits.val).read_text())

@@ -36,5 +36,5 @@ def test_a_place_that_is_refused_is_one_line(command, name, reason, runs, digits
     words = COMMANDS[command].format(**values, place=tmp_path / name)
     assert main([command.split()[0], *words.split()]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(rf"boxless: error: {tmp_path}/{name[:9]}\S*: cannot be used \(({reason})\); mend that", said)
+    assert re.match(rf"boxless: error: {tmp_path}/{name[:9]}\S*: cannot be used \(({reason})\); fix that", said)
     assert (tmp_path / "notes.txt").read_text() == "mine"

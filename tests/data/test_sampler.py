@@ -51,7 +51,7 @@ def test_images_come_as_often_as_their_factors_say():
     epochs = sorted({number // 4 for batch in batches for number, _ in batch})
     per_epoch = [Counter(row for batch in batches for number, row in batch if number // 4 == epoch) for epoch in epochs]
     assert all(count[0] <= 1 and count[1] in (0, 1, 2) and count[3] <= 4 for count in per_epoch)
-    assert {count[3] for count in per_epoch[:-1]} >= {3, 4}  # rounded up or down anew in each epoch
+    assert {count[3] for count in per_epoch[:-1]} >= {3, 4}  # rounded in each epoch
 
 
 @given(st.lists(st.floats(1, 4), min_size=1, max_size=7), st.integers(0, 40), st.integers(1, 3))

@@ -175,7 +175,7 @@ def test_a_shard_that_is_not_as_it_was_packed_is_named(photos: SimpleNamespace, 
     with pytest.raises(UserError, match=f"{name}: altered since it was packed: wrong checksum"):
         decode(index.path(row))
     (copy / name).write_bytes(content[:-100_000])
-    with pytest.raises(UserError, match=f"{name}: cut short: .* of .* bytes; copy it anew"):
+    with pytest.raises(UserError, match=f"{name}: cut short: .* of .* bytes; copy it again"):
         open_shards(copy)
     (copy / name).unlink()
     with pytest.raises(UserError, match=f"{name}: missing"):

@@ -379,7 +379,7 @@ FAULTS = ("kill", "disk", "worker", "rank", "drive", "damage", "lock", "power", 
 
 
 def import_all() -> None:
-    """Import what forks would import, each anew, and perhaps from files that have changed meanwhile."""
+    """Import what forks would import, each again, and perhaps from files that have changed meanwhile."""
     for module in pkgutil.walk_packages(boxless.__path__, "boxless."):
         if not module.name.endswith("__main__"):
             with suppress(ImportError):  # of an extra that is not installed

@@ -91,7 +91,7 @@ def attempt(case: Case, random: Random, folder: Path, show: bool = False) -> str
 
 
 def run_kind(kind: str, count: int, seed: int, folder: Path, show: bool) -> Tally:
-    """All inputs of a kind, in processes that are started anew where one dies."""
+    """All inputs of a kind, in processes that are started again where one dies."""
     tally, first, start = Tally(), 0, time.monotonic()
     while first < count:
         reader, writer = os.pipe()

@@ -257,9 +257,9 @@ def test_batch_and_rate_are_those_of_all_processes() -> None:
     assert PretrainSchedule.of(recipe, 15, 4).batch == 12
     assert rates_in_words(16, 1.0, 256, 2) == "2 processes x 8 images = batch 16; peak rate 0.0625 = 1.0 x 16 / 256"
     assert rates_in_words(8, 0.02, 16, 1) == "batch 8; peak rate 0.01 = 0.02 x 8 / 16"
-    with pytest.raises(UserError, match="batch_size: 16 images cannot be dealt out to 3 processes alike"):
+    with pytest.raises(UserError, match="batch_size: 16 images cannot be divided evenly among 3 processes"):
         PretrainSchedule.of(recipe, 1000, 3)
-    with pytest.raises(UserError, match=r"16 images cannot be dealt out to 4 processes x 8 parts \(accumulate\)"):
+    with pytest.raises(UserError, match=r"evenly among 4 processes x 8 parts \(accumulate\)"):
         check_divides(FinetuneRecipe().batch_size, 4, 8)
 
 

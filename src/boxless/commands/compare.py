@@ -54,7 +54,7 @@ def compare(
         The comparison; printed, it is the table.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.data.index import index_images
     from boxless.errors import UserError

@@ -18,7 +18,7 @@ def convert(file: str, out: str, quiet: bool = False) -> Path:
         The file that was written.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from safetensors.torch import save
 

@@ -24,7 +24,7 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
         The scores, each 0..1; printed, they are the table.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.report.build import write_report
     from boxless.tasks.evaluate import run_evaluation

@@ -49,7 +49,7 @@ def export(
         The file or folder.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.errors import UserError
     from boxless.export.export import export_run

@@ -55,7 +55,7 @@ def figures(
         The files, and what each shows.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.errors import UserError
     from boxless.figures.kinds import Sitting, draw_pictures

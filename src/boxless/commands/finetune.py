@@ -39,7 +39,7 @@ def finetune(
         The run; summary.json has its AP, weights.safetensors the detector.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.recipes.load import describe, load
     from boxless.recipes.overrides import choose, override, renamed

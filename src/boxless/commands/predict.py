@@ -25,7 +25,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
         How many objects were found, and where they are written.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.tasks.predict import run_prediction
 

@@ -43,7 +43,7 @@ def pretrain(
         The run; its weights are in weights.safetensors.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.data.gpu_jpeg import require_gpu_decoder
     from boxless.data.index import index_images

@@ -60,7 +60,7 @@ def probe(
         The scores, each 0..1; printed, they are the table.
 
     Raises:
-        UserError: For anything that the caller can mend, as an argument that has no effect on the kind.
+        UserError: If the caller can fix the cause, as an argument that has no effect on the kind.
     """
     from boxless.errors import UserError
     from boxless.tasks.feature_extractor import load_feature_extractors

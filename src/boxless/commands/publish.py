@@ -18,7 +18,7 @@ def publish(run: str, to: str, quiet: bool = False) -> str:
         The folder, or the repository's page.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     import tempfile
 

@@ -41,7 +41,7 @@ def report(
         Where the page is.
 
     Raises:
-        UserError: For anything that the caller can mend.
+        UserError: If the caller can fix the cause.
     """
     from boxless.report.build import write_report
 

@@ -64,7 +64,7 @@ class TrainingSampler(Sampler[list[Place]]):
 class RepeatFactorSampler(TrainingSampler):
     """Shows images more often than once an epoch, as `repeat_factors` says; see `TrainingSampler`.
 
-    Another time counts as an epoch of its own, so that flips and sizes are drawn anew.
+    Another time counts as an epoch of its own, so that flips and sizes are drawn again.
 
     Args:
         factors: (rows,), how often each row comes in an epoch on average.

@@ -141,7 +141,7 @@ class ViewDataset(Dataset[Sample]):
             raise UserError(
                 f"{self.index.path(row)}: is {size[0]} x {size[1]} px upright, its proposals are for {known[0]} x "
                 f"{known[1]}; delete their table (proposals.file, or proposals-*.parquet beside the run) and make it "
-                "anew with `boxless propose`, its --boxes-from of the images as they are"
+                "again with `boxless propose`, with --boxes-from made for these images"
             )
 
     def maps(self, windows: Sequence[Window]) -> tuple[Tensor, ...]:

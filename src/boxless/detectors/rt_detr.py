@@ -1,7 +1,7 @@
 """RT-DETRv2 (Zhao et al., 2023, arXiv:2304.08069; Lv et al., 2024, arXiv:2407.17140) around a trunk with its neck.
 
-The surest cells of P3..P5 become queries, which a decoder moves layer by layer; in training, noisy copies of the
-objects are queries too. There is no NMS. Decoder, choice of queries and losses are those of Hugging Face's
+The most confident cells of P3..P5 become queries, which a decoder moves layer by layer; in training, noisy copies of
+the objects are queries too. There is no NMS. Decoder, choice of queries and losses are those of Hugging Face's
 `transformers`, as wide as the trunk's pyramid: 256, as in all of the authors' models but the largest.
 
 Departures from the authors' code (github.com/lyuwenyu/RT-DETR): ResNets are torchvision's and not of variant d, with
@@ -126,7 +126,7 @@ class RTDETR(nn.Module):
         return {name: share * term for name, term in terms.items()}
 
     def _found(self, logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The surest of all pairs of a box and a class, in an image of that height and width."""
+        """The most confident of all pairs of a box and a class, in an image of that height and width."""
         scores, pairs = logits.sigmoid().flatten().topk(min(self.config.detections, logits.numel()))
         sure = scores > self.score_thresh
         box, label = pairs[sure] // logits.shape[-1], pairs[sure] % logits.shape[-1]

@@ -124,7 +124,7 @@ class SparseRCNN(nn.Module):
         return torch.stack(logits_of), torch.stack(boxes_of)
 
     def _found(self, logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The surest of all pairs of a box and a class, in an image of that height and width."""
+        """The most confident of all pairs of a box and a class, in an image of that height and width."""
         scores, pairs = logits.sigmoid().flatten().topk(min(self.config.detections, logits.numel()))
         sure = scores > self.score_thresh
         box, label = pairs[sure] // logits.shape[-1], pairs[sure] % logits.shape[-1]

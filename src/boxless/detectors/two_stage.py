@@ -261,5 +261,5 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
     """torchvision's, in float32 at least: its own are of the maps' type, which in bf16 moves them by up to 8 px."""
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Take the type and device that anchors shall be of."""
+        """Take the type and device that anchors should have."""
         super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)

@@ -88,9 +88,9 @@ def average_precision(
     class without ground truth has AP nan and stays out of the means. How far off a keypoint may be is a matter of its
     sigma: COCO's own where there are as many as COCO has, 17, and else 0.1 for each.
 
-    `federated`: by LVIS's rules (arXiv:1908.03195): the 300 surest detections of an image count, those of a class only
-    in images that are known to show it or not to show it, and those that hit nothing only where all of its objects are
-    labelled. AR100 is then nan, being defined for 100 detections.
+    `federated`: by LVIS's rules (arXiv:1908.03195): the 300 most confident detections of an image count, those of a
+    class only in images that are known to show it or not to show it, and those that hit nothing only where all of its
+    objects are labelled. AR100 is then nan, being defined for 100 detections.
 
     Raises:
         UserError: `federated` and the labels are not LVIS's; `kind="segm"` and the labels have no mask at all or a
@@ -183,7 +183,7 @@ def _tables(
 
 
 def _surest(found: Detections) -> Detections:
-    """The surest detections of an image, as many as LVIS takes, in their order."""
+    """The most confident detections of an image, as many as LVIS takes, in their order."""
     return found.subset(np.sort(np.argsort(-found.scores, kind="stable")[:LVIS_DETECTIONS]))
 
 

@@ -25,7 +25,7 @@ class Matches:
     """The outcomes of one image.
 
     Attributes:
-        kept: (N,), the rows of the detections at or above the threshold, the surest first.
+        kept: (N,), the rows of the detections at or above the threshold, by descending score.
         outcomes: of each of them, CORRECT, WRONG_CLASS, EXTRA or IGNORED (a crowd, which may be found or not).
         objects: (N,), the row of the object that each was matched with, -1 for none.
         missing: the rows of the objects that nothing was matched with, crowds left out.
@@ -40,7 +40,7 @@ class Matches:
 def match(truth: LabelledImage, found: Detections, score: float, iou: float = 0.5) -> Matches:
     """Match detections with objects, each at most once.
 
-    The surest detection first, each takes the free object of its class that it covers best, with IoU >= `iou`. Then
+    By descending score, each detection takes the free object of its class that it covers best, with IoU >= `iou`. Then
     those that are left take free objects of other classes in the same way: the place is right and the class wrong. What
     then is left lies in a crowd by half or more of its own area, or is extra; so are second finds of one object.
     """

@@ -75,7 +75,7 @@ def _best_overlaps(
 
 
 def _eleven_points(over: NDArray[np.bool_], match: NDArray[np.int64], hard: NDArray[np.bool_], objects: int) -> float:
-    """AP of one class at one overlap, of its detections from the surest on."""
+    """AP of one class at one overlap, of its detections by descending score."""
     hits = np.zeros(len(over), bool)
     candidates = np.flatnonzero(over & ~hard)
     hits[candidates[np.unique(match[candidates], return_index=True)[1]]] = True

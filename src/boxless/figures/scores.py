@@ -134,7 +134,7 @@ def draw_precision_recall(looked: Looked) -> Picture:
     """Precision over recall at two IoUs.
 
     Of LVIS the areas are `boxless evaluate`'s by metric lvis, but of images with more than 300 detections: those of
-    unknown classes are left out before and not after the 300 surest are taken.
+    unknown classes are left out before and not after the 300 most confident are taken.
     """
     curves = precision_recall(looked.labels, looked.found)
     known = np.nan_to_num(curves.means, nan=0.0).mean(1)

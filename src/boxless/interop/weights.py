@@ -183,7 +183,7 @@ def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Te
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     named = {_in_trunk(key, body, heads): value for key, value in found.tensors.items()}
-    # Convolutions of a pyramid have biases where it has no norms: it is another one, and the trunk's starts anew.
+    # Convolutions of a pyramid have biases if it has no norms: it is another one, and the trunk's is new.
     if "backbone.fpn.inner_blocks.0.0.bias" in named and "backbone.fpn.inner_blocks.0.1.weight" in trunk.state_dict():
         named = {_as_another(key): value for key, value in named.items()}
     return found.says, _last_stage_placed(_levels_placed(named, trunk), trunk)

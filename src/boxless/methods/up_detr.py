@@ -57,7 +57,7 @@ class UPDETRConfig:
     mask: float = 0.1
     """Probability that a query does not get its patch in training."""
     shuffle: bool = True
-    """Assign the query embeddings to groups anew at each step (paper), or keep the assignment (official code)."""
+    """Assign the query embeddings to groups again at each step (paper), or keep the assignment (official code)."""
     reconstruct: float = 1.0
     """Weight of the reconstruction; 0 drops it."""
     freeze_backbone: bool = True

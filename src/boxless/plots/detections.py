@@ -42,7 +42,7 @@ def detection_pairs(
         marked = None if found.masks is None else truth.masks  # beside plain boxes they would look like more
         _draw(left, image, truth.boxes, truth.labels, names, marked, truth.crowd)
         kept = np.flatnonzero(found.scores >= score_threshold)
-        kept = kept[np.argsort(found.scores[kept], kind="stable")]  # the surest is drawn last, on top
+        kept = kept[np.argsort(found.scores[kept], kind="stable")]  # the most confident is drawn last, on top
         tags = [f"{classes[found.labels[row]]} {100 * found.scores[row]:.0f}" for row in kept]
         masks = None if found.masks is None else [found.masks[row] for row in kept]
         _draw(right, image, found.boxes[kept], found.labels[kept], tags, masks, np.zeros(len(kept), bool))

@@ -45,7 +45,7 @@ class Judged:
 
 
 def examples(matches: Sequence[Matches], found: Sequence[Detections], group: str, count: int) -> list[int]:
-    """The images that show an outcome best: few boxes, most of them of this outcome, the surest detections first."""
+    """The images that show an outcome best: few boxes, mostly of this outcome, by descending score."""
     worth = []
     for row, (matched, detections) in enumerate(zip(matches, found, strict=True)):
         names = [*matched.outcomes, *[MISSING] * len(matched.missing)]
@@ -95,7 +95,7 @@ def _draw_found(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
     drawn: list[tuple[npt.NDArray[Any], str, str]] = []
     named: list[npt.NDArray[Any]] = []
     room = np.array([0.4, 0.08]) * (judged.image.shape[1], judged.image.shape[0])
-    for row, outcome in zip(judged.matches.kept, judged.matches.outcomes, strict=True):  # the surest are named first
+    for row, outcome in zip(judged.matches.kept, judged.matches.outcomes, strict=True):  # by descending score
         box, text = judged.boxes[row], f"{classes[judged.found.labels[row]]} {100 * judged.found.scores[row]:.0f}"
         free = not any((np.abs(box[:2] - other) < room).all() for other in named)
         drawn.append((box, HUES[outcome], _tag(judged, box, text) if free else ""))

@@ -18,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 def overlay(
     image: Pixels, found: Detections, classes: tuple[str, ...], edges: tuple[tuple[int, int], ...] = ()
 ) -> Image.Image:
-    """Image (H, W, 3) uint8 RGB with boxes, masks and keypoints if any, names and scores in percent; the surest on top.
+    """Image (H, W, 3) uint8 RGB with boxes, masks, keypoints, names and scores in percent, the most confident on top.
 
     `found`: source px. `edges`: pairs of keypoints to connect. A class has one colour. Lines and letters grow with the
     image.

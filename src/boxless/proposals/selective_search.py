@@ -102,7 +102,7 @@ def _search(image: np.ndarray, settings: SelectiveSearch) -> Any:
         conversion = _CONVERSIONS[colours]
         search.addImage(image if conversion is None else cv2.cvtColor(image, conversion))
     search.addGraphSegmentation(cv.createGraphSegmentation(settings.sigma, settings.scale, settings.min_size))
-    # Never kept for the next image: the strategies cache histograms by a number that starts anew with each search.
+    # Never kept for the next image: the strategies cache histograms by a number that starts again with each search.
     search.addStrategy(
         cv.createSelectiveSearchSegmentationStrategyMultiple(
             cv.createSelectiveSearchSegmentationStrategyColor(),

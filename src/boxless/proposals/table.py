@@ -108,7 +108,7 @@ class ProposalTable:
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
         except (OSError, LookupError, ValueError, MemoryError, pa.ArrowException) as error:
-            message = f"{path}: broken, or no table of proposals; delete it and make it anew with `boxless propose`"
+            message = f"{path}: broken, or no table of proposals; delete it and make it again with `boxless propose`"
             raise UserError(message) from error
 
     @classmethod

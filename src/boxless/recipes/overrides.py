@@ -230,7 +230,7 @@ def _checked(name: str, value: object, leaves: Mapping[str, Key], groups: Mappin
 
 
 def _rebuilt(node: R, values: Mapping[str, object], prefix: str) -> R:
-    """Build `node` anew from the inside out, so that each dataclass's own checks see the new values.
+    """Build `node` again from the inside out, so that each dataclass's own checks see the new values.
 
     The ValueError of such a check begins with the name of a field.
     """

@@ -56,7 +56,7 @@ RT_DETR_R50 = FinetuneRecipe(
 """Fine-tune RT-DETRv2 on ResNet-50 for 72 epochs (6x), as its code does, from a pretrained backbone and hybrid encoder.
 
 The encoder is pretrained as an FPN is: boxless pretrain --recipe soco-r50-fpn --trunk.neck hybrid (or joint-r50-fpn).
-From other weights it starts anew. The body learns at a tenth of the rate. The code's settings of ResNet-18 are
+From other weights it starts from scratch. The body learns at a tenth of the rate. The code's settings of ResNet-18 are
 --trunk.backbone resnet18 --trunk.hybrid.expansion 0.5 --detector.layers 3 --optim.body_lr_scale 1 --epochs 120.
 
 The code makes images square, of 640 px and in training of 480 to 800; here they keep their shape, with these shorter

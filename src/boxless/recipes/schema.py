@@ -206,7 +206,7 @@ class FinetuneRecipe:
     min_loaded: float = 0.99
     """Share of the backbone (and of each part that the weights hold) that must be loaded."""
     precise_norms: int = 0
-    """Training batches from which the running statistics of batch norms are estimated anew before the last evaluation
+    """Training batches from which the running statistics of batch norms are re-estimated before the last evaluation
     (Detectron2's TEST.PRECISE_BN, 200 in the papers' protocols); with 0 they stay moving averages."""
     evaluate_every: int | None = None
     """Iterations between early looks at AP; by default five looks per run."""

@@ -26,7 +26,7 @@ def merged(reports: Sequence[RunReport]) -> list[dict[str, Any]]:
             known["runs"].append(run)
             for shown in gallery["shown"]:
                 own = {name: value for name, value in shown.items() if name != "found"}
-                same = shown["file"], shown["jpeg"], json.dumps(shown["truth"])  # labels may have been mended since
+                same = shown["file"], shown["jpeg"], json.dumps(shown["truth"])  # labels may have been fixed since
                 known["images"].setdefault(same, {**own, "found": {}})["found"][number] = shown["found"]
     kept = max(1, IMAGES // max(1, len(sets)))
     return [{**each, "images": _some(list(each["images"].values()), kept)} for each in sets.values()]

@@ -29,7 +29,7 @@
     return width > 0 && height > 0 ? width * height / Math.max(1e-6, (box[2] - box[0]) * (box[3] - box[1])) : 0;
   };
 
-  // As boxless.evaluation.matching: the surest first, each takes the free object of its class that it covers best; then
+  // As boxless.evaluation.matching: by descending score, each takes the free object of its class that it covers best; then
   // those that are left take free objects of other classes. truth: x1 y1 x2 y2 class crowd; found: x1 y1 x2 y2 class score.
   const match = (truth, found, score) => {
     const kept = found.filter((each) => each[5] >= score), objects = kept.map(() => -1), free = truth.map((each) => !each[5]);

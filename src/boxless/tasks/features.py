@@ -29,7 +29,7 @@ from boxless.training.device import make_fabric
 from boxless.training.progress import say
 
 FORMAT = 2
-"""Version of the files; with another number they are computed anew."""
+"""Version of the files; with another number they are computed again."""
 MAPS = {"C5": "3", **{f"P{number}": name for number, name in enumerate(LEVELS, start=2)}}
 """Maps for correspondence, with torchvision's name of each."""
 _TOGETHER = 64

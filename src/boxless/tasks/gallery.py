@@ -21,7 +21,7 @@ IMAGES = 60
 SIDE = 480
 """Longest side of a shown image, px: a page with sixty of them stays below 3 MB."""
 FOUND = 40
-"""Detections that are kept of an image, the surest."""
+"""Number of an image's most confident detections that are kept."""
 LEAST_SCORE = 0.05
 
 

@@ -60,7 +60,7 @@ def replay(path: Path) -> str:
     """Take a kept step again in float32, without moving a weight; one line that says what first was not finite.
 
     Random draws are those of the step. A share of several processes' batch is taken alone: norms then see no others,
-    and flips and colours are drawn anew.
+    and flips and colours are drawn again.
 
     Raises:
         UserError: if the file is no kept step of a run.

@@ -77,7 +77,7 @@ class FinetuneSchedule:
 
 
 def check_divides(batch: int, processes: int, parts: int = 1) -> None:
-    """See to it that a batch can be dealt out to processes, and each one's share to equal parts.
+    """Check that a batch can be divided evenly among processes, and each share into equal parts.
 
     Raises:
         UserError: naming the key.
@@ -86,7 +86,7 @@ def check_divides(batch: int, processes: int, parts: int = 1) -> None:
         raise UserError(f"accumulate: {parts}; expected a divisor of batch_size, {batch}")
     if batch % (processes * parts):
         split = f"{processes} processes" + (f" x {parts} parts (accumulate)" if parts > 1 else "")
-        raise UserError(f"batch_size: {batch} images cannot be dealt out to {split} alike; give a multiple of them")
+        raise UserError(f"batch_size: {batch} images cannot be divided evenly among {split}; use a multiple of them")
 
 
 def rates_in_words(batch: int, lr: float, reference: int, processes: int) -> str:
@@ -94,5 +94,5 @@ def rates_in_words(batch: int, lr: float, reference: int, processes: int) -> str
 
     `2 processes x 8 images = batch 16; peak rate 0.0625 = 1.0 x 16 / 256`.
     """
-    dealt = f"{processes} processes x {batch // processes} images = " if processes > 1 else ""
-    return f"{dealt}batch {batch}; peak rate {lr * batch / reference:g} = {lr} x {batch} / {reference}"
+    shares = f"{processes} processes x {batch // processes} images = " if processes > 1 else ""
+    return f"{shares}batch {batch}; peak rate {lr * batch / reference:g} = {lr} x {batch} / {reference}"

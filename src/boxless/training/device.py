@@ -75,7 +75,7 @@ def _distributed_fabric(precision: str, processes: Processes) -> Fabric:
     """Fabric by DDP.
 
     Parameters without gradient are allowed: of a pyramid's level on which no box falls, or of a part that a step leaves
-    out. Buffers are not handed out before each step: norms that shall agree are synchronised, others keep to their own
+    out. Buffers are not handed out before each step: norms that should agree are synchronised, others keep to their own
     images, and the first process's are what is saved.
     """
     _set_up()

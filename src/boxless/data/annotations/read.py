@@ -40,7 +40,7 @@ def read_labels(
     A suffix `:split` picks the split (`neu-det:train`, `data.yaml:val`), else `role` does. Several sets, as a list or
     with + between (`VOCdevkit/VOC2007:trainval+VOC2012:trainval`), become one. `images`: folder of the images.
     `classes`: the classes to use, e.g. those trained on; others are left out. Entries that are broken are left out or
-    mended, and listed in `problems`; image files are looked for, not opened.
+    repaired, and listed in `problems`; image files are looked for, not opened.
 
     Raises:
         UserError: nothing usable there, an unknown split, more than one format, or sets that do not agree.

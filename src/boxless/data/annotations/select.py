@@ -76,7 +76,7 @@ def _frequencies(parts: Sequence[LabelledData], classes: Sequence[str]) -> tuple
             first, origin = known.setdefault(name, (group, part.origin))
             if first != group:
                 raise UserError(
-                    f"{part.origin}: class {name} has frequency {group}, but {first} in {origin}; mend one of the files"
+                    f"{part.origin}: class {name} has frequency {group}, but {first} in {origin}; fix one of the files"
                 )
     return tuple(known[name][0] if name in known else "" for name in classes)
 
@@ -122,7 +122,7 @@ def _as_key(image_id: int | str) -> tuple[int, int, str]:
 def listed_rows(data: LabelledData, file: Path) -> list[int]:
     """The rows of the images that a file names: a run's labels.json, COCO JSON, or an image id or file name per line.
 
-    Of COCO's images the file name decides, for the ids of a part of a data set may be counted anew.
+    Of COCO's images the file name decides, because a part of a data set may have new ids.
 
     Raises:
         UserError: no such file, nothing in it, or names that the data do not have or have several times.

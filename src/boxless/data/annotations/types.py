@@ -22,7 +22,7 @@ _NUMBERS = frozenset((int, float))
 
 @dataclass(frozen=True)
 class Problem:
-    """A broken entry that was left out or mended; `message` is "kind: details"."""
+    """A broken entry that was skipped or repaired; `message` is "kind: details"."""
 
     file: str
     entry: str

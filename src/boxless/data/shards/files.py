@@ -48,10 +48,10 @@ class ShardFile:
         try:
             found = os.stat(self.place).st_size
         except OSError as error:
-            raise UserError(f"{self.place}: missing ({error.strerror}); copy it anew, or pack again") from error
+            raise UserError(f"{self.place}: missing ({error.strerror}); copy it again, or pack again") from error
         if found != self.size:
             what = "cut short" if found < self.size else "not what was packed"
-            raise UserError(f"{self.place}: {what}: {found:,} of {self.size:,} bytes; copy it anew, or pack again")
+            raise UserError(f"{self.place}: {what}: {found:,} of {self.size:,} bytes; copy it again, or pack again")
 
     def intact(self) -> bool:
         """Return whether a local file has the size and checksum that it was packed with; reads all of it."""
@@ -103,9 +103,9 @@ class ShardFile:
             files, path = file_system(self.place)
             files.get_file(path, str(part))
             if part.stat().st_size < self.size:
-                raise _Damaged(f"cut short: {part.stat().st_size:,} of {self.size:,} bytes; copy it anew")
+                raise _Damaged(f"cut short: {part.stat().st_size:,} of {self.size:,} bytes; copy it again")
             if sha256_of(part) != self.sha256:
-                raise _Damaged(f"altered since it was packed: its SHA-256 is not {self.sha256[:16]}...; copy it anew")
+                raise _Damaged(f"altered since it was packed: its SHA-256 is not {self.sha256[:16]}...; copy it again")
 
         try:
             patiently(self.place, transfer)

@@ -111,7 +111,7 @@ def open_shards(where: str | Path) -> ShardIndex:
         rows = _file(around + INDEX, manifest["index"])
         fingerprint, proposals, categories = (manifest[key] for key in ("fingerprint", "proposals", "categories"))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{place}: broken ({error}); copy it anew, or pack again") from error
+        raise UserError(f"{place}: broken ({error}); copy it again, or pack again") from error
     for file in (rows, *files):
         file.check()
     keys, columns = _read_index(rows, files)
@@ -142,7 +142,7 @@ def _read_index(file: ShardFile, shards: Sequence[ShardFile]) -> tuple[pa.LargeS
     """Return the keys and where each image lies, in shards that are known."""
     path = file.local()
     if not file.remote and not file.intact():
-        raise UserError(f"{file.place}: altered since it was packed: wrong checksum; copy it anew, or pack again")
+        raise UserError(f"{file.place}: altered since it was packed: wrong checksum; copy it again, or pack again")
     try:
         with pa.memory_map(str(path)) as source:  # shared by all processes, and read as needed
             table = pa.ipc.open_file(source).read_all()
@@ -159,5 +159,5 @@ def _read_index(file: ShardFile, shards: Sequence[ShardFile]) -> tuple[pa.LargeS
         if (size > np.array([each.size for each in shards])[shard] - offset).any():
             raise ValueError("it names places beyond the end of a shard")
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{file.place}: not the index of shards ({error}); copy it anew, or pack again") from error
+        raise UserError(f"{file.place}: not the index of shards ({error}); copy it again, or pack again") from error
     return keys, columns

@@ -1,9 +1,9 @@
 """From images to shards: tar files with the images' own bytes, what is known of each, and an index of what lies where.
 
-Images are dealt to shards in a random order that follows from the data (`shard_plan.py`), so that shards read one after
-another show images of all folders. Each shard is written for itself, by a thread or on another machine
-(`shard_writing.py`), then its note (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that
-are whole. Equal data and settings give equal bytes.
+Images are distributed over the shards in a random order that follows from the data (`plan.py`), so that shards read one
+after another show images of all folders. Each shard is written for itself, by a thread or on another machine
+(`write.py`), then its note (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that are
+whole. Equal data and settings give equal bytes.
 """
 
 import hashlib
@@ -161,7 +161,7 @@ def _mend(shards: list[dict[str, Any]], writers: _Writers) -> int:
         for number, part in written_anew:
             if part.sha256 != shards[number]["sha256"]:
                 raise UserError(
-                    f"{writers.out / shards[number]['file']}: cannot be mended, for the images have changed since; "
+                    f"{writers.out / shards[number]['file']}: cannot be repaired, because images have changed; "
                     "pack into another --out"
                 )
     return len(broken)

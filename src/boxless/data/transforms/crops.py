@@ -19,8 +19,8 @@ def draw_window(spec: ViewSpec, width: int, height: int, boxes: NDArray[np.float
     """The part of a width x height source that a view shows, xyxy in source px.
 
     Random crops follow torchvision's RandomResizedCrop: 10 tries, then the largest centred window of an allowed ratio.
-    With `spec.min_boxes`, a crop that shows fewer boxes (N, 4) is drawn anew up to 5 times; from the second draw on one
-    box is enough (SoCo's code). With `spec.least_side`, width, height and place are drawn uniformly, in whole px
+    With `spec.min_boxes`, a crop that shows fewer boxes (N, 4) is drawn again up to 5 times; from the second draw on
+    one box is enough (SoCo's code). With `spec.least_side`, width, height and place are drawn uniformly, in whole px
     (UP-DETR's code); a source of less than twice that side gives windows of half its own.
     """
     if spec.least_side is not None:

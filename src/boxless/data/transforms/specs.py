@@ -40,13 +40,13 @@ class ViewSpec:
 
     Attributes:
         size: of the square view, px.
-        photometric: applied after cutting, drawn anew for each view.
+        photometric: applied after cutting, drawn again for each view.
         scale: range of the crop's share of the source's area; None takes the whole image, squashed to a square.
         ratio: range of the crop's width over height, drawn log-uniformly.
         resize_of: number of an earlier view that this one is a smaller copy of, before flip and colour.
         least_side: draw a crop's width and height on their own, uniformly from this to the source's side less this, px
             (UP-DETR's patches); `scale` and `ratio` then do not count.
-        min_boxes: boxes of the source that the crop should show; it is drawn anew up to 5 times to find them.
+        min_boxes: boxes of the source that the crop should show; it is drawn again up to 5 times to find them.
     """
 
     size: int
