@@ -18,7 +18,7 @@ class Unfinished(BaseException):
 
     Args:
         message: one line.
-        signal: that asked for it.
+        signal: signal that asked for it.
     """
 
     def __init__(self, message: str, signal: int) -> None:

@@ -100,7 +100,7 @@ def in_words(place: Path) -> Iterator[None]:
     """Let what a disk refuses in the block (full, read-only, broken) become one line that names the place.
 
     Raises:
-        UserError: that line.
+        UserError: with that line.
     """
     try:
         with silent_threads(lambda error: _refusal(error) is not None):  # TensorBoard's is refused what the run is
@@ -125,7 +125,7 @@ def place_in_words(place: Path | None = None) -> Iterator[None]:
     the path that the error does.
 
     Raises:
-        UserError: that line.
+        UserError: with that line.
     """
     try:
         yield
@@ -167,7 +167,7 @@ def lock(path: Path, what: str) -> IO[str]:
     """Hold a lock until it is closed or this process dies, by kill -9 too; nothing is left to be cleaned up.
 
     Args:
-        path: of the lock's file.
+        path: path of the lock's file.
         what: is locked, for people.
 
     Raises:

@@ -14,10 +14,10 @@ class Processes:
     """This process among those of its run.
 
     Attributes:
-        launcher: what started them; None where this one is alone.
+        launcher: program that started them; None for a single process.
         rank: number of this process, 0 for the first.
-        world: how many there are.
-        local_world: how many there are on this machine, the same on each.
+        world: number of processes.
+        local_world: number of processes on this machine, the same on each machine.
     """
 
     launcher: Literal["torchrun", "srun"] | None = None

@@ -18,7 +18,7 @@ class PackResult:
         manifest: the file to give as data.
         shards: tar files.
         images: images in them.
-        bytes: of all tar files.
+        bytes: bytes of all tar files.
         written: shards that this run wrote.
         left_out: (key, reason) of the images that could not be read.
     """

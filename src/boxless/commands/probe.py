@@ -28,10 +28,10 @@ def probe(
     The feature of an image is the mean of the backbone's last map (C5). Features are computed once per weights and kept
     in the output folder, for the next probe too. KIND.md, KIND.csv and figures/KIND.png are written there.
 
-    linear, knn: how well a linear classifier or the nearest neighbours tell classes apart. svm: mAP of one linear SVM
-    per class, as on VOC07; low_shot: the same from 1 to 96 images per class; both on C5 in 2 x 2 parts. few_shot: 5
-    classes, 5 examples each. correspondence: how often a cell of an image finds itself in a mirrored copy in other
-    colours. docs/probes.md says where the settings come from and when to believe what is found.
+    linear, knn: accuracy of a linear classifier or of the nearest neighbours. svm: mAP of one linear SVM per class, as
+    on VOC07; low_shot: the same from 1 to 96 images per class; both on C5 in 2 x 2 parts. few_shot: 5 classes, 5
+    examples each. correspondence: share of an image's cells that are found in a mirrored copy in other colours.
+    docs/probes.md gives the sources of the settings and says when to believe the results.
 
     Args:
         weights: Runs, weights files in torchvision's names, or none; random weights are always measured too.

@@ -8,8 +8,8 @@ class Statistics:
     """Mean and standard deviation of an image set's colours.
 
     Attributes:
-        mean: of red, green and blue in 0..1.
-        std: of red, green and blue in 0..1, over all pixels of all images.
+        mean: mean of red, green and blue in 0..1.
+        std: standard deviation of red, green and blue in 0..1, over all pixels of all images.
         images: images that were read.
         skipped: (path, reason) of the images that could not be read.
     """

@@ -36,14 +36,14 @@ class ClassifiedData:
     """N examples of C classes.
 
     Attributes:
-        origin: what the user named.
+        origin: the path or name given by the user.
         classes: their names.
         paths: the image of each example; examples of one image stand together.
-        windows: what it shows of its image: "centre", its central square; "whole", all of it, squashed to a square;
-            "squashed centre", the middle of that square; or the boxes (N, 4) of objects, source px.
+        windows: part of the image that it shows: "centre", its central square; "whole", all of it, squashed to a
+            square; "squashed centre", the middle of that square; or the boxes (N, 4) of objects, source px.
         present: (N, C) int8: 1 for a class that is shown, 0 for one that is not, -1 for one that is shown only by
             objects that detection ignores (difficult ones, crowds).
-        sizes: of the images that the boxes of objects are for, (N, 2), width and height, px; else None.
+        sizes: sizes of the images that the boxes of objects are for, (N, 2), width and height, px; else None.
     """
 
     origin: str
@@ -107,8 +107,8 @@ def read_classified(where: str, role: Role, objects: bool, classes: Sequence[str
     Args:
         where: a folder of class folders, or detection labels as `read_labels` takes them.
         role: which split of labels is meant where none is named.
-        objects: of detection labels, take each object as an example of its class; else each image as an example of all
-            classes that it shows. An image of a class folder is an example of its class in both cases.
+        objects: if true, each object of detection labels is an example of its class; else each image is an example
+            of all classes that it shows. An image of a class folder is an example of its class in both cases.
         classes: those that were learned; others are refused in folders and left out of labels.
 
     Raises:
@@ -169,7 +169,7 @@ class Examples:
 
     Attributes:
         views: (n, 3, size, size) uint8; none where the image could not be read.
-        rows: of the data.
+        rows: number of rows of the data.
         skipped: (path, reason) of an image that could not be read.
     """
 
@@ -183,7 +183,7 @@ class ExampleDataset(Dataset[Examples]):
 
     Args:
         data: the examples.
-        size: of the views, px.
+        size: size of the views, px.
         crops: seed of random crops, mirrored half of the time; None cuts what the data show.
     """
 

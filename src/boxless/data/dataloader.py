@@ -32,11 +32,11 @@ def make_loader(
     """Batches of a data set: of so many samples in its order, or those of a sampler; workers live as long as the run.
 
     Args:
-        dataset: of samples.
+        dataset: the samples.
         batches: size of a batch, or a sampler that says what each batch is made of.
         workers: processes that read; 0 for this one.
         collate: makes a batch of samples.
-        pinned: whether to put batches into page-locked memory, for copies that do not wait.
+        pinned: if true, put batches into page-locked memory, for copies that do not wait.
     """
     return DataLoader(
         dataset,

@@ -30,7 +30,7 @@ class DetectionSample:
         from_source: (2, 3), source px -> image px.
         target: torchvision's: boxes (N, 4) image px, labels (N,) from 1, masks (N, H, W) where wanted, and keypoints
             (N, K, 3) image px where the data set has any; for segmentation classes (H, W).
-        row: of the data set.
+        row: row of the data set.
         source_size: width and height, px.
         skipped: (path, reason) of an image that could not be read; the sample is then empty and grey.
     """
@@ -55,8 +55,8 @@ class DetectionDataset(Dataset[DetectionSample]):
         min_sizes: shorter side, px; in training one of them is drawn for each image.
         max_size: longest side, px.
         training: draw flips and sizes from (seed, epoch, row); else the last size and no flip.
-        masks: whether to rasterise the masks.
-        seed: of the run.
+        masks: if true, rasterise the masks.
+        seed: seed of the run.
         random_crop: show a part of every second training image; objects outside of it are left out.
     """
 
@@ -176,7 +176,7 @@ def move_keypoints(forward: Tensor, points: Tensor, mirrored: list[int] | None) 
     Args:
         forward: (2, 3).
         points: (N, K, 3), as `keypoints.from_coco` has them.
-        mirrored: of the skeleton, where the map mirrors: somebody's left hand then looks like a right hand.
+        mirrored: order of keypoints in mirrored images, where a left hand looks like a right one.
 
     Returns:
         (N, K, 3); places of keypoints that are not labelled stay 0.

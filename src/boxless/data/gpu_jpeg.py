@@ -41,7 +41,7 @@ class Encoded:
         place: epoch and row.
         file: (bytes,) uint8; None in a batch, where all files lie in one tensor.
         size: width and height, px.
-        windows: of the views that are cut, xyxy in whole source px.
+        windows: windows of the views that are cut, xyxy in whole source px.
         boxes: (N, 4), source px.
     """
 
@@ -58,10 +58,10 @@ class EncodedBatch:
 
     Attributes:
         jpegs: in the order of the batch.
-        lengths: of their files, bytes.
+        lengths: lengths of their files, bytes.
         files: (bytes,) uint8, one after another.
         others: the images that the worker decoded, in the order of the batch; None where there are none.
-        encoded: of each image of the batch, whether it is among `jpegs`.
+        encoded: for each image of the batch, true if it is among `jpegs`.
     """
 
     jpegs: tuple[Encoded, ...]

@@ -64,7 +64,7 @@ class Opened:
     """An image of which the header was read.
 
     Attributes:
-        path: of its file.
+        path: path of its file.
         size: (W, H) px, EXIF orientation applied.
         jpeg: its file, where every decoder gives what `decode` does: an upright, whole, grey or YCbCr JPEG of 8 bits.
             Else None.
@@ -269,7 +269,7 @@ def skipped_report(
     Args:
         skipped: path -> reason, or such pairs.
         what: has become of them.
-        more: where the others are listed.
+        more: place where the others are listed.
     """
     pairs = sorted(dict(skipped).items())
     lines = [f"{len(pairs)} {what}:", *(f"  {path}: {reason}" for path, reason in pairs[:20])]

@@ -21,12 +21,12 @@ class TrainingSampler(Sampler[list[Place]]):
     """The places (epoch, row) of each batch from a step on to the end of the run; incomplete last batches are dropped.
 
     Args:
-        rows: of the data set.
+        rows: number of rows of the data set.
         batch: images per step of this process.
         start: first step.
         total: steps of the whole run.
-        seed: of the run.
-        rank: of this process.
+        seed: seed of the run.
+        rank: rank of this process.
         world: number of processes; each takes its own share of every batch.
     """
 
@@ -71,8 +71,8 @@ class RepeatFactorSampler(TrainingSampler):
         batch: images per step of this process.
         start: first step.
         total: steps of the whole run.
-        seed: of the run.
-        rank: of this process.
+        seed: seed of the run.
+        rank: rank of this process.
         world: number of processes.
     """
 

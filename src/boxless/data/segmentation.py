@@ -48,8 +48,8 @@ class SegmentationDataset(Dataset[DetectionSample]):
             last. Without any, images keep their size, as in MoCo's paper.
         max_size: longest side before the factor, px, where there are shorter sides.
         crop: for training; None at test.
-        mean: of the pixels, RGB in 0..1, which padding has.
-        seed: of the run.
+        mean: mean of the pixels, RGB in 0..1, which padding has.
+        seed: seed of the run.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ class ViewDataset(Dataset[Sample]):
         index: the images.
         specs: the method's views.
         proposals: boxes of the images, or None where the method needs none.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, index: ImageIndex, specs: Sequence[ViewSpec], proposals: Proposals | None, seed: int) -> None:
@@ -121,7 +121,7 @@ class ViewDataset(Dataset[Sample]):
         """The boxes (N, 4) of a row, source px, and the windows of the views that are cut from its image.
 
         Args:
-            row: of the image.
+            row: row of the image.
             place: epoch and row that the random draws are of.
             size: width and height of the image, px.
 

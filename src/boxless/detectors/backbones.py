@@ -100,10 +100,10 @@ class TimmBody(nn.Module):
 
     Args:
         name: timm's, such as convnext_tiny.
-        norm: where the model has batch norms; layer norms stay.
+        norm: norm that replaces batch norms; layer norms stay.
 
     Attributes:
-        plain: whether it is a plain ViT.
+        plain: true if it is a plain ViT.
         left_out: names of the classifier's tensors that the body does without.
 
     Raises:

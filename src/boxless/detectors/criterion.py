@@ -40,7 +40,7 @@ class Objects(NamedTuple):
         Args:
             targets: per image boxes (T, 4), xyxy px, and labels (T,) from 1.
             sizes: (B, 4), each image's width, height, width, height, px.
-            form: of the boxes that are wanted.
+            form: format of the requested boxes.
         """
         boxes = [box_convert(t["boxes"], "xyxy", form) / size for t, size in zip(targets, sizes, strict=True)]
         present = [torch.ones_like(t["labels"], dtype=torch.bool) for t in targets]
@@ -80,8 +80,8 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects, focal: bool = False) 
     Args:
         logits: (L, B, N, classes + 1), the last class is "no object"; (L, B, N, classes) where focal.
         boxes: (L, B, N, 4), in full precision and in the form of the objects' boxes: cxcywh, or xyxy where focal.
-        objects: of the B images.
-        focal: whether it is for `focal_set_loss`.
+        objects: objects of the B images.
+        focal: true if it is for `focal_set_loss`.
     """
     from scipy.optimize import linear_sum_assignment  # a third of a second, for those alone who match
 
@@ -142,7 +142,7 @@ def focal_set_loss(
     Args:
         logits: (L, B, N, classes); a query without an object is negative for all of them.
         boxes: (L, B, N, 4), xyxy as shares, in full precision.
-        objects: of the B images, xyxy.
+        objects: objects of the B images, xyxy.
         matching: from `match` with `focal`.
         count: objects per process, which all parts are divided by.
 

@@ -1,4 +1,4 @@
-"""What every detector is: a config that builds it around a trunk, and a module that is called as torchvision's are."""
+"""The protocol of a detector: a config that builds it around a trunk, and a module like torchvision's."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from boxless.detectors.trunk import Neck, Trunk, TrunkConfig
 
 Targets = Literal["boxes", "masks", "keypoints", "classes"]
-"""What a detector learns: boxes, boxes with masks or keypoints, or a class for every pixel."""
+"""Targets of a detector: boxes, boxes with masks or keypoints, or a class for every pixel."""
 
 
 @runtime_checkable
@@ -19,8 +19,8 @@ class DetectorConfig(Protocol):
 
     Attributes:
         necks: the necks that it takes, its usual one first.
-        targets: what it learns.
-        uses_box_head: whether the trunk's box head becomes the detector's.
+        targets: kind of its targets.
+        uses_box_head: true if the trunk's box head becomes the detector's.
     """
 
     necks: ClassVar[tuple[Neck, ...]]
@@ -37,7 +37,7 @@ class DetectorConfig(Protocol):
         Args:
             trunk: with one of `necks`.
             classes: without background; labels are 1..classes. For FCN all classes, labels from 0.
-            keypoints: of every object, for detectors of keypoints.
+            keypoints: number of keypoints per object, for keypoint detectors.
         """
 
 

@@ -153,9 +153,9 @@ def dilate(stage: nn.Module, first: int, rest: int) -> None:
     """Turn the stride of a ResNet's stage into dilation, in place.
 
     Args:
-        stage: of torchvision's ResNet, its first block with stride 2.
+        stage: stage of torchvision's ResNet, whose first block has stride 2.
         first: dilation of the 3 x 3 convolution that has the stride.
-        rest: of all after it.
+        rest: dilation of all convolutions after it.
     """
     dilation = first
     for convolution in (module for module in stage.modules() if isinstance(module, nn.Conv2d)):

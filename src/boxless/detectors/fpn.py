@@ -26,8 +26,8 @@ class SimplePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
     torchvision's FPN, which is the same with its top-down sums; norms are the trunk's and not layer norms.
 
     Args:
-        widths: of the body's maps, all alike: of strides 4 (or 8) to 32.
-        channels: of every level.
+        widths: widths of the body's maps, at strides 4 (or 8) to 32.
+        channels: channels of every level.
         extra: torchvision's further level.
         norm: constructor.
     """

@@ -32,8 +32,8 @@ class HybridEncoder(nn.Module):
     """From C3..C5 to P3..P5.
 
     Args:
-        widths: of the body's maps, of which the last three are taken.
-        channels: of every level.
+        widths: widths of the body's maps, of which the last three are taken.
+        channels: channels of every level.
         norm: constructor, for wherever the authors have batch norms.
         config: its other sizes.
 
@@ -53,10 +53,10 @@ class HybridEncoder(nn.Module):
         begin_anew(self.encoder, norm)
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """P3..P5 as "0".."2", of the body's maps.
+        """P3..P5 of the body's maps, named "0".."2".
 
-        Each level is twice as large as the next, as the encoder wants them: where the body has rounded (7 cells, then
-        4), the finer maps are enlarged.
+        Each level must be twice as large as the next. If the body has rounded (7 cells, then 4), the finer maps are
+        enlarged.
         """
         maps = [project(one) for project, one in zip(self.encoder_input_proj, list(x.values())[-3:], strict=True)]
         height, width = maps[-1].shape[-2:]

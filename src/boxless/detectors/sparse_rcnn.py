@@ -173,7 +173,7 @@ class DynamicInteraction(nn.Module):
 
     Args:
         width: C; between the two convolutions there are C / 4 channels.
-        side: of the pooled features, cells.
+        side: side of the pooled features, cells.
     """
 
     def __init__(self, width: int, side: int = 7) -> None:

@@ -34,15 +34,15 @@ class TrunkConfig:
     """Settings of a trunk."""
 
     backbone: str = "resnet50"
-    """Of torchvision: resnet18, resnet34, resnet50, resnet101 (stride in the 3x3 convolution), mobilenet_v2, swin_t; or
-    timm:NAME, any model of timm with maps at strides 4 to 32, or a plain ViT with patches of 16 px."""
+    """Backbone: resnet18, resnet34, resnet50, resnet101 (stride in the 3x3 convolution), mobilenet_v2 or swin_t, as in
+    torchvision; or timm:NAME, any timm model with maps at strides 4 to 32, or a plain ViT with patches of 16 px."""
     norm: Norm = "batch"
-    """Of FPN, box head and wherever the body has batch norms: batch, sync (over all processes), frozen (running
-    statistics) or group (32 groups); the body's layer norms stay."""
+    """Norm of FPN, box head and the body's batch norms: batch, sync (over all processes), frozen (running statistics)
+    or group (32 groups); the body's layer norms stay."""
     neck: Neck = "fpn"
-    """What stands on the body: a feature pyramid with RoI pooling and box head; the pyramid alone, from P3 up;
-    RT-DETR's hybrid encoder with RoI pooling and box head; RoI pooling from C4 with the ResNet's last stage as box
-    head; DETR's transformer; or nothing, as FCN needs it."""
+    """Neck on the body: fpn, a feature pyramid with RoI pooling and box head; fpn_p3, the pyramid alone, from P3 up;
+    hybrid, RT-DETR's encoder with RoI pooling and box head; c4, RoI pooling from C4 with the ResNet's last stage as
+    box head; transformer, DETR's; or none, for FCN."""
     fpn_channels: int = 256
     """Width of every pyramid level, RT-DETR's too."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"

@@ -250,7 +250,7 @@ def box_loss(predicted: Tensor, labels: Tensor, offsets: Tensor, beta: float) ->
         predicted: (R, 4 (classes + 1)), offsets by class.
         labels: (R,), 0 is background.
         offsets: (R, 4), wanted.
-        beta: where the parabola turns into a line; 0: L1.
+        beta: point at which the parabola turns into a line; 0: L1.
     """
     (on_object,) = torch.where(labels > 0)
     of_class = predicted.view(len(labels), -1, 4)[on_object, labels[on_object]]

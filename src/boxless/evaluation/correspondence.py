@@ -67,7 +67,7 @@ class Pair:
     """An image and its copy.
 
     Attributes:
-        row: of the data.
+        row: row of the data.
         image: (3, size, size) in 0..1, the whole image squashed to a square.
         changed: (3, size, size) in 0..1, mirrored and in other colours.
         skipped: (path, reason) of an image that could not be read; both are then empty.

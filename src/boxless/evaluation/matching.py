@@ -26,7 +26,7 @@ class Matches:
 
     Attributes:
         kept: (N,), the rows of the detections at or above the threshold, by descending score.
-        outcomes: of each of them, CORRECT, WRONG_CLASS, EXTRA or IGNORED (a crowd, which may be found or not).
+        outcomes: outcomes of each of them, CORRECT, WRONG_CLASS, EXTRA or IGNORED (a crowd, which may be found or not).
         objects: (N,), the row of the object that each was matched with, -1 for none.
         missing: the rows of the objects that nothing was matched with, crowds left out.
     """

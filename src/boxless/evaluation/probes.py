@@ -35,11 +35,11 @@ class Score:
 
     Attributes:
         weights: their name.
-        measure: what was measured.
+        measure: name of the measure.
         value: 0..1; NaN where there was nothing to measure.
         low: lower end of its interval; NaN where none is known.
         high: upper end.
-        n: how many examples, draws, episodes or images the interval is over.
+        n: number of examples, draws, episodes or images of the interval.
     """
 
     weights: str

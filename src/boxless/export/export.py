@@ -24,7 +24,7 @@ def export_run(where: str, path: Path, to: str) -> Export:
 
     Args:
         where: the run's folder.
-        path: that the file, or the folder, will have.
+        path: path of the new file or folder.
         to: which library.
 
     Raises:

@@ -22,7 +22,7 @@ class Export:
 
     Attributes:
         write: puts them at a path and returns what to say of it.
-        text: how they are loaded there.
+        text: instructions for loading them there.
     """
 
     write: Callable[[Path], str]

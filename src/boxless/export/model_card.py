@@ -18,7 +18,7 @@ def card(run: Run, recipe: PretrainRecipe | FinetuneRecipe, figures: list[str]) 
 
     Args:
         run: finished.
-        recipe: of it.
+        recipe: its recipe.
         figures: paths that the card shows, relative to it.
     """
     pretrained = isinstance(recipe, PretrainRecipe)

@@ -191,7 +191,7 @@ def _table(first: int, single: bool) -> dict[str, str]:
 
     Args:
         first: level of the pyramid's finest map.
-        single: whether there is no pyramid.
+        single: true if there is no pyramid.
     """
     begin = "backbone." if single else "backbone.bottom_up."
     table = {f"backbone.body.{name}": begin + _body(name) for name in resnet_modules()}

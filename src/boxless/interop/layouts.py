@@ -25,7 +25,7 @@ class Layout:
     """Layout of a project's names for a body.
 
     Attributes:
-        name: of the project.
+        name: name of the project.
         prefix: before the body's names.
         beside: pattern that another of the file's keys matches.
     """
@@ -72,7 +72,7 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> Recognised:
     """Whose names tensors have, and they in torchvision's.
 
     Args:
-        tensors: of a file.
+        tensors: tensors of a file.
         body: pattern of the names that the wanted body's tensors begin with, such as conv1|bn1|layer1.
 
     Raises:

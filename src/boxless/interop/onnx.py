@@ -51,7 +51,7 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
     """Write the file; returns the names of its outputs.
 
     Args:
-        path: of the .onnx file.
+        path: path of the .onnx file.
         detector: in evaluation mode, on the CPU.
         classes: names, kept in the file's metadata; label k is classes[k - 1].
     """

@@ -87,7 +87,7 @@ def save(
 
     Args:
         folder: exists.
-        tensors: of the detector, in boxless' names.
+        tensors: tensors of the detector, in boxless' names.
         trunk: with a ResNet.
         detector: one of `MODELS`.
         classes: names.

@@ -90,7 +90,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
 
     Args:
         trunk: is changed in place.
-        path: of the weights.
+        path: path of the weights.
         minimum: share of the backbone's parameters, 0..1, that must be loaded.
 
     Raises:

@@ -33,7 +33,7 @@ class Judged:
         truth: the labels.
         boxes: (N, 4), the detected ones, px of this image.
         found: the detections.
-        matches: what became of both.
+        matches: outcomes of both.
     """
 
     image: npt.NDArray[np.uint8]

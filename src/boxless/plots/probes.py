@@ -67,7 +67,7 @@ def score_curves(scores: Sequence[Score], chance: float) -> Figure:
 
     Args:
         scores: their measures end in that number ("mAP, k = 8").
-        chance: where guessing is, 0..1; dashed.
+        chance: level of guessing, 0..1; drawn dashed.
     """
     figure = blank(9.6, 5.4)
     axes = figure.subplots()

@@ -21,7 +21,7 @@ class PackedBoxes:
         ends: (N,) int64.
         sizes: (N, 2) int32, (W, H) px of the images that the boxes are of; 0 where an image could not be read.
         missing: images that had no row in the table; they got one box, the whole image.
-        mark: where `values` are mapped from, by which they cross to other processes; None where they are not.
+        mark: source of the mapped `values`, for other processes; None if they are not mapped.
     """
 
     values: Array

@@ -25,7 +25,7 @@ class Recall:
         iou: the threshold.
         shares: by "all", "small", "medium" and "large", COCO's sizes but of the box, in source px.
         objects: their numbers.
-        images: how many images had labels.
+        images: number of images with labels.
         boxes_per_image: the mean over these images.
     """
 

@@ -24,7 +24,7 @@ class SelectiveSearch:
 
     Attributes:
         scale: k of the graph segmentation (Felzenszwalb): larger means larger first regions.
-        sigma: of the blur before the segmentation, px of the image as segmented.
+        sigma: sigma of the blur before the segmentation, px of the image as segmented.
         min_size: least area of a first region, px^2 of the image as segmented.
         colours: colour spaces; each gives one hierarchy of regions, and the boxes of all are joined.
         max_side: px; images whose longer side is larger are shrunken to it first, None never. Time grows with pixels

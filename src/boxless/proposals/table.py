@@ -65,7 +65,7 @@ class ProposalTable:
         packed: the boxes, and the sizes of their images.
         fallback: (N,) int8, steps back from the limits.
         skipped: N reasons or nulls, a pyarrow array of strings.
-        settings: what made the boxes, JSON values.
+        settings: settings that made the boxes, JSON values.
     """
 
     keys: Any

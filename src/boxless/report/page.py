@@ -30,12 +30,12 @@ class Table:
     """Scores side by side.
 
     Attributes:
-        title: what is compared.
-        head: of the columns.
+        title: title of the comparison.
+        head: headings of the columns.
         rows: their entries, as text.
         ranges: for each row the gain and its half width, in percent points; None where there is none.
         levels: for each row how its last entry is meant.
-        note: what the numbers are.
+        note: explanation of the numbers.
     """
 
     title: str
@@ -51,16 +51,16 @@ class Page:
     """Contents of a page.
 
     Attributes:
-        title: of the page.
-        subtitle: what it is about, in a line.
+        title: title of the page.
+        subtitle: subject of the page, in a line.
         reports: runs that have a part of their own; a run's number is its place among them.
         curves: groups of what is drawn, each with a title, numbers, names and metrics.
         galleries: runs whose detections are shown.
         folders: name and folder of what has pictures.
         tables: comparisons.
-        advice: what to do next.
-        gaps: what is missing of the whole.
-        live: whether the page asks its server for news.
+        advice: recommended next steps.
+        gaps: missing parts.
+        live: true if the page asks its server for updates.
     """
 
     title: str

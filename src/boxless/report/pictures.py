@@ -23,7 +23,7 @@ class Embedded:
     Attributes:
         data: its data URI.
         width, height: px.
-        caption: what it shows.
+        caption: description of the content.
         run: whose it is.
     """
 

@@ -22,13 +22,13 @@ class RunReport:
 
     Attributes:
         path: the folder.
-        name: what the page calls the run.
+        name: name of the run on the page.
         settings: every key of the recipe by its dotted name.
         recipe_text: recipe.yaml.
         environment: versions, machine, inputs, command; {} if unknown.
         summary: scores, health and times; {} of an unfinished run.
         progress: the newest report of a run that trains or was stopped; {} if there is none.
-        metrics: of metrics.csv.
+        metrics: contents of metrics.csv.
         labels: classes and choice of labels of a fine-tuning.
         galleries: images with detections that evaluations left.
         evaluations: results of boxless evaluate, by the data's name.

@@ -77,7 +77,7 @@ class Run:
 
         Args:
             where: the folder.
-            trained: whether it must have weights.
+            trained: true if it must have weights.
 
         Raises:
             UserError: if it is not a run, or has no weights though it must.
@@ -185,7 +185,7 @@ class Run:
         """A JSON file of the run, {} if there is none.
 
         Args:
-            name: of the file.
+            name: name of the file.
             gaps: collects a sentence for each part that is damaged and so left out.
         """
         return read_json(self.path / name, [] if gaps is None else gaps)

@@ -61,9 +61,9 @@ class Row:
     """The cells of one detector, one start and one share of the labels, over the seeds.
 
     Attributes:
-        detector: that was fine-tuned.
+        detector: the fine-tuned detector.
         method: the start.
-        fraction: of the labels, 0..1.
+        fraction: fraction of the labels, 0..1.
         images: labelled images.
         n: seeds.
         mean: score name -> mean.

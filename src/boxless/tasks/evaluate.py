@@ -121,8 +121,8 @@ class EvaluationResult:
 
     Attributes:
         path: folder with evaluation.json, detections.json and examples.png.
-        images: how many were measured.
-        scores: of boxes ("bbox") and, if detector and labels have them, of masks ("segm") or "keypoints"; of FCN
+        images: number of measured images.
+        scores: scores of boxes ("bbox") and, if detector and labels have them, of masks ("segm") or "keypoints"; of FCN
             "segments".
         unlabelled: classes of the detector that the labels have no object of (of FCN: that neither labels nor
             predictions have); they are in no mean.

@@ -21,10 +21,10 @@ class FeatureExtractor:
     """A trunk whose features are measured or drawn.
 
     Attributes:
-        name: of its weights.
+        name: name of its weights.
         trunk: on the CPU, in eval mode, without gradients.
-        report: what was loaded.
-        has_fpn: whether the FPN has weights of its own, or is as random as all the rest.
+        report: report of the loaded weights.
+        has_fpn: true if the FPN has weights of its own, or is as random as all the rest.
     """
 
     name: str
@@ -40,8 +40,8 @@ def load_feature_extractors(words: Sequence[str], backbone: str | None, seed: in
 
     Args:
         words: runs, weights files, "none".
-        backbone: of files and of "none"; by default the first run's.
-        seed: of the random weights.
+        backbone: backbone for files and "none"; by default the first run's.
+        seed: seed of the random weights.
 
     Raises:
         UserError: words name nothing, or weights do not fit.

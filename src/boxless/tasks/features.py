@@ -68,7 +68,7 @@ class FeatureCache:
     def vectors(self, network: FeatureExtractor, data: ClassifiedData, parts: int = 1) -> Features:
         """C5 of each example, averaged over all cells, or over `parts` x `parts` overlapping parts of the map.
 
-        Each part is as large as fits: of 7 x 7 cells two times two parts have 6 x 6, as in the papers' SVM features.
+        Parts are as large as possible: 2 x 2 parts of 7 x 7 cells have 6 x 6 each, as in the papers' SVM features.
         """
         windows = data.windows if isinstance(data.windows, str) else _digest(data.windows.tobytes())
         sizes = {} if data.sizes is None else {"sizes": _digest(data.sizes.tobytes())}

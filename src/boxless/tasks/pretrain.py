@@ -53,9 +53,9 @@ class PretrainTask:
         quiet: print nothing.
 
     Attributes:
-        trunk: what comes out.
+        trunk: the trained trunk.
         method: around the trunk.
-        output: of the last forward pass.
+        output: output of the last forward pass.
         health: measures of the embeddings.
         start: report of what `init` filled, or None.
     """

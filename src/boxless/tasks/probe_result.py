@@ -54,10 +54,10 @@ class ProbeResult:
 
     Attributes:
         path: folder with KIND.csv, KIND.md, figures/KIND.png and the features.
-        kind: of the probe.
-        scores: of each of the weights, the random ones first.
-        chance: what guessing reaches, 0..1.
-        note: what the figures are.
+        kind: kind of the probe.
+        scores: scores of each of the weights, the random ones first.
+        chance: score of guessing, 0..1.
+        note: explanation of the scores.
         skipped: file -> reason of the images that could not be read.
     """
 

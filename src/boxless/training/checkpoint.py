@@ -92,7 +92,7 @@ def check_network(out: Path) -> Iterator[None]:
     """Raise UserError if a checkpoint in the folder `out` does not match the network.
 
     Raises:
-        UserError: that line.
+        UserError: with that line.
     """
     try:
         yield

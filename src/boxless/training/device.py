@@ -74,9 +74,9 @@ def training_fabric(precision: str) -> Fabric:
 def _distributed_fabric(precision: str, processes: Processes) -> Fabric:
     """Fabric by DDP.
 
-    Parameters without gradient are allowed: of a pyramid's level on which no box falls, or of a part that a step leaves
-    out. Buffers are not handed out before each step: norms that should agree are synchronised, others keep to their own
-    images, and the first process's are what is saved.
+    Parameters may have no gradient, such as those of a pyramid level without boxes or of a part that a step leaves out.
+    Buffers are not broadcast before each step: norms that should agree are synchronised, others use their own images,
+    and the first process's buffers are saved.
     """
     _set_up()
     _check_gpus(processes)

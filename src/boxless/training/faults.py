@@ -29,7 +29,7 @@ def one_line_faults(out: Path) -> Iterator[None]:
     """End the run in the folder `out` with one line if something outside of it fails.
 
     Raises:
-        UserError: that line.
+        UserError: with that line.
     """
     try:
         with in_words(out), silent_threads(_lost_connection):

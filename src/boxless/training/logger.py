@@ -35,14 +35,14 @@ class MetricLogger:
     depend on the machine's speed are in `progress.json`, the newest `Report`, and in TensorBoard's events.
 
     Args:
-        folder: of the run; None where another process writes and shows it all.
+        folder: folder of the run; None where another process writes and shows it all.
         start: first step that this process will do.
         total: steps of the run.
         images_per_step: for the speed that is shown.
         every: steps between two reports.
-        title: what the lines for people begin with.
+        title: first word of progress lines.
         quiet: print nothing.
-        loggers: that take the same scalars, such as Weights & Biases.
+        loggers: other loggers of the same scalars, such as Weights & Biases.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ class OutOfMemory(Exception):
     """A step did not fit.
 
     Attributes:
-        step: that did not.
-        batch: of this process.
+        step: step that did not fit.
+        batch: batch of this process.
     """
 
     def __init__(self, step: int, batch: Any) -> None:
@@ -29,7 +29,7 @@ class MicroBatches:
     """Equal parts of a batch, gone through one after the other if memory is short; gradients are averaged over them.
 
     Args:
-        images: of a batch, on this process.
+        images: number of images of a batch, on this process.
         accumulate: number of parts; auto: more and more of them, as memory runs out.
     """
 

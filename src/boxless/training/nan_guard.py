@@ -14,9 +14,9 @@ class NonFiniteStep(Exception):
 
     Attributes:
         step: at which it happened.
-        batch: that it happened on, this process's share.
-        state: of the module before that step's update, as in its `state_dict`; running statistics know the batch.
-        own: whether the loss of this process's own share was not finite.
+        batch: batch of the step, this process's share.
+        state: state of the module before that step's update, as in its `state_dict`; running statistics know the batch.
+        own: true if the loss of this process's own share was not finite.
     """
 
     def __init__(self, message: str, step: int, batch: Any, state: dict[str, Tensor], own: bool) -> None:
@@ -43,9 +43,9 @@ class NanGuard:
     under way, and the weights are copied before each update, within the device's memory.
 
     Args:
-        module: that is trained.
-        late: whether to look a step late.
-        overflows: whether gradients may be infinite, as with a loss scale, which then skips the update.
+        module: trained module.
+        late: if true, check one step later.
+        overflows: true if gradients may be infinite, as with a loss scale, which then skips the update.
     """
 
     def __init__(self, module: nn.Module, late: bool, overflows: bool = False) -> None:

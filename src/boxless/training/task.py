@@ -57,7 +57,7 @@ class Task(Protocol):
         recipe: settings.
         steps: optimizer steps from start to end.
         batch: images per step, over all processes.
-        module: what is trained, on its device; there after `build`.
+        module: the trained module, on its device; available after `build`.
         optimizer: over the module; a group's `lr_scale` multiplies the learning rate; there after `build`.
         evaluate_every: steps between calls of `evaluate`; None: never.
         micro_batches: parts of a batch that `loss` takes one after the other.
@@ -116,5 +116,5 @@ class Task(Protocol):
         """Write weights and summary; called on all processes.
 
         Args:
-            seconds: that the run has trained, over all resumes.
+            seconds: training time of the run, over all resumes.
         """

@@ -17,7 +17,7 @@ class Skeleton:
     """The K keypoints that objects are labelled with; none by default.
 
     Attributes:
-        names: of the keypoints.
+        names: names of the keypoints.
         edges: pairs of keypoints, from 0, that are drawn connected.
     """
 

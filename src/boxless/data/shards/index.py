@@ -36,7 +36,7 @@ class ShardIndex(ImageIndex):
     """Images inside shards, in the order of their keys.
 
     Attributes:
-        place: of the manifest, a path or a URL.
+        place: place of the manifest, a path or a URL.
         files: the shards.
         columns: shard, offset, size and crc32 of each image, (N,).
         proposals: settings of the proposals inside, if any.

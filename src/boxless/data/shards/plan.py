@@ -25,10 +25,10 @@ class Plan:
 
     Attributes:
         index: the images.
-        extras: what goes beside each.
-        rows: of the index, in the order of packing.
-        ends: where each shard's rows end in `rows`.
-        hash: of all that decides on the shards' bytes but the images' pixels.
+        extras: files beside each image.
+        rows: number of rows of the index, in the order of packing.
+        ends: end of each shard's rows in `rows`.
+        hash: hash of everything that determines the shards' bytes, except the images' pixels.
         made: the part of that which people know, by name.
     """
 

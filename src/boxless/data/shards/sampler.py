@@ -100,7 +100,7 @@ def mixed_rows(
         buffer: shards.
         batch: images per step of a process.
         world: processes.
-        random: what is drawn from.
+        random: generator of the draws.
 
     Returns:
         (steps * world * batch,) rows: in each step the processes' batches one after another.

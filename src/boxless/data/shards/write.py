@@ -30,10 +30,10 @@ class Unpacked:
     """An image to pack.
 
     Attributes:
-        row: of the index.
+        row: row of the index.
         image: path of its file.
-        name: of its members in the tar file.
-        extension: of the member that holds the image.
+        name: name of its members in the tar file.
+        extension: extension of the member that holds the image.
         beside: bytes of the other members, by extension.
     """
 
@@ -53,11 +53,11 @@ class ShardTask:
     """A shard to write.
 
     Attributes:
-        number: of the shard.
-        path: of its file.
-        images: what goes in.
-        holder: what `LOCK` has to say; None: it is not looked at.
-        note: where the shard's `Part` is noted as JSON, once the shard is whole; None: nowhere.
+        number: number of the shard.
+        path: path of its file.
+        images: images of the shard.
+        holder: expected content of `LOCK`; None: not checked.
+        note: path for the shard's `Part` as JSON, once the shard is complete; None: not written.
     """
 
     number: int

@@ -28,7 +28,7 @@ def augment(view: View, settings: Photometric, generator: torch.Generator, compi
         view: image (B, 3, H, W) uint8 on any device.
         settings: probabilities and strengths.
         generator: on the CPU.
-        compiled: whether a GPU's jitter is compiled, which saves it two thirds of its passes over the images.
+        compiled: true if a GPU's jitter is compiled, which saves it two thirds of its passes over the images.
 
     Returns:
         Views with float images in 0..1 whose maps know of the flips.

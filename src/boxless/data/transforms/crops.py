@@ -50,8 +50,8 @@ def on_grid(window: Window, step: int, width: int, height: int) -> Window:
     Args:
         window: xyxy, source px.
         step: source px per px of the small image.
-        width: of the small image, px; its last column may reach beyond the source's edge.
-        height: of the small image, px.
+        width: width of the small image, px; its last column may extend beyond the source's edge.
+        height: height of the small image, px.
 
     Returns:
         xyxy in px of the small image, not empty.

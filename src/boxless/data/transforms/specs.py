@@ -39,7 +39,7 @@ class ViewSpec:
     """Specification of a view: its size, window and colours.
 
     Attributes:
-        size: of the square view, px.
+        size: size of the square view, px.
         photometric: applied after cutting, drawn again for each view.
         scale: range of the crop's share of the source's area; None takes the whole image, squashed to a square.
         ratio: range of the crop's width over height, drawn log-uniformly.
