@@ -301,8 +301,8 @@ def _check_continued(run: Run, recipe: str, inputs: dict[str, Any], allow_change
     changed = _changes(run, recipe, inputs) if run.recipe_file.exists() else []
     if changed and not allow_changes:
         raise UserError(
-            f"--out {run.path}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to continue "
-            "it, name another folder, or (pretrain, finetune) add --allow-changes"
+            f"--out {run.path}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to "
+            "continue it, name another folder, or (pretrain, finetune) add --allow-changes"
         )
     for change in changed:
         print(f"{run.path}: going on although {change}", file=sys.stderr, flush=True)
