@@ -55,7 +55,7 @@ def finetune(
     settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck
     settings = override(with_trunk_of(settings, weights), overrides)
     file = weights_file(weights) if weights else None
-    segments = settings.detector.kind == "fcn"
+    segments = settings.detector.targets == "classes"
     with stoppable():
         training_fabric(settings.precision)  # where several processes train, they meet here
         silent = quiet or rank() > 0

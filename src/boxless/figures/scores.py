@@ -64,7 +64,7 @@ class Looked:
 
     def __init__(self, run: str, data: str, quiet: bool) -> None:
         detector, classes, recipe = load_detector(run)
-        if recipe.detector.kind == "fcn":
+        if recipe.detector.targets == "classes":
             raise UserError(f"run {run}: is FCN, which finds no boxes; boxless evaluate draws its class maps")
         labels = validation_labels(data, classes, quiet)
         found, skipped = detect_labelled(detector, labels, recipe)

@@ -161,9 +161,9 @@ def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finet
         else:
             raise UserError(
                 f"detectors: {word!r} is no detector or recipe of fine-tuning{did_you_mean(word, DETECTORS)}; "
-                f"detectors are {', '.join(kind for kind in DETECTORS if kind != 'fcn')}"
+                f"detectors are {', '.join(kind for kind, each in DETECTORS.items() if each.targets != 'classes')}"
             )
-        if choice.recipe.detector.kind == "fcn":
+        if choice.recipe.detector.targets == "classes":
             raise UserError(f"detectors: {word} is FCN; compare measures AP: take finetune and evaluate for each start")
         choices.append(replace(choice, recipe=replace(choice.recipe, evaluate_every=10**9)))  # measured at its end
     if len({choice.name for choice in choices}) < len(choices):

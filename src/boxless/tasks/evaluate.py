@@ -44,7 +44,7 @@ def evaluate_detector(
 
     `gallery`: a folder for the report's images with detections; FCN has none.
     """
-    if recipe.detector.kind == "fcn":
+    if recipe.detector.targets == "classes":
         return segmentation_scores(detector, val, recipe, fabric)
     found, skipped = detect_labelled(detector, val, recipe, fabric)
     if gallery is not None:
@@ -61,9 +61,9 @@ def detection_scores(data: LabelledData, found: Sequence[Detections], recipe: Fi
     federated = recipe.metric == "lvis"
     result = {"voc07": voc_average_precision(data, found)} if recipe.metric == "voc07" else {}
     result["bbox"] = average_precision(data, found, federated=federated)
-    if recipe.detector.kind == "mask_rcnn" and data.has_masks:
+    if recipe.detector.targets == "masks" and data.has_masks:
         result["segm"] = average_precision(data, found, "segm", federated)
-    if recipe.detector.kind == "keypoint_rcnn" and data.has_keypoints:
+    if recipe.detector.targets == "keypoints" and data.has_keypoints:
         result["keypoints"] = average_precision(data, found, "keypoints")
     return result
 
@@ -90,7 +90,7 @@ def check_keypoints(data: LabelledData, learned: Skeleton, recipe: FinetuneRecip
         UserError: a keypoint detector is measured on other keypoints.
     """
     theirs = data.skeleton.names
-    if recipe.detector.kind == "keypoint_rcnn" and theirs and theirs != learned.names:
+    if recipe.detector.targets == "keypoints" and theirs and theirs != learned.names:
         raise UserError(
             f"{data.origin}: its keypoints ({', '.join(theirs[:5])}, ...) are not the detector's "
             f"({', '.join(learned.names[:5])}, ...); their names must agree, in the same order"
@@ -160,7 +160,7 @@ class EvaluationResult:
 def run_evaluation(run: str, data: str, out: str | None = None, quiet: bool = False) -> EvaluationResult:
     """Evaluate a run's detector, and write the scores, detections and pictures; see `boxless.evaluate`."""
     detector, classes, recipe = load_detector(run)
-    segments = recipe.detector.kind == "fcn"
+    segments = recipe.detector.targets == "classes"
     labels = validation_labels(data, classes, quiet, segments)
     if not segments:
         _check_labels(labels, data)

@@ -113,10 +113,10 @@ class DetectTask:
             raise UserError("min_size: empty; only detector.kind=fcn takes images as large as they are on disk")
 
     def _check_labels(self) -> None:
-        kind, data = self.recipe.detector.kind, self.chosen
-        if kind == "mask_rcnn" and not data.has_masks:
+        targets, data = self.recipe.detector.targets, self.chosen
+        if targets == "masks" and not data.has_masks:
             raise UserError(f"{data.origin}: detector.kind=mask_rcnn needs masks and these labels have boxes only")
-        if kind == "keypoint_rcnn" and not data.has_keypoints:
+        if targets == "keypoints" and not data.has_keypoints:
             raise UserError(f"{data.origin}: detector.kind=keypoint_rcnn needs keypoints and these labels have none")
         check_keypoints(self.val, data.skeleton, self.recipe)
         if self.recipe.metric == "lvis":
@@ -144,7 +144,7 @@ class DetectTask:
         recipe, chosen = self.recipe, self.chosen
         sha256 = fingerprint(chosen.images)
         check_same("data", f"{len(chosen)} images ({sha256[:16]})")
-        skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.kind == "keypoint_rcnn" else {}
+        skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.targets == "keypoints" else {}
         choice = {
             "classes": chosen.classes,
             **skeleton,
@@ -164,7 +164,7 @@ class DetectTask:
 
     def dataset(self) -> Dataset[DetectionSample]:
         """The training images with their targets."""
-        recipe, masks = self.recipe, self.recipe.detector.kind == "mask_rcnn"
+        recipe, masks = self.recipe, self.recipe.detector.targets == "masks"
         sizes = recipe.min_size, recipe.max_size
         return DetectionDataset(self.chosen, *sizes, True, masks, recipe.seed, recipe.random_crop)
 
@@ -305,11 +305,11 @@ def run_finetuning(
         "labels": labels_digest(data.images),
         "val": val.origin,
         "val_labels": labels_digest(val.images),
-        "targets": " ".join(targets_digest(each, recipe.detector.kind) for each in (data, val)),
+        "targets": " ".join(targets_digest(each, recipe.detector.targets) for each in (data, val)),
         "weights": str(weights) if weights else None,
         "weights_sha256": sha256_of(weights) if weights else None,
     }
-    task = SegmentTask if recipe.detector.kind == "fcn" else DetectTask
+    task = SegmentTask if recipe.detector.targets == "classes" else DetectTask
     with training_in(out, recipe_text, inputs, allow_changes, quiet) as unfinished:
         if unfinished:
             fit(task(recipe, fabric, out, data, val, weights, quiet), run, fabric, quiet)

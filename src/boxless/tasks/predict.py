@@ -67,7 +67,7 @@ def run_prediction(run: str, data: str | list[str], out: str, score: float, quie
     folder = _folder(out, data)
     index = find_images(data)
     _begin(folder, index)
-    if recipe.detector.kind == "fcn":
+    if recipe.detector.targets == "classes":
         return _predict_classes(detector, classes, recipe, index, folder, quiet)
     skipped: dict[str, str] = {}
     skeleton = skeleton_of(run)

@@ -199,12 +199,12 @@ def labels_digest(images: Iterable[LabelledImage]) -> str:
     return sha.hexdigest()[:16]
 
 
-def targets_digest(data: LabelledData, kind: str) -> str:
-    """16 hex digits that depend on what a kind of detector learns beside boxes: names, masks, points, class maps."""
-    points = kind == "keypoint_rcnn"
+def targets_digest(data: LabelledData, targets: str) -> str:
+    """16 hex digits that depend on what a detector learns beside boxes: names, masks, points, class maps."""
+    points = targets == "keypoints"
     sha = hashlib.sha256(repr((data.classes, data.skeleton if points else None)).encode())
     for image in data.images:
-        if kind == "mask_rcnn":
+        if targets == "masks":
             sha.update(repr(image.masks).encode())
         if points and image.keypoints is not None:
             sha.update(image.keypoints.tobytes())
