@@ -18,7 +18,7 @@ from training_step import Step
 
 from boxless.data.detection import DetectionSample
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
-from boxless.proposals.random_boxes import random_boxes
+from boxless.proposals.baselines import random_boxes
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.tasks.finetune import detector_losses, make_detector_optimizer
 from boxless.training.device import make_fabric

@@ -32,7 +32,6 @@ from pipeline import photographs
 
 from boxless.data.index import index_images
 from boxless.data.sampler import TrainingSampler
-from boxless.proposals.packed import PackedBoxes
 from boxless.proposals.table import ProposalTable
 
 FOLDER = 1000
@@ -46,7 +45,7 @@ Figures = dict[str, Any]
 class Asked:
     """A data set that asks for the path of a row, and for its boxes if there are any."""
 
-    def __init__(self, paths: Any, boxes: PackedBoxes | None) -> None:
+    def __init__(self, paths: Any, boxes: ProposalTable | None) -> None:
         self.paths, self.boxes = paths, boxes
 
     def __getitem__(self, place: tuple[int, int]) -> int:
@@ -143,7 +142,10 @@ def make_table(root: Path, cache: Path) -> None:
         part[:, 1] += 1  # a box has two sides
     table = ProposalTable(
         keys=index.keys(),
-        packed=PackedBoxes.end_to_end(values.reshape(-1, 4), np.full(count, BOXES), np.full((count, 2), 500, np.int32)),
+        values=values.reshape(-1, 4),
+        starts=BOXES * np.arange(count),
+        ends=BOXES * np.arange(1, count + 1),
+        sizes=np.full((count, 2), 500, np.int32),
         fallback=np.zeros(count, np.int8),
         skipped=pa.nulls(count, pa.large_string()),
         settings={"method": "benchmark"},

@@ -19,7 +19,7 @@ from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.method import MethodConfig, as_module
-from boxless.proposals.random_boxes import random_boxes
+from boxless.proposals.baselines import random_boxes
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.compiling import compile_parts
 from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer

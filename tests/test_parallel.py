@@ -24,9 +24,8 @@ from boxless.data.shards.pack import _check_seen, pack_images
 from boxless.data.shards.plan import plan_shards
 from boxless.data.shards.write import LOCK, ShardTask, Unpacked, write_shard
 from boxless.errors import UserError
-from boxless.proposals.generate import make_proposals
-from boxless.proposals.grid import Grid
-from boxless.proposals.parts import Parts
+from boxless.proposals.baselines import Grid
+from boxless.proposals.generate import make_proposals, parts_folder
 from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable
 
@@ -109,9 +108,9 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, shared_data, tmp_pa
     out, local = tmp_path / "p.parquet", tmp_path / "local.parquet"
     command = ["propose", "--data", str(images), "--out", str(out), "--max-side", "96"]
     process = started(cluster, command)
-    while process.poll() is None and not (list(Parts(out).folder.glob("*.parquet")) and working()):
+    while process.poll() is None and not (list(parts_folder(out).glob("*.parquet")) and working()):
         time.sleep(0.005)
-    parts = len(list(Parts(out).folder.glob("*.parquet")))
+    parts = len(list(parts_folder(out).glob("*.parquet")))
     assert process.poll() is None and not out.exists(), process.communicate()[0]
     os.kill(working()[0], signal.SIGKILL)
     printed, _ = process.communicate()
@@ -121,7 +120,7 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(cluster, shared_data, tmp_pa
     assert out.read_bytes() == local.read_bytes()
     keys = ProposalTable.open(out).keys.to_pylist()
     assert keys == index_images(images).keys().to_pylist() and len(set(keys)) == 33
-    assert not Parts(out).folder.exists()
+    assert not parts_folder(out).exists()
 
 
 def reader_of(pipe: Path, process: subprocess.Popen[str]) -> tuple[int, int]:

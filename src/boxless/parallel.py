@@ -22,10 +22,10 @@ from boxless.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Handle = TypeVar("Handle")
 Results = Generator[tuple[Task, Result], None, None]
 
-RETRIES = 3  # of a task on a cluster: one that kills its worker each time, for lack of memory say, must end
+RETRIES = 3
+"""Of a task on a cluster: one that kills its worker each time, for lack of memory say, must end."""
 
 
 class WorkerDied(Exception):
@@ -48,46 +48,36 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalProcesses:
-    """Processes of this machine; with one worker this process itself."""
+class Local:
+    """Processes of this machine, this one alone where one is enough; or threads.
 
-    workers: int
+    Attributes:
+        slots: how many.
+        threads: for work on files and checksums, which lets go of the interpreter.
+    """
 
-    @property
-    def slots(self) -> int:
-        """One task per worker."""
-        return self.workers
+    slots: int
+    threads: bool = False
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Results[Task, Result]:
         """See `Engine`."""
-        if self.workers == 1:
+        if self.slots == 1:
             yield from ((task, function(task)) for task in tasks)
             return
-        # spawn: a fork would copy locks that OpenCV's or PyTorch's threads may hold in this process
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_leave_with_parent) as pool:
+        with self._pool() as pool:
             try:
-                yield from _in_pool(pool, 2 * self.workers, function, tasks)
+                yield from _finished(tasks, lambda: 2 * self.slots, lambda task: pool.submit(function, task))
             except BrokenProcessPool as error:
                 advice = "take fewer workers; 1 if this is a script without a __main__ guard"
                 raise WorkerDied(f"a worker process died, perhaps for lack of memory ({advice})") from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-
-@dataclass(frozen=True)
-class LocalThreads:
-    """Threads of this process, for work on files and checksums, which let go of the interpreter."""
-
-    workers: int
-
-    @property
-    def slots(self) -> int:
-        """One task per thread."""
-        return self.workers
-
-    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Results[Task, Result]:
-        """See `Engine`."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            yield from _in_pool(pool, 2 * self.workers, function, tasks)
+    def _pool(self) -> Executor:
+        if self.threads:
+            return ThreadPoolExecutor(self.slots)
+        # spawn: a fork would copy locks that OpenCV's or PyTorch's threads may hold in this process
+        return ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), _leave_with_parent)
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,9 @@ class RayCluster:
             return function(task)
 
         remote = self.ray.remote(max_retries=RETRIES)(boxless_task)
+        room = lambda: self.workers or 2 * self.slots  # noqa: E731 (asked anew, for clusters grow and shrink)
         try:
+<<<<<<< HEAD
             for task, reference in _finished(
                 tasks,
                 lambda: self.workers or 2 * self.slots,  # asked each time, because clusters grow and shrink
@@ -122,11 +114,28 @@ class RayCluster:
                 lambda running: self.ray.wait(running)[0],
             ):
                 yield task, self.ray.get(reference)
+=======
+            yield from _finished(tasks, room, lambda task: remote.remote(task).future())
+>>>>>>> 0e8c4b1 (parallel: one kind of local pool, futures for Ray too)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what the function raised
         except self.ray.exceptions.RayError as error:
             reason = " ".join(str(error).split())[:200]
             raise WorkerDied(f"the Ray cluster gave a task up ({type(error).__name__}: {reason})") from error
+
+
+def _finished(
+    tasks: Iterable[Task], room: Callable[[], int], submit: Callable[[Task], Future[Result]]
+) -> Results[Task, Result]:
+    """Yield tasks with their results as they get finished; a million under way at once would only fill the memory."""
+    waiting = iter(tasks)
+    running: dict[Future[Result], Task] = {}
+    while True:
+        running |= {submit(task): task for task in islice(waiting, max(0, room() - len(running)))}
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future.result()
 
 
 @contextmanager
@@ -185,37 +194,6 @@ def _connect(ray: Any, address: str) -> None:
         raise UserError(f"{name}: no Ray cluster there; {remedy}") from error
     except RuntimeError as error:  # other versions of Ray or Python than the cluster's
         raise UserError(f"{name}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _in_pool(
-    pool: Executor, room: int, function: Callable[[Task], Result], tasks: Iterable[Task]
-) -> Results[Task, Result]:
-    def wait_for_some(running: list[Future[Result]]) -> set[Future[Result]]:
-        return wait(running, return_when=FIRST_COMPLETED).done
-
-    try:
-        for task, future in _finished(tasks, lambda: room, lambda task: pool.submit(function, task), wait_for_some):
-            yield task, future.result()
-    except BaseException:
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-
-
-def _finished(
-    tasks: Iterable[Task],
-    room: Callable[[], int],
-    submit: Callable[[Task], Handle],
-    wait_for_some: Callable[[list[Handle]], Iterable[Handle]],
-) -> Iterator[tuple[Task, Handle]]:
-    """Yield tasks with their handles as they get finished; a million under way at once would only fill the memory."""
-    waiting = iter(tasks)
-    running: dict[Handle, Task] = {}
-    while True:
-        running |= {submit(task): task for task in islice(waiting, max(0, room() - len(running)))}
-        if not running:
-            return
-        for handle in wait_for_some(list(running)):
-            yield running.pop(handle), handle
 
 
 def _leave_with_parent() -> None:

@@ -27,8 +27,8 @@ from boxless.data.shards import files as shard_files
 from boxless.data.shards.index import ShardIndex, open_shards
 from boxless.data.shards.sampler import mixed_rows
 from boxless.errors import UserError
+from boxless.proposals.baselines import Grid
 from boxless.proposals.generate import make_proposals
-from boxless.proposals.grid import Grid
 
 SHARDS = 3
 

@@ -15,8 +15,8 @@ from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.data.unlabelled import Batch, ViewDataset, collate, view_batches
 from boxless.errors import UserError
+from boxless.proposals.baselines import Grid
 from boxless.proposals.generate import make_proposals
-from boxless.proposals.grid import Grid
 
 ROWS = 7
 SPECS = (

@@ -11,8 +11,8 @@ from boxless.detectors.trunk import TrunkConfig
 from boxless.figures import pairs as picture_pairs
 from boxless.figures.views import draw_views, small
 from boxless.methods.soco import SoCoConfig
+from boxless.proposals.baselines import RandomBoxes
 from boxless.proposals.generate import make_proposals
-from boxless.proposals.random_boxes import RandomBoxes
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe, ProposalOptions
 from boxless.tasks.feature_extractor import load_feature_extractors

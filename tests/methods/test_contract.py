@@ -24,7 +24,7 @@ from boxless.methods.dino import DINOConfig
 from boxless.methods.lc import LocalConfig
 from boxless.methods.method import MethodConfig
 from boxless.methods.modules import Queue
-from boxless.proposals.grid import grid_boxes
+from boxless.proposals.baselines import grid_boxes
 from boxless.recipes.overrides import keys
 from boxless.recipes.schema import Precision, PretrainOptim, PretrainRecipe
 from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer

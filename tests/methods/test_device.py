@@ -17,7 +17,7 @@ from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.method import MethodConfig
-from boxless.proposals.grid import grid_boxes
+from boxless.proposals.baselines import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer
 

@@ -14,9 +14,8 @@ from PIL import Image
 from boxless.data.index import index_images
 from boxless.errors import UserError
 from boxless.proposals import generate as production
-from boxless.proposals.generate import ensure_proposals, make_proposals, settings_of
-from boxless.proposals.grid import Grid
-from boxless.proposals.parts import Parts
+from boxless.proposals.baselines import Grid
+from boxless.proposals.generate import ensure_proposals, make_proposals, parts_folder, settings_of
 from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable
 
@@ -48,7 +47,7 @@ def test_rows_follow_the_index_and_bad_images_are_listed(folder, undisturbed):
     assert table.settings == settings_of(SMALL)
     with Image.open(index.path(3)) as image:
         assert tuple(table.sizes[3]) == image.size
-    assert not Parts(undisturbed).folder.exists()
+    assert not parts_folder(undisturbed).exists()
 
 
 def test_workers_do_not_change_a_byte(folder, undisturbed, tmp_path):
@@ -90,13 +89,13 @@ def test_a_killed_run_goes_on_where_it_was(folder, undisturbed, tmp_path):
     parts_at_kill = random.randint(1, 6)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 60
-    while len(list(Parts(out).folder.glob("*.parquet"))) < parts_at_kill and process.poll() is None:
+    while len(list(parts_folder(out).glob("*.parquet"))) < parts_at_kill and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     workers = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    finished = list(Parts(out).folder.glob("*.parquet"))
+    finished = list(parts_folder(out).glob("*.parquet"))
     assert process.returncode == -signal.SIGKILL and not out.exists(), f"too late, with {len(finished)} parts"
     assert len(workers) >= 2
     while any(map(is_running, workers)):
@@ -106,21 +105,21 @@ def test_a_killed_run_goes_on_where_it_was(folder, undisturbed, tmp_path):
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "going on with" in again.stderr
     assert out.read_bytes() == undisturbed.read_bytes()
-    assert not Parts(out).folder.exists()
+    assert not parts_folder(out).exists()
 
 
 def test_broken_parts_are_discarded_and_other_ones_refused_with_a_word(folder, undisturbed, tmp_path, capsys):
     out = tmp_path / "p.parquet"
-    parts = Parts(out)
-    parts.folder.mkdir()
+    parts = parts_folder(out)
+    parts.mkdir()
     good = ProposalTable.open(undisturbed).take(np.arange(20))
-    good.write(parts.folder / "good.parquet")
-    replace(good, settings={**good.settings, "max_side": 7}).write(parts.folder / "other.parquet")
+    good.write(parts / "good.parquet")
+    replace(good, settings={**good.settings, "max_side": 7}).write(parts / "other.parquet")
     with pytest.raises(UserError, match=r"unfinished run with other settings \(max_side was 7, is 96\); give these"):
         make_proposals(index_images(folder), out, SMALL, workers=1)
-    (parts.folder / "other.parquet").unlink()
-    (parts.folder / "broken.parquet").write_bytes((parts.folder / "good.parquet").read_bytes()[:500])
-    (parts.folder / ".proposals-left").touch()
+    (parts / "other.parquet").unlink()
+    (parts / "broken.parquet").write_bytes((parts / "good.parquet").read_bytes()[:500])
+    (parts / ".proposals-left").touch()
     made = make_proposals(index_images(folder), out, SMALL, workers=1)
     said = capsys.readouterr().err
     assert "broken.parquet: it is broken" in said
@@ -185,7 +184,7 @@ def test_a_dead_worker_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch):
     method, out = DiesOnce(str(tmp_path / "mark")), tmp_path / "p.parquet"
     with pytest.raises(UserError, match=r"worker process died.*kept in .*p.parquet.parts: run the same command"):
         make_proposals(index, out, method, workers=2, quiet=True)
-    kept = len(list(Parts(out).folder.glob("*.parquet")))
+    kept = len(list(parts_folder(out).glob("*.parquet")))
     assert make_proposals(index, out, method, workers=1, quiet=True).computed == 4 - kept < 4
     assert len(ProposalTable.open(out)) == 4
 

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from boxless.errors import UserError
-from boxless.proposals.grid import Grid, grid_boxes
+from boxless.proposals.baselines import Grid, RandomBoxes, grid_boxes, random_boxes
 from boxless.proposals.limits import BoxLimits, fits, keep_fitting
-from boxless.proposals.random_boxes import RandomBoxes, random_boxes
 
 SIDES = st.integers(8, 900)
 LIMITS = st.builds(BoxLimits, min_side=st.sampled_from([0.0, 32.0]))

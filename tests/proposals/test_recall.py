@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from boxless.data.annotations.read import read_labels
 from boxless.data.index import index_images
 from boxless.errors import UserError
-from boxless.proposals.packed import PackedBoxes
 from boxless.proposals.recall import labelled_pairs, recall
+from boxless.proposals.table import ProposalTable, Row
 
 
 def overlap(a, b):
@@ -58,8 +58,7 @@ def test_labels_are_matched_by_file_without_crowds(shared_data):
     index = index_images(shared_data / "coco256" / "images")
     labels = read_labels(shared_data / "coco256" / "annotations" / "instances_val.json")
     counts = np.arange(len(index))
-    sizes = np.zeros((len(index), 2), np.int32)
-    boxes = PackedBoxes.end_to_end(np.zeros((counts.sum(), 4), np.float32), counts, sizes)
+    boxes = ProposalTable.of([Row(index.key(i), boxes=np.zeros((i, 4), np.float32)) for i in counts], {})
     pairs = labelled_pairs(boxes, index, labels)
     assert len(pairs) == len(labels) == 128
     keys = index.keys().to_pylist()

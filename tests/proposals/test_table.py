@@ -1,6 +1,5 @@
 import os
 import pickle
-from operator import attrgetter
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,8 +15,7 @@ from boxless.data.index import ImageIndex
 from boxless.errors import UserError
 from boxless.proposals import mapped
 from boxless.proposals import table as table_module
-from boxless.proposals.packed import PackedBoxes
-from boxless.proposals.table import ProposalTable, TableBuilder, settings_hash
+from boxless.proposals.table import ProposalTable, Row, settings_hash
 
 
 def index_of(*keys, root="/nowhere"):
@@ -29,24 +27,22 @@ def boxes_of(key, count):
 
 
 def table_of(counts, settings=None):
-    rows = TableBuilder(settings or {"method": "test"})
-    for key, count in counts.items():
-        if count is None:
-            rows.skip(key, "truncated")
-        else:
-            rows.add(key, (640, 480), boxes_of(key, count), fallback=count % 4)
-    return rows.table()
+    rows = [
+        Row(key, skipped="truncated") if count is None else Row(key, (640, 480), boxes_of(key, count), count % 4)
+        for key, count in counts.items()
+    ]
+    return ProposalTable.of(rows, settings or {"method": "test"})
 
 
 def same(a, b):
     assert a.keys.to_pylist() == b.keys.to_pylist()
     assert a.skipped.to_pylist() == b.skipped.to_pylist()
     assert a.settings == b.settings
-    for name in ("sizes", "fallback", "packed.missing"):
-        np.testing.assert_array_equal(attrgetter(name)(a), attrgetter(name)(b))
-    assert len(a.packed) == len(b.packed)
-    for i in range(len(a.packed)):
-        np.testing.assert_array_equal(a.packed.boxes(i), b.packed.boxes(i))
+    for name in ("sizes", "fallback"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert len(a) == len(b)
+    for i in range(len(a)):
+        np.testing.assert_array_equal(a.boxes(i), b.boxes(i))
 
 
 COUNTS = st.dictionaries(st.text("abc/", min_size=1, max_size=4), st.none() | st.integers(0, 4), max_size=9)
@@ -72,7 +68,7 @@ def test_alignment_is_a_look_up(counts, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table_module, "ROWS", 3)
         packed = table.aligned_to(index_of(*wanted))
-    assert len(packed) == len(wanted) and packed.missing == 0
+    assert packed.keys.to_pylist() == wanted
     assert packed.counts().dtype == np.int64 and packed.values.dtype == np.float32
     np.testing.assert_array_equal(
         packed.joined(), np.concatenate([packed.values[:0], *map(packed.boxes, range(len(packed)))])
@@ -85,8 +81,9 @@ def test_alignment_is_a_look_up(counts, data):
 def test_images_without_a_row_are_counted_and_get_the_whole_image(tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "new.png")
     table = table_of({"a.jpg": 2, "b.jpg": 3})
-    packed = table.aligned_to(index_of("a.jpg", "lost.png", "new.png", "z.png", "b.jpg", root=tmp_path))
-    assert packed.missing == 3
+    index = index_of("a.jpg", "lost.png", "new.png", "z.png", "b.jpg", root=tmp_path)
+    packed = table.aligned_to(index)
+    assert (table.rows_of(index) < 0).sum() == 3 and packed.keys.to_pylist() == index.keys().to_pylist()
     assert packed.boxes(2).tolist() == [[0, 0, 30, 20]]
     assert len(packed.boxes(1)) == len(packed.boxes(3)) == 0
     assert [packed.size(i) for i in range(5)] == [(640, 480), None, (30, 20), None, (640, 480)]
@@ -101,7 +98,7 @@ def test_a_table_of_other_images_is_refused():
 def test_joined_rows_are_in_order():
     first, second = {"a": 1, "b": None}, {"c": 2}
     joined = ProposalTable.concatenate([table_of(first), table_of(second)])
-    assert joined.keys.to_pylist() == ["a", "b", "c"] and joined.packed.counts().tolist() == [1, 0, 2]
+    assert joined.keys.to_pylist() == ["a", "b", "c"] and joined.counts().tolist() == [1, 0, 2]
     same(joined, table_of(first | second))
     same(table_of(first | second).take(np.array([2, 0])), table_of({"c": 2, "a": 1}))
 
@@ -174,10 +171,13 @@ def test_a_million_rows_fit_in_arrays():
     count = 1_000_000
     keys = pa.array(np.char.mod("%07d.jpg", np.arange(count)).tolist(), pa.large_string())
     sizes = np.ones((count, 2), np.int32)
-    packed = PackedBoxes.end_to_end(np.ones((count, 4), np.float32), np.ones(count, np.int64), sizes)
+    ends = np.arange(1, count + 1)
     table = ProposalTable(
         keys=keys,
-        packed=packed,
+        values=np.ones((count, 4), np.float32),
+        starts=ends - 1,
+        ends=ends,
+        sizes=sizes,
         fallback=np.zeros(count, np.int8),
         skipped=pa.nulls(count, pa.large_string()),
         settings={},

@@ -37,8 +37,8 @@ from boxless.data.index import index_images
 from boxless.data.shards.index import open_shards
 from boxless.errors import UserError
 from boxless.interop.files import converted, read_tensors
+from boxless.proposals.baselines import Grid
 from boxless.proposals.generate import make_proposals
-from boxless.proposals.grid import Grid
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.load import describe, load
 from boxless.recipes.overrides import keys
@@ -241,7 +241,7 @@ def _parquet(random: Random, folder: Path) -> None:
     table = ProposalTable.open(path)
     if honest and path.read_bytes() != data:
         clean = ProposalTable.open(_kept() / "boxes.parquet")
-        same = np.array_equal(table.packed.values, clean.packed.values) and table.keys.equals(clean.keys)
+        same = np.array_equal(table.values, clean.values) and table.keys.equals(clean.keys)
         assert same and np.array_equal(table.sizes, clean.sizes), "damaged data were read as sound"
     try:
         boxes = table.aligned_to(index)

@@ -285,7 +285,7 @@ def _taken(random: Random, folder: Path) -> None:
     del content["images"][2], content["annotations"][3]
     path.write_bytes(json_bytes(random, broken_json(random, content)))
     table = from_coco(index_images(folder / "images"), path)
-    boxes, sizes = table.packed.values, np.repeat(table.sizes, table.packed.counts(), 0)
+    boxes, sizes = table.values, np.repeat(table.sizes, table.counts(), 0)
     assert np.isfinite(boxes).all() and (boxes >= 0).all() and (boxes <= np.tile(sizes, 2)).all()
     assert (table.sizes <= (WIDTH, HEIGHT)).all() or table.sizes.max() < 1e7
     table.write(folder / "boxes.parquet")

@@ -14,7 +14,7 @@ from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
 from boxless.methods.soco import SoCoConfig
-from boxless.proposals.grid import grid_boxes
+from boxless.proposals.baselines import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.tasks.compiling import compile_parts, is_compiled
 from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer

@@ -80,7 +80,7 @@ def pack(
     from boxless.errors import UserError
     from boxless.parallel import chosen_engine
     from boxless.proposals.generate import available_cores
-    from boxless.proposals.progress import progress
+    from boxless.training.progress import progress
 
     if shard_mb < 1 or (workers is not None and workers < 1):
         raise UserError(f"shard_mb={shard_mb}, workers={workers}: expected 1 or more")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from boxless.data.index import ImageIndex
     from boxless.proposals.generate import Method, Produced
     from boxless.proposals.recall import Recall
-    from boxless.proposals.table import Index
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ def _method(method: str | None, preset: str | None, max_side: int | None) -> "Me
     from dataclasses import replace
 
     from boxless.errors import UserError
-    from boxless.proposals.grid import Grid
-    from boxless.proposals.random_boxes import RandomBoxes
+    from boxless.proposals.baselines import Grid, RandomBoxes
     from boxless.proposals.selective_search import PRESETS
 
     baselines: dict[str, Method] = {"grid": Grid(), "random": RandomBoxes()}
@@ -145,11 +144,11 @@ def _method(method: str | None, preset: str | None, max_side: int | None) -> "Me
     return PRESETS[preset] if max_side is None else replace(PRESETS[preset], max_side=max_side or None)
 
 
-def _result(made: "Produced", index: "Index", labels: str | None) -> ProposeResult:
+def _result(made: "Produced", index: "ImageIndex", labels: str | None) -> ProposeResult:
     import numpy as np
 
     table = made.table
-    boxes = table.packed.counts()[table.sizes[:, 0] > 0]
+    boxes = table.counts()[table.sizes[:, 0] > 0]
     return ProposeResult(
         path=made.path,
         images=len(index),
@@ -163,7 +162,7 @@ def _result(made: "Produced", index: "Index", labels: str | None) -> ProposeResu
     )
 
 
-def _recall(made: "Produced", index: "Index", labels: str) -> "Recall":
+def _recall(made: "Produced", index: "ImageIndex", labels: str) -> "Recall":
     from boxless.data.annotations.read import read_labels
     from boxless.proposals.recall import labelled_pairs, recall
 

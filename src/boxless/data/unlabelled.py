@@ -27,7 +27,7 @@ from boxless.training.distributed import largest
 
 
 class Proposals(Protocol):
-    """Proposals by row: `boxless.proposals.packed.PackedBoxes`."""
+    """Proposals by row: `boxless.proposals.table.ProposalTable`."""
 
     def boxes(self, row: int) -> NDArray[np.float32]:
         """(N, 4), source px."""

@@ -10,15 +10,16 @@ import numpy as np
 
 from boxless.data.annotations.types import COORDINATE_LIMIT, number_problem
 from boxless.data.images import BadImage, image_size
+from boxless.data.index import ImageIndex
 from boxless.errors import UserError
 from boxless.files import make_folder
 from boxless.proposals.generate import Produced, existing
 from boxless.proposals.limits import Array, whole_image
-from boxless.proposals.table import Index, ProposalTable, TableBuilder
+from boxless.proposals.table import ProposalTable, Row
 from boxless.untrusted import parse_json
 
 
-def take_from_coco(index: Index, out: str | Path, coco_json: str | Path) -> Produced:
+def take_from_coco(index: ImageIndex, out: str | Path, coco_json: str | Path) -> Produced:
     """Write the boxes of `coco_json` to `out` for the index's images; see `from_coco`.
 
     Raises:
@@ -32,7 +33,7 @@ def take_from_coco(index: Index, out: str | Path, coco_json: str | Path) -> Prod
     return Produced(out, table, len(table), time.monotonic() - started)
 
 
-def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
+def from_coco(index: ImageIndex, coco_json: str | Path) -> ProposalTable:
     """Return the annotations of a COCO file, crowds left out, as the proposals of the images that they name.
 
     `file_name` must be the end of an image's key, or the key the end of it; of several that fit one key, the end of the
@@ -64,16 +65,16 @@ def from_coco(index: Index, coco_json: str | Path) -> ProposalTable:
     rows = _matches(index, list(listed))
     if not rows:
         raise UserError(f"{path}: its {len(listed)} file names match none of the images, e.g. {index.key(0)}")
-    table = TableBuilder({"method": "coco", "file": path.name, "sha256": digest})
+    table = []
     for name, row in sorted(rows.items(), key=lambda item: item[1]):
         own = [box for found in listed[name].values() for box in found]
         try:
             size = sizes[name] or image_size(index.path(row))
         except BadImage as error:
-            table.skip(index.key(row), error.reason)
+            table.append(Row(index.key(row), skipped=error.reason))
         else:
-            table.add(index.key(row), size, *_clipped(own, size))
-    return table.table()
+            table.append(Row(index.key(row), size, *_clipped(own, size)))
+    return ProposalTable.of(table, {"method": "coco", "file": path.name, "sha256": digest})
 
 
 def _load(path: Path) -> tuple[dict[str, Any], str]:
@@ -89,7 +90,7 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
     return document, hashlib.sha256(content).hexdigest()
 
 
-def _matches(index: Index, names: list[str]) -> dict[str, int]:
+def _matches(index: ImageIndex, names: list[str]) -> dict[str, int]:
     """Return the row of each file name that fits exactly one key, and this key no other name.
 
     Of names that fit one key (train/x.png and val/x.png both fit x.png) the one counts that the image's whole path ends

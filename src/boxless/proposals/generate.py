@@ -1,17 +1,18 @@
 """From images to a table of proposals on all cores; a run that is stopped, even by kill -9, goes on where it was.
 
-Workers compute blocks of images, here or on other machines (`boxless.parallel`); each finished block is kept as a part
-(`parts.py`), and at the end the parts become one table in the order of the index. A row depends on its image and the
-settings alone, so neither the number of workers nor any interruption changes the table.
+Workers compute blocks of images, here or on other machines (`boxless.parallel`). Each finished block is kept as a small
+table in `<out>.parts/`, and at the end these become one table in the order of the index. A row depends on its image and
+the settings alone, so neither the number of workers nor any interruption changes the table.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
-import sys
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,21 +25,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
+from boxless.data.index import ImageIndex
 from boxless.data.retry import remember, status
 from boxless.errors import UserError
-from boxless.files import in_words, make_folder
-from boxless.parallel import Engine, LocalProcesses, WorkerDied
-from boxless.proposals.grid import Grid
-from boxless.proposals.parts import Parts, differences
-from boxless.proposals.progress import progress
-from boxless.proposals.random_boxes import RandomBoxes
+from boxless.files import in_words, locked, make_folder
+from boxless.parallel import Engine, Local, WorkerDied
+from boxless.proposals.baselines import Grid, RandomBoxes
 from boxless.proposals.selective_search import PRESETS, SelectiveSearch
-from boxless.proposals.table import Index, ProposalTable, TableBuilder
+from boxless.proposals.table import ProposalTable, Row
+from boxless.training.progress import progress, say
 
 Method = SelectiveSearch | Grid | RandomBoxes
-Block = list[tuple[str, str]]  # (key, path)
+Block = list[tuple[str, str]]
+"""Keys and paths of images."""
 
-LARGEST_BLOCK = 64  # images: what a kill may cost each worker
+LARGEST_BLOCK = 64
+"""Images of a block: what a kill may cost each worker."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ def settings_of(method: Method) -> dict[str, Any]:
 
 
 def make_proposals(
-    index: Index,
+    index: ImageIndex,
     out: str | Path,
     method: Method = PRESETS["fast"],
     workers: int | None = None,
@@ -75,40 +77,31 @@ def make_proposals(
     Raises:
         UserError: `out` holds something else, belongs to other images or has other settings; a worker died.
     """
-    out = Path(out)
-    parts = Parts(out)
-    with parts.locked(), in_words(out):
-        return _make(index, out, parts, method, workers, quiet, engine)
-
-
-def _make(
-    index: Index, out: Path, parts: Parts, method: Method, workers: int | None, quiet: bool, engine: Engine | None
-) -> Produced:
-    settings = settings_of(method)
-    say = _silent if quiet else _say
-    old = existing(out, index, settings)
-    finished = parts.load(settings, say)
-    if finished:
-        say(f"{out}: going on with {sum(map(len, finished))} images of an earlier run")
-    todo = _lacking(index, [*old, *finished])
-    started = time.monotonic()
-    if len(todo):
-        make_folder(parts.folder)
-        engine = engine or LocalProcesses(min(workers or available_cores(), len(todo)))
-        _compute(index, todo, method, settings, parts, engine, quiet)
-        finished = parts.load(settings, say)
-    if finished or not old:
-        _merged(index, old, finished, settings).write(out)
-        table = ProposalTable.open(out)  # as training will, which makes what is mapped of a large one
-    else:
-        table = old[0]
-        say(f"{out}: nothing to do, it has all {len(index)} images")
-    parts.remove()
+    out, started, settings = Path(out), time.monotonic(), settings_of(method)
+    make_folder(out.parent)
+    with locked(out.with_name(f".{out.name}.lock"), str(out)), in_words(out):
+        old = existing(out, index, settings)
+        finished = _load_parts(out, settings, quiet)
+        if finished:
+            say(f"{out}: going on with {sum(map(len, finished))} images of an earlier run", quiet)
+        todo = _lacking(index, [*old, *finished])
+        if len(todo):
+            make_folder(parts_folder(out))
+            engine = engine or Local(min(workers or available_cores(), len(todo)))
+            _compute(index, todo, out, partial(compute_block, method=method, settings=settings), engine, quiet)
+            finished = _load_parts(out, settings, quiet)
+        if finished or not old:
+            _merged(index, old, finished, settings).write(out)
+            table = ProposalTable.open(out)  # as training will, which makes what is mapped of a large one
+        else:
+            table = old[0]
+            say(f"{out}: nothing to do, it has all {len(index)} images", quiet)
+        shutil.rmtree(parts_folder(out), ignore_errors=True)
     return Produced(out, table, len(todo), time.monotonic() - started)
 
 
 def ensure_proposals(
-    index: Index, out: str | Path, method: Method | None = None, workers: int | None = None, quiet: bool = False
+    index: ImageIndex, out: str | Path, method: Method | None = None, workers: int | None = None, quiet: bool = False
 ) -> ProposalTable:
     """Return the table at `out`, made or completed where it lacks images of the index; the call that training makes.
 
@@ -130,72 +123,109 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def existing(out: Path, index: Index, settings: dict[str, Any]) -> list[ProposalTable]:
+def existing(out: Path, index: ImageIndex, settings: dict[str, Any]) -> list[ProposalTable]:
     """Return the table at `out`, if any; raises `UserError` unless these settings made it for some of these images."""
     if not out.exists():
         return []
     table = ProposalTable.open(out)
     if table.settings != settings:
-        changed = differences(table.settings, settings)
+        changed = _differences(table.settings, settings)
         raise UserError(f"{out}: made with other settings ({changed}); give another --out or delete it")
     if len(table) and len(index) and (table.rows_of(index) < 0).all():
         raise UserError(f"{out}: belongs to other images ({table.keys[0].as_py()} ...); give another --out")
     return [table]
 
 
-def _lacking(index: Index, tables: list[ProposalTable]) -> np.ndarray:
+def parts_folder(out: Path) -> Path:
+    """Where the blocks that are finished are kept until all are."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def _load_parts(out: Path, settings: dict[str, Any], quiet: bool) -> list[ProposalTable]:
+    """The parts, all made with these settings; broken ones are deleted.
+
+    Raises:
+        UserError: some were made with other settings.
+    """
+    found = []
+    for file in sorted(parts_folder(out).glob("*.parquet")):
+        try:
+            part = ProposalTable.open(file)
+        except UserError:
+            say(f"discarded {file}: it is broken", quiet)
+            file.unlink(missing_ok=True)
+            continue
+        if part.settings != settings:
+            raise UserError(
+                f"{file.parent}: holds an unfinished run with other settings "
+                f"({_differences(part.settings, settings)}); give these back to continue it, give another --out, or "
+                "delete that folder"
+            )
+        found.append(part)
+    return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:5])
+
+
+def _lacking(index: ImageIndex, tables: list[ProposalTable]) -> np.ndarray:
     """Rows of the index, ascending, that no table has."""
-    keys = index.keys().cast(pa.large_string())
     have = pa.chunked_array([t.keys for t in tables], type=pa.large_string())
-    return np.flatnonzero(~np.asarray(pc.is_in(keys, value_set=have)))
+    return np.flatnonzero(~np.asarray(pc.is_in(index.keys(), value_set=have)))
 
 
 def _merged(
-    index: Index, old: list[ProposalTable], parts: list[ProposalTable], settings: dict[str, Any]
+    index: ImageIndex, old: list[ProposalTable], parts: list[ProposalTable], settings: dict[str, Any]
 ) -> ProposalTable:
-    everything = ProposalTable.concatenate([*old, *parts, TableBuilder(settings).table()])
+    everything = ProposalTable.concatenate([*old, *parts, ProposalTable.of([], settings)])
     rows = everything.rows_of(index)
     if (rows < 0).any():
         raise UserError(f"{index.key(int(np.argmin(rows)))}: its part has vanished; run the same command again")
-    others = [
-        np.flatnonzero(~np.asarray(pc.is_in(t.keys, value_set=index.keys().cast(pa.large_string())))) for t in old
-    ]
+    others = [np.flatnonzero(~np.asarray(pc.is_in(t.keys, value_set=index.keys()))) for t in old]
     return everything.take(np.concatenate([rows, *others]))
 
 
 def _compute(
-    index: Index, todo: np.ndarray, method: Method, settings: dict[str, Any], parts: Parts, engine: Engine, quiet: bool
+    index: ImageIndex,
+    todo: np.ndarray,
+    out: Path,
+    compute: Callable[[Block], ProposalTable],
+    engine: Engine,
+    quiet: bool,
 ) -> None:
     size = max(1, min(LARGEST_BLOCK, len(todo) // (4 * engine.slots)))
     blocks = (
         [(index.key(i), index.path(i)) for i in todo[at : at + size].tolist()] for at in range(0, len(todo), size)
     )
-    compute = partial(compute_block, method=method, settings=settings)
+    folder = parts_folder(out)
     try:
         with progress(len(todo), quiet) as advance, closing(engine.run(compute, blocks)) as finished:
             for block, table in finished:
                 _check_seen(block, table)
-                table.write(parts.file_of([key for key, _ in block]))
+                digest = hashlib.sha256("\n".join(key for key, _ in block).encode()).hexdigest()
+                table.write(folder / f"{digest[:24]}.parquet")
                 advance(len(block))
     except WorkerDied as error:
-        raise UserError(f"{error}; finished images are kept in {parts.folder}: run the same command again") from error
+        raise UserError(f"{error}; finished images are kept in {folder}: run the same command again") from error
 
 
 def compute_block(block: Block, method: Method, settings: dict[str, Any]) -> ProposalTable:
     """Return the rows of a block's images."""
-    rows = TableBuilder(settings)
     with _one_thread():
-        for key, path in block:
-            try:
-                image = decode(path)
-                boxes, fallback = method.propose(image, key)
-            except BadImage as error:
-                rows.skip(key, error.reason)
-            except (cv2.error, MemoryError) as error:
-                rows.skip(key, f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
-            else:
-                rows.add(key, (image.shape[1], image.shape[0]), boxes, fallback)
-    return rows.table()
+        return ProposalTable.of([_propose(key, path, method) for key, path in block], settings)
+
+
+def _propose(key: str, path: str, method: Method) -> Row:
+    try:
+        image = decode(path)
+        boxes, fallback = method.propose(image, key)
+    except BadImage as error:
+        return Row(key, skipped=error.reason)
+    except (cv2.error, MemoryError) as error:
+        return Row(key, skipped=f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+    return Row(key, (image.shape[1], image.shape[0]), boxes, fallback)
 
 
 def _check_seen(block: Block, table: ProposalTable) -> None:
@@ -228,11 +258,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def _silent(message: str) -> None:
-    pass

@@ -15,68 +15,54 @@ import pyarrow as pa
 from boxless.errors import UserError
 from boxless.files import written
 
-Mark = tuple[str, bytes]
+Mapping = tuple[str, bytes]
+"""The mapped file, and what the table that it was made from is told by."""
 
-LARGE = 2_000_000  # boxes: fewer are read in about two seconds
+LARGE = 2_000_000
+"""Boxes; fewer are read in about two seconds."""
 
 _STAMP = b"boxless.table"
 
 
-def mapped_rows(path: str | Path, read: Callable[[], pa.Table], boxes: int) -> pa.Table:
+def mapped_rows(path: str | Path, read: Callable[[], pa.Table], boxes: int) -> tuple[pa.Table, Mapping | None]:
     """Return the rows that `read` reads from the table at `path`, in one chunk; mapped into memory where they are many.
 
     `boxes`: how many it has, or a little more.
     """
     if boxes < LARGE:
-        return read()
-    stamp = _stamp(path)
-    if (found := _fresh(place_of(path), stamp)) is None:
-        rows = read()
-        _keep(place_of(path), rows, stamp)
-        found = _fresh(place_of(path), stamp) or rows
-    return found
+        return read(), None
+    facts = os.stat(path)
+    stamp = json.dumps([facts.st_size, facts.st_mtime_ns, facts.st_ino]).encode()
+    mapping = str(Path(f"{path}.mapped").absolute()), stamp
+    if (found := _load(mapping)) is not None:
+        return found, mapping
+    rows = read()
+    stamped = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _STAMP: stamp})
+    try:
+        with written(Path(mapping[0]), alone=False) as partial, pa.ipc.new_file(str(partial), stamped.schema) as writer:
+            writer.write_table(stamped)
+    except (OSError, UserError):
+        return rows, None
+    found = _load(mapping)
+    return (rows, None) if found is None else (found, mapping)
 
 
-def mark_of(path: str | Path, rows: pa.Table) -> Mark | None:
-    """Return what finds the rows of the table at `path` again if they are mapped, else None."""
-    stamp = (rows.schema.metadata or {}).get(_STAMP)
-    return None if stamp is None else (str(place_of(path).absolute()), stamp)
-
-
-def remapped(mark: Mark) -> pa.Table:
+def remapped(mapping: Mapping) -> pa.Table:
     """Return the rows in another process.
 
     Raises:
         UserError: the file has been replaced meanwhile.
     """
-    if (rows := _fresh(Path(mark[0]), mark[1])) is None:
-        raise UserError(f"{mark[0]}: was deleted or replaced while a run was starting; start it again")
+    if (rows := _load(mapping)) is None:
+        raise UserError(f"{mapping[0]}: was deleted or replaced while a run was starting; start it again")
     return rows
 
 
-def place_of(path: str | Path) -> Path:
-    """Return where the rows of a table are kept for mapping."""
-    return Path(f"{path}.mapped")
-
-
-def _stamp(path: str | Path) -> bytes:
-    facts = os.stat(path)
-    return json.dumps([facts.st_size, facts.st_mtime_ns, facts.st_ino]).encode()
-
-
-def _fresh(file: Path, stamp: bytes) -> pa.Table | None:
+def _load(mapping: Mapping) -> pa.Table | None:
+    file, stamp = mapping
     try:
-        with pa.memory_map(str(file)) as source:
+        with pa.memory_map(file) as source:
             rows = pa.ipc.open_file(source).read_all()
     except (OSError, pa.ArrowException):  # absent or broken
         return None
     return rows if (rows.schema.metadata or {}).get(_STAMP) == stamp else None
-
-
-def _keep(file: Path, rows: pa.Table, stamp: bytes) -> None:
-    rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _STAMP: stamp})
-    try:
-        with written(file, alone=False) as partial, pa.ipc.new_file(str(partial), rows.schema) as writer:
-            writer.write_table(rows)
-    except (OSError, UserError):
-        pass

@@ -9,10 +9,10 @@ import torch
 from torchvision.ops import box_iou
 
 from boxless.data.annotations.read import LabelledData
+from boxless.data.index import ImageIndex
 from boxless.errors import UserError
 from boxless.proposals.limits import Array
-from boxless.proposals.packed import PackedBoxes
-from boxless.proposals.table import Index
+from boxless.proposals.table import ProposalTable
 
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}  # COCO, area in px^2
 
@@ -57,7 +57,7 @@ def recall(pairs: Iterable[tuple[Array, Array]], iou: float = 0.5) -> Recall:
     return Recall(iou, shares, objects_of, len(boxes), float(np.mean(boxes)) if boxes else float("nan"))
 
 
-def labelled_pairs(boxes: PackedBoxes, index: Index, labels: LabelledData) -> list[tuple[Array, Array]]:
+def labelled_pairs(proposals: ProposalTable, index: ImageIndex, labels: LabelledData) -> list[tuple[Array, Array]]:
     """Return (proposals, objects without crowds) of each labelled image that the index has, matched by file.
 
     Raises:
@@ -65,7 +65,7 @@ def labelled_pairs(boxes: PackedBoxes, index: Index, labels: LabelledData) -> li
     """
     wanted = {realpath(image.path): image for image in labels.images}
     rows = ((i, realpath(index.path(i))) for i in range(len(index)))
-    pairs = [(boxes.boxes(i), wanted[path].boxes[~wanted[path].crowd]) for i, path in rows if path in wanted]
+    pairs = [(proposals.boxes(i), wanted[path].boxes[~wanted[path].crowd]) for i, path in rows if path in wanted]
     if not pairs:
         raise UserError(f"{labels.origin}: labels none of the {len(index)} images, e.g. {index.path(0)}")
     return pairs

@@ -1,4 +1,4 @@
-"""Proposals on disk: one Parquet file, one row per image.
+"""Proposals: one Parquet file, one row per image, and in memory a few arrays that processes can share.
 
 Columns: key string, width and height int32 px (0 where skipped), boxes list<float32> (x1 y1 x2 y2 x1 ... source px),
 fallback int8 (`limits.keep_fitting`), skipped string (why the image could not be used, else null). The schema's
@@ -9,9 +9,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +20,15 @@ from numpy.typing import NDArray
 
 from boxless.data.annotations.types import COORDINATE_LIMIT
 from boxless.data.images import BadImage, image_size
+from boxless.data.index import ImageIndex
 from boxless.errors import UserError
 from boxless.files import written
+from boxless.proposals import mapped
 from boxless.proposals.limits import Array, whole_image
-from boxless.proposals.mapped import Mark, mapped_rows, mark_of
-from boxless.proposals.packed import PackedBoxes, values_of
 from boxless.untrusted import parse_json
 
-ROWS = 16384  # per row group, so that a group's boxes stay far below the 2^31 values of an Arrow list
+ROWS = 16384
+"""Images of a row group, so that its boxes stay far below the 2^31 values of an Arrow list."""
 
 _METADATA = b"boxless.proposals"
 _FIELDS = [
@@ -39,58 +39,100 @@ _FIELDS = [
     pa.field("fallback", pa.int8()),
     pa.field("skipped", pa.large_string()),
 ]
+_NO_BOXES = np.zeros((0, 4), np.float32)
 
 
-class Index(Protocol):
-    """Images by row: `boxless.data.index.ImageIndex`."""
+class Row(NamedTuple):
+    """An image and its proposals.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        key: name of the image.
+        size: (W, H) px; 0 where it could not be used.
+        boxes: (N, 4), source px xyxy.
+        fallback: steps back from the limits, see `limits.keep_fitting`.
+        skipped: why it could not be used.
+    """
 
-    def key(self, i: int) -> str:
-        """The name of a row."""
-
-    def keys(self) -> Any:
-        """All names, a pyarrow array of strings."""
-
-    def path(self, i: int) -> str:
-        """The file of a row."""
+    key: str
+    size: tuple[int, int] = (0, 0)
+    boxes: Array = _NO_BOXES
+    fallback: int = 0
+    skipped: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ProposalTable:
-    """Proposals of N images in memory; row i of all attributes is one image.
+    """Proposals of N images; row i of all attributes but `values` is one image.
 
     Attributes:
         keys: N names, a pyarrow array of strings.
-        packed: the boxes, and the sizes of their images.
+        values: (T, 4) float32, source px xyxy; the boxes of all images, perhaps mapped from a file (`mapped.py`).
+        starts: (N,) int64; image i owns the boxes `starts[i]` to `ends[i]`.
+        ends: (N,) int64.
+        sizes: (N, 2) int32, (W, H) px of the images that the boxes are of; 0 where skipped.
         fallback: (N,) int8, steps back from the limits.
         skipped: N reasons or nulls, a pyarrow array of strings.
         settings: settings that made the boxes, JSON values.
+        mapping: file that `values` are mapped from, by which they cross to other processes, or None.
     """
 
     keys: Any
-    packed: PackedBoxes
+    values: Array
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    sizes: NDArray[np.int32]
     fallback: NDArray[np.int8]
     skipped: Any
     settings: dict[str, Any]
+    mapping: mapped.Mapping | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    @property
-    def sizes(self) -> NDArray[np.int32]:
-        """(N, 2), (W, H) px; 0 where skipped."""
-        return self.packed.sizes
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = None if self.mapping else self.values
+        columns = self.keys, values, self.starts, self.ends, self.sizes, self.fallback, self.skipped
+        return _unpickled, (*columns, self.settings, self.mapping)
 
-    @cached_property
-    def settings_hash(self) -> str:
-        """16 hex digits that depend on the settings alone."""
-        return settings_hash(self.settings)
+    def boxes(self, i: int) -> Array:
+        """Return the boxes (N, 4) of image i, a copy; none if it could not be read."""
+        return self.values[self.starts[i] : self.ends[i]].copy()
+
+    def size(self, i: int) -> tuple[int, int] | None:
+        """Return (W, H) px of the image that the boxes of image i are of; None if it could not be read."""
+        width, height = self.sizes[i].tolist()
+        return (width, height) if width else None
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of boxes of each image, (N,)."""
+        return self.ends - self.starts
+
+    def joined(self) -> Array:
+        """Return the boxes of image after image, (T, 4): those of `values` that any image owns."""
+        counts = self.counts()
+        first = np.repeat(self.ends - np.cumsum(counts), counts)
+        boxes: Array = self.values[first + np.arange(len(first))]
+        return boxes
 
     def skipped_images(self) -> list[tuple[str, str]]:
         """Return (key, reason) of the images that could not be used."""
         bad = pc.is_valid(self.skipped)
         return list(zip(self.keys.filter(bad).to_pylist(), self.skipped.filter(bad).to_pylist(), strict=True))
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], settings: Mapping[str, Any]) -> "ProposalTable":
+        """Return the table of a few images."""
+        ends = np.cumsum([len(row.boxes) for row in rows], dtype=np.int64)
+        return cls(
+            keys=pa.array([row.key for row in rows], pa.large_string()),
+            values=np.concatenate([_NO_BOXES, *(row.boxes for row in rows)]),
+            starts=np.concatenate([np.zeros(1, np.int64), ends])[: len(rows)],
+            ends=ends,
+            sizes=np.array([row.size for row in rows], np.int32).reshape(-1, 2),
+            fallback=np.array([row.fallback for row in rows], np.int8),
+            skipped=pa.array([row.skipped for row in rows], pa.large_string()),
+            settings=dict(settings),
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> "ProposalTable":
@@ -103,25 +145,24 @@ class ProposalTable:
                 column = file.schema_arrow.get_field_index("boxes")
                 groups = (file.metadata.row_group(i).column(column) for i in range(file.num_row_groups))
                 values = sum(group.num_values for group in groups)
-                rows = mapped_rows(path, lambda: _read(file, values), values // 4)
-                return cls._of(rows, settings, mark_of(path, rows))
+                rows, mapping = mapped.mapped_rows(path, lambda: _read(file, values), values // 4)
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
         except (OSError, LookupError, ValueError, MemoryError, pa.ArrowException) as error:
             message = f"{path}: broken, or no table of proposals; delete it and make it again with `boxless propose`"
             raise UserError(message) from error
-
-    @classmethod
-    def _of(cls, rows: pa.Table, settings: dict[str, Any], mark: Mark | None) -> "ProposalTable":
         columns = {name: rows[name].chunk(0) for name in rows.column_names}
         offsets = np.asarray(columns["boxes"].offsets) // 4
-        sizes = np.stack([columns["width"].to_numpy(), columns["height"].to_numpy()], axis=1)
         return cls(
             keys=columns["key"],
-            packed=PackedBoxes(values_of(rows), offsets[:-1], offsets[1:], sizes, mark=mark),
+            values=_values_of(rows),
+            starts=offsets[:-1],
+            ends=offsets[1:],
+            sizes=np.stack([columns["width"].to_numpy(), columns["height"].to_numpy()], axis=1),
             fallback=columns["fallback"].to_numpy(),
             skipped=columns["skipped"],
             settings=settings,
+            mapping=mapping,
         )
 
     def write(self, path: str | Path) -> None:
@@ -135,118 +176,94 @@ class ProposalTable:
             ) as writer,
         ):
             for start in range(0, len(self), ROWS):
-                writer.write_table(self._arrow(start, min(start + ROWS, len(self)), schema))
+                writer.write_table(self.take(np.arange(start, min(start + ROWS, len(self))))._arrow(schema))
 
-    def _arrow(self, start: int, end: int, schema: pa.Schema) -> pa.Table:
-        packed = self.packed.take(np.arange(start, end))
-        offsets = np.concatenate([[0], np.cumsum(packed.counts())]) * 4
-        columns = [
-            self.keys[start:end],
-            pa.array(self.sizes[start:end, 0]),
-            pa.array(self.sizes[start:end, 1]),
-            pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(packed.joined().reshape(-1))),
-            pa.array(self.fallback[start:end]),
-            self.skipped[start:end],
-        ]
-        return pa.table(columns, schema=schema)
+    def _arrow(self, schema: pa.Schema) -> pa.Table:
+        offsets = np.concatenate([[0], np.cumsum(self.counts())]) * 4
+        boxes = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(self.joined().reshape(-1)))
+        sizes = pa.array(self.sizes[:, 0]), pa.array(self.sizes[:, 1])
+        return pa.table([self.keys, *sizes, boxes, pa.array(self.fallback), self.skipped], schema=schema)
 
     @staticmethod
     def concatenate(tables: Sequence["ProposalTable"]) -> "ProposalTable":
         """Return the rows of all `tables`, at least one, of equal settings, in their order."""
-        before = np.cumsum([0, *(len(t.packed.values) for t in tables)])
+        before = np.cumsum([0, *(len(t.values) for t in tables)])
         return ProposalTable(
             keys=pa.concat_arrays([t.keys for t in tables]),
-            packed=PackedBoxes(
-                np.concatenate([t.packed.values for t in tables]),
-                np.concatenate([t.packed.starts + at for t, at in zip(tables, before, strict=False)]),
-                np.concatenate([t.packed.ends + at for t, at in zip(tables, before, strict=False)]),
-                np.concatenate([t.sizes for t in tables]),
-            ),
+            values=np.concatenate([t.values for t in tables]),
+            starts=np.concatenate([t.starts + at for t, at in zip(tables, before, strict=False)]),
+            ends=np.concatenate([t.ends + at for t, at in zip(tables, before, strict=False)]),
+            sizes=np.concatenate([t.sizes for t in tables]),
             fallback=np.concatenate([t.fallback for t in tables]),
             skipped=pa.concat_arrays([t.skipped for t in tables]),
             settings=tables[0].settings,
         )
 
     def take(self, rows: NDArray[np.int64]) -> "ProposalTable":
-        """Return the images at `rows`, in their order."""
+        """Return the images at `rows`, in their order; no box is copied."""
         chosen = pa.array(rows)
         return ProposalTable(
             keys=self.keys.take(chosen),
-            packed=self.packed.take(rows),
+            values=self.values,
+            starts=self.starts[rows],
+            ends=self.ends[rows],
+            sizes=self.sizes[rows],
             fallback=self.fallback[rows],
             skipped=self.skipped.take(chosen),
             settings=self.settings,
+            mapping=self.mapping,
         )
 
-    def rows_of(self, index: Index) -> NDArray[np.int64]:
+    def rows_of(self, index: ImageIndex) -> NDArray[np.int64]:
         """Return (N,) the row of each of the index's N images, -1 where there is none."""
-        keys = index.keys().cast(pa.large_string())
-        return np.asarray(pc.fill_null(pc.index_in(keys, value_set=self.keys), -1)).astype(np.int64)
+        return np.asarray(pc.fill_null(pc.index_in(index.keys(), value_set=self.keys), -1)).astype(np.int64)
 
-    def aligned_to(self, index: Index) -> PackedBoxes:
-        """Return the boxes in the order of the index's images.
+    def aligned_to(self, index: ImageIndex) -> "ProposalTable":
+        """Return the proposals in the order of the index's images.
 
-        Images without a row get one box, the whole image (its size is read from the file), and are counted in
-        `missing`. Images that were skipped have no boxes.
+        Images without a row get one box, the whole image (its size is read from the file). Images that were skipped
+        have no boxes.
 
         Raises:
             UserError: no image of the index has a row, so the table belongs to other images.
         """
         rows = self.rows_of(index)
         missing = np.flatnonzero(rows < 0)
-        if len(index) and len(missing) == len(index):
-            raise UserError(f"the proposals belong to other images: {self._mismatch(index)}; run `boxless propose`")
         if not len(missing):
-            return self.packed.take(rows)
-        found = np.array([_size(index.path(int(i))) for i in missing], np.int32)
-        whole = [whole_image(*size) for size in found.tolist() if all(size)]
+            return self.take(rows)
+        if len(missing) == len(index):
+            ours = f"{len(self)} of {self.keys[0].as_py()} ..." if len(self) else "none"
+            raise UserError(
+                f"the proposals belong to other images: the table has {ours}, the data {len(index)} of {index.key(0)} "
+                "...; run `boxless propose`"
+            )
+        others = ProposalTable.of([_whole(index, row) for row in missing.tolist()], self.settings)
         rows[missing] = len(self) + np.arange(len(missing))
-        none = np.zeros((0, 4), np.float32)
-        others = PackedBoxes.end_to_end(np.concatenate([none, *whole]), np.asarray(found.all(1), np.int64), found)
-        at = len(self.packed.values)
-        starts = np.concatenate([self.packed.starts, others.starts + at])
-        ends = np.concatenate([self.packed.ends, others.ends + at])
-        values = np.concatenate([self.packed.values, others.values])
-        sizes = np.concatenate([self.sizes, others.sizes])
-        return PackedBoxes(values, starts[rows], ends[rows], sizes[rows], len(missing))
-
-    def _mismatch(self, index: Index) -> str:
-        ours = f"{len(self)} of {self.keys[0].as_py()} ..." if len(self) else "none"
-        return f"the table has {ours}, the data {len(index)} of {index.key(0)} ..."
-
-
-class TableBuilder:
-    """Collects rows in lists: for the few images of a part."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = dict(settings)
-        self._rows: list[tuple[str, tuple[int, int], Array, int, str | None]] = []
-
-    def add(self, key: str, size: tuple[int, int], boxes: Array, fallback: int = 0) -> None:
-        """Append an image of `size` (W, H) px with its boxes (N, 4)."""
-        self._rows.append((key, size, boxes, fallback, None))
-
-    def skip(self, key: str, reason: str) -> None:
-        """Append an image that could not be used."""
-        self._rows.append((key, (0, 0), np.zeros((0, 4), np.float32), 0, reason))
-
-    def table(self) -> ProposalTable:
-        """Return the table of all rows so far."""
-        boxes = [row[2] for row in self._rows]
-        values = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
-        sizes = np.array([row[1] for row in self._rows], np.int32).reshape(-1, 2)
-        return ProposalTable(
-            keys=pa.array([row[0] for row in self._rows], pa.large_string()),
-            packed=PackedBoxes.end_to_end(values, np.array([len(b) for b in boxes], np.int64), sizes),
-            fallback=np.array([row[3] for row in self._rows], np.int8),
-            skipped=pa.array([row[4] for row in self._rows], pa.large_string()),
-            settings=self._settings,
-        )
+        return ProposalTable.concatenate([self, others]).take(rows)
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
     """Return 16 hex digits that depend on the settings (JSON values) alone."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _whole(index: ImageIndex, row: int) -> Row:
+    try:
+        size = image_size(index.path(row))
+    except BadImage as error:
+        return Row(index.key(row), skipped=error.reason)
+    return Row(index.key(row), size, whole_image(*size), 3)
+
+
+def _values_of(rows: pa.Table) -> Array:
+    """Return the boxes (T, 4) of a table's rows, which lie in one chunk; not a copy."""
+    values: Array = rows["boxes"].chunk(0).values.to_numpy().reshape(-1, 4)
+    return values
+
+
+def _unpickled(keys: Any, values: Array | None, *others: Any) -> ProposalTable:
+    mapping = others[-1]
+    return ProposalTable(keys, _values_of(mapped.remapped(mapping)) if values is None else values, *others)
 
 
 def _read(file: pq.ParquetFile, most: int) -> pa.Table:
@@ -276,10 +293,3 @@ def _check(boxes: pa.ListArray, flat: NDArray[np.float32]) -> None:
         (corners[:, :2] >= 0).all() and (corners[:, 2:] > corners[:, :2]).all() and (flat < COORDINATE_LIMIT).all()
     ):
         raise ValueError("a box is none")
-
-
-def _size(path: str) -> tuple[int, int]:
-    try:
-        return image_size(path)
-    except BadImage:
-        return 0, 0

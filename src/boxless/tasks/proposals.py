@@ -9,10 +9,9 @@ from boxless.data.index import ImageIndex
 from boxless.data.shards.index import ShardIndex
 from boxless.data.unlabelled import Proposals
 from boxless.errors import UserError
+from boxless.proposals.baselines import Grid, RandomBoxes
 from boxless.proposals.generate import Method as ProposalMethod
 from boxless.proposals.generate import ensure_proposals, settings_of
-from boxless.proposals.grid import Grid
-from boxless.proposals.random_boxes import RandomBoxes
 from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainRecipe

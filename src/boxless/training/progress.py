@@ -1,4 +1,4 @@
-"""Progress of a training run on standard error: a bar, plain lines or lines of JSON.
+"""Progress of training, proposals and packing on standard error: a bar, plain lines or lines of JSON.
 
 The environment variable BOXLESS_PROGRESS chooses: auto (a bar on a terminal, else a plain line now and then), bar,
 plain, json or none. It holds for every command, and for the runs that a command starts.
@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
@@ -58,6 +60,25 @@ class Report:
         return f"{self.title}: step {self.step}/{self.total}, {self.details}"
 
 
+@dataclass(frozen=True)
+class ImageCount:
+    """Images that are done of a total, at which speed."""
+
+    title: str
+    step: int
+    total: int
+    images_per_second: float
+    seconds_left: float
+
+    @property
+    def details(self) -> str:
+        """All but title and count, in words."""
+        return f"{self.images_per_second:.1f} images/s, {duration(self.seconds_left)} left"
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.step} of {self.total} images, {self.details}"
+
+
 class Display:
     """Shows reports in the way that BOXLESS_PROGRESS says; `quiet` shows none."""
 
@@ -71,7 +92,7 @@ class Display:
         """True if it is time for another report."""
         return self.mode != "none" and time.monotonic() - self._shown >= SECONDS_BETWEEN[self.mode]
 
-    def show(self, report: Report) -> None:
+    def show(self, report: Report | ImageCount) -> None:
         """Show a report now."""
         if self.mode == "none":
             return
@@ -96,7 +117,7 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def _draw(self, report: Report) -> None:
+    def _draw(self, report: Report | ImageCount) -> None:
         if self._bar is None:
             words = TextColumn("{task.fields[details]}", markup=False, style="default")
             columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), words
@@ -105,6 +126,26 @@ class Display:
             self._bar.add_task(report.title, total=report.total, details="")
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=report.step, details=report.details, refresh=True)
+
+
+@contextmanager
+def progress(total: int, quiet: bool = False, what: str = "proposals") -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more of `total` images are done."""
+    display, started, done = Display(quiet), time.monotonic(), 0
+    shown, pause = started, max(0.1, SECONDS_BETWEEN.get(display.mode, 0.0))
+
+    def advance(images: int) -> None:
+        nonlocal done, shown
+        done += images
+        now = time.monotonic()
+        if now - shown >= pause or done == total:
+            shown, rate = now, done / max(now - started, 1e-9)
+            display.show(ImageCount(what, done, total, rate, (total - done) / max(rate, 1e-9)))
+
+    try:
+        yield advance
+    finally:
+        display.close()
 
 
 def _mode() -> str:

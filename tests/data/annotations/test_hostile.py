@@ -175,7 +175,7 @@ def test_what_was_found_in_proposals_from_coco(place: Any, value: Any, tmp_path:
     except UserError as error:
         assert "labels.json: broken entry" in str(error)
     else:
-        assert (table.packed.values <= 48).all()
+        assert (table.values <= 48).all()
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])

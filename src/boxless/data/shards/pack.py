@@ -25,7 +25,7 @@ from boxless.data.shards.plan import Plan, shard_name
 from boxless.data.shards.write import LOCK, Part, ShardTask, write_shard
 from boxless.errors import UserError
 from boxless.files import PARTIAL, locked, make_folder, written
-from boxless.parallel import Engine, LocalThreads, WorkerDied
+from boxless.parallel import Engine, Local, WorkerDied
 
 _PARTS = ".parts"
 
@@ -117,7 +117,7 @@ class _Writers:
 
     @property
     def _engine(self) -> Engine:
-        return self.engine or LocalThreads(self.workers)
+        return self.engine or Local(self.workers, threads=True)
 
     def _tidy(self) -> None:
         for half in self.out.glob(f"shard-*{PARTIAL}"):
