@@ -15,7 +15,7 @@ from gpu_inside import byte_count, copy_rate, kernel_times, matrix_rate, step_fl
 from training_step import Step, boxless_step
 
 from boxless.data.images import decode
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.crops import cut, draw_window
 from boxless.data.unlabelled import ViewDataset, view_batches

@@ -25,7 +25,8 @@ from methods_table import goals, page
 from training_step import boxless_step, take_turn
 
 import boxless
-from boxless.data.index import ImageIndex, index_images
+from boxless.data.index import ImageIndex
+from boxless.data.open import index_images
 from boxless.detectors.all import DETECTORS
 from boxless.detectors.trunk import Trunk
 from boxless.interop.weights import load_trunk

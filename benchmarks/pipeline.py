@@ -26,7 +26,8 @@ import torch
 from environment import RESULTS, facts, write
 from PIL import Image
 
-from boxless.data.index import ImageIndex, index_images
+from boxless.data.index import ImageIndex
+from boxless.data.open import index_images
 from boxless.data.scenes import make_scenes
 from boxless.data.transforms.color import augment
 from boxless.data.unlabelled import ViewDataset, collate

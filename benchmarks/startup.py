@@ -30,7 +30,7 @@ import pyarrow as pa
 from environment import RESULTS, facts, write
 from pipeline import photographs
 
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.data.sampler import TrainingSampler
 from boxless.proposals.table import ProposalTable
 

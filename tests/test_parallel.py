@@ -18,11 +18,10 @@ from PIL import Image
 
 import boxless
 from boxless.data import retry as returning
-from boxless.data.index import index_images
-from boxless.data.shards.index import open_shards
+from boxless.data.open import index_images
 from boxless.data.shards.pack import _check_seen, pack_images
-from boxless.data.shards.plan import plan_shards
-from boxless.data.shards.write import LOCK, ShardTask, Unpacked, write_shard
+from boxless.data.shards.read import open_shards
+from boxless.data.shards.write import LOCK, ShardTask, Unpacked, plan_shards, write_shard
 from boxless.errors import UserError
 from boxless.proposals.baselines import Grid
 from boxless.proposals.generate import make_proposals, parts_folder

@@ -27,11 +27,10 @@ from safetensors.torch import save_file
 from boxless.cli import main
 from boxless.data.annotations.read import read_labels
 from boxless.data.images import decode
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.data.scenes import make_scenes
 from boxless.data.shards.files import ShardFile
-from boxless.data.shards.index import open_shards
-from boxless.data.shards.sample import PackedSample
+from boxless.data.shards.read import PackedSample, open_shards
 from boxless.errors import UserError
 from boxless.interop.files import converted, read_tensors
 from boxless.proposals.table import ProposalTable
@@ -82,7 +81,7 @@ def test_no_source_file_loads_pickles_or_code() -> None:
             bad |= name == "np.load" and keywords.get("allow_pickle") != "False"
             if bad:
                 wrong.append(f"{file.relative_to(SOURCE)}: {name}")
-    assert wrong == ["foreign.py: yaml.load"]  # with a loader of plain values, see below
+    assert wrong == ["untrusted.py: yaml.load"]  # with a loader of plain values, see below
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".pt", ".bin", ".pkl", ".safetensors"])
@@ -287,14 +286,14 @@ def test_every_flipped_bit_of_a_table_of_boxes_shows(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
     file = tmp_path / "boxes.parquet"
     assert main(f"propose --data {tmp_path}/images --out {file} --method grid --workers 1 --quiet".split()) == 0
-    data, sound = file.read_bytes(), ProposalTable.open(file).packed.values
+    data, sound = file.read_bytes(), ProposalTable.open(file).values
     random = np.random.default_rng(0)
     for at in random.integers(4, len(data) - 4, 150).tolist():
         broken = bytearray(data)
         broken[at] ^= 1 << int(random.integers(8))
         file.write_bytes(broken)
         try:
-            values = ProposalTable.open(file).packed.values
+            values = ProposalTable.open(file).values
         except UserError as error:
             assert "boxes.parquet" in str(error)
         else:

@@ -106,17 +106,7 @@ class RayCluster:
         remote = self.ray.remote(max_retries=RETRIES)(boxless_task)
         room = lambda: self.workers or 2 * self.slots  # noqa: E731 (asked anew, for clusters grow and shrink)
         try:
-<<<<<<< HEAD
-            for task, reference in _finished(
-                tasks,
-                lambda: self.workers or 2 * self.slots,  # asked each time, because clusters grow and shrink
-                remote.remote,
-                lambda running: self.ray.wait(running)[0],
-            ):
-                yield task, self.ray.get(reference)
-=======
             yield from _finished(tasks, room, lambda task: remote.remote(task).future())
->>>>>>> 0e8c4b1 (parallel: one kind of local pool, futures for Ray too)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what the function raised
         except self.ray.exceptions.RayError as error:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import boxless
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.figures import features as picture_features
 from boxless.figures import pairs as picture_pairs

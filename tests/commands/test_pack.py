@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import boxless
-from boxless.data.shards.index import open_shards
+from boxless.data.shards.read import open_shards
 from boxless.data.shards.write import Unpacked
 from boxless.errors import UserError
 

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 import boxless
 from boxless.cli import main
 from boxless.data.classification import ClassifiedData, ExampleDataset, read_classified
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm

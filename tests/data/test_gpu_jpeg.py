@@ -8,7 +8,7 @@ from PIL import Image
 
 from boxless.data import gpu_jpeg as device_decoding
 from boxless.data.gpu_jpeg import Decoder, Encoded, EncodedDataset, encoded_batches, require_gpu_decoder
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.data.unlabelled import Batch, ViewDataset, view_batches

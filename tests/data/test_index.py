@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-import boxless.data.index as index_module
-from boxless.data.index import index_images
+import boxless.data.open as index_module
+from boxless.data.open import index_images
 from boxless.errors import UserError
 
 

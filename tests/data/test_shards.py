@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from boxless.commands.pack import pack
 from boxless.data.images import BadImage, decode, image_size
-from boxless.data.index import ImageIndex, index_images
+from boxless.data.index import ImageIndex
+from boxless.data.open import index_images
 from boxless.data.sampler import make_sampler
 from boxless.data.shards import files as shard_files
-from boxless.data.shards.index import ShardIndex, open_shards
+from boxless.data.shards.read import ShardIndex, open_shards
 from boxless.data.shards.sampler import mixed_rows
 from boxless.errors import UserError
 from boxless.proposals.baselines import Grid

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from boxless.data.gpu_jpeg import EncodedDataset
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.data.sampler import TrainingSampler
 from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.data.unlabelled import Batch, ViewDataset, collate, view_batches

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.detectors.trunk import TrunkConfig
 from boxless.figures import pairs as picture_pairs
 from boxless.figures.views import draw_views, small

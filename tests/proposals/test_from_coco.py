@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from boxless.data.annotations.read import read_labels
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.proposals.from_coco import from_coco, take_from_coco
 

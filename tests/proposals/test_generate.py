@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.proposals import generate as production
 from boxless.proposals.baselines import Grid

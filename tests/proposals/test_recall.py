@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from boxless.data.annotations.read import read_labels
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.proposals.recall import labelled_pairs, recall
 from boxless.proposals.table import ProposalTable, Row

@@ -33,8 +33,8 @@ import boxless.tasks.pretrain  # noqa: F401 (before memory is limited)
 from boxless.cli import COMMANDS, main
 from boxless.commands.pack import pack
 from boxless.data.images import decode
-from boxless.data.index import index_images
-from boxless.data.shards.index import open_shards
+from boxless.data.open import index_images
+from boxless.data.shards.read import open_shards
 from boxless.errors import UserError
 from boxless.interop.files import converted, read_tensors
 from boxless.proposals.baselines import Grid

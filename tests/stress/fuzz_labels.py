@@ -14,7 +14,7 @@ from fuzz_mutations import LENGTHS, NAMES, Case, broken_bytes, broken_json, host
 from boxless.data.annotations.read import read_labels
 from boxless.data.annotations.types import LabelledData, problem_report
 from boxless.data.detection import DetectionDataset
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.proposals.from_coco import from_coco
 

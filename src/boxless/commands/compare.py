@@ -56,7 +56,7 @@ def compare(
     Raises:
         UserError: If the caller can fix the cause.
     """
-    from boxless.data.index import index_images
+    from boxless.data.open import index_images
     from boxless.errors import UserError
     from boxless.files import locked, make_folder
     from boxless.recipes.load import load

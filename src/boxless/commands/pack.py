@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
-    from boxless.data.shards.plan import Extras
+    from boxless.data.shards.write import Extras
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,10 @@ def pack(
     Raises:
         UserError: for data, proposals or a folder that cannot be used.
     """
-    from boxless.data.index import index_images
-    from boxless.data.shards.files import MANIFEST
-    from boxless.data.shards.index import ShardIndex
+    from boxless.data.open import MANIFEST, index_images
     from boxless.data.shards.pack import pack_images
-    from boxless.data.shards.plan import plan_shards
+    from boxless.data.shards.read import ShardIndex
+    from boxless.data.shards.write import plan_shards
     from boxless.errors import UserError
     from boxless.parallel import chosen_engine
     from boxless.proposals.generate import available_cores
@@ -112,7 +111,7 @@ def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -
 
     import numpy as np
 
-    from boxless.data.shards.sample import FACTS, PROPOSALS
+    from boxless.data.shards.read import FACTS, PROPOSALS
     from boxless.proposals.table import ProposalTable
 
     table = ProposalTable.open(proposals) if proposals else None
@@ -134,7 +133,7 @@ def _beside(index: "ImageIndex", data: str | list[str], proposals: str | None) -
 def _without_labels(data: str | list[str]) -> list[str]:
     """The places that have labels which are not packed."""
     from boxless.data.annotations.read import formats_in
-    from boxless.data.index import is_labelled
+    from boxless.data.open import is_labelled
 
     places = [data] if isinstance(data, str) else data
     if all(is_labelled(place) for place in places):
@@ -147,7 +146,7 @@ def _labels(index: "ImageIndex", data: str | list[str]) -> tuple[dict[int, dict[
     from os.path import abspath
 
     from boxless.data.annotations.read import read_labels
-    from boxless.data.index import is_labelled
+    from boxless.data.open import is_labelled
 
     places = [data] if isinstance(data, str) else data
     if not all(is_labelled(place) for place in places):

@@ -46,7 +46,7 @@ def pretrain(
         UserError: If the caller can fix the cause.
     """
     from boxless.data.gpu_jpeg import require_gpu_decoder
-    from boxless.data.index import index_images
+    from boxless.data.open import index_images
     from boxless.errors import UserError
     from boxless.recipes.load import describe, load
     from boxless.recipes.overrides import override, renamed

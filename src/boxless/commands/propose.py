@@ -89,7 +89,7 @@ def propose(
     Raises:
         UserError: for data, labels or an output file that cannot be used, and arguments that would have no effect.
     """
-    from boxless.data.index import index_images
+    from boxless.data.open import index_images
     from boxless.errors import UserError
 
     if workers is not None and workers < 1:

@@ -43,7 +43,7 @@ def statistics(data: str | list[str], workers: int | None = None, quiet: bool = 
     Raises:
         UserError: for data that cannot be used.
     """
-    from boxless.data.index import index_images
+    from boxless.data.open import index_images
     from boxless.data.statistics import colour_statistics
     from boxless.errors import UserError
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from boxless.data.annotations.read import Role, formats_in, read_labels
 from boxless.data.annotations.types import LabelledData
 from boxless.data.images import BadImage, check_size, opened
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.data.transforms.crops import Window, cut, draw_window, extended, least_scale
 from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.errors import UserError

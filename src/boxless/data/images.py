@@ -24,7 +24,6 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from boxless.data.retry import patient
-from boxless.data.shards.sample import Packed
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -57,6 +56,18 @@ class BadImage(Exception):
 
     def __reduce__(self) -> tuple[type["BadImage"], tuple[str, str]]:
         return BadImage, (self.path, self.reason)  # crosses worker processes
+
+
+class StoredImage(str):
+    """The path, as messages show it, of an image that is no file of its own, such as one inside a tar file."""
+
+    def content(self) -> bytes:
+        """The bytes of the image's file."""
+        raise NotImplementedError
+
+    def stamp(self) -> str:
+        """A text that is another one where the bytes are."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -176,7 +187,7 @@ def upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 @contextlib.contextmanager
 def _open(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
     """Open an image and its orientation; whatever goes wrong inside the block becomes `BadImage`."""
-    file = BytesIO(path.image()) if isinstance(path, Packed) else path
+    file = BytesIO(path.content()) if isinstance(path, StoredImage) else path
     try:
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -252,7 +263,7 @@ def _reason(path: str | Path, error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"too large: more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
     if isinstance(error, UnidentifiedImageError):
-        size = len(path.image()) if isinstance(path, Packed) else os.path.getsize(path)
+        size = len(path.content()) if isinstance(path, StoredImage) else os.path.getsize(path)
         return "empty file" if size == 0 else "not an image in a known format"
     if "truncated" in str(error).lower():
         return "truncated"

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from boxless.data.annotations.read import read_labels
-from boxless.data.index import ImageIndex, index_images
+from boxless.data.index import ImageIndex
+from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.figures import features, pairs, scores, views
 from boxless.figures.views import Picture

@@ -18,7 +18,8 @@ from boxless.data.annotations.types import LabelledData
 from boxless.data.dataloader import make_loader
 from boxless.data.detection import DetectionDataset, DetectionSample, resize
 from boxless.data.images import EXTENSIONS, BadImage, decode
-from boxless.data.index import ImageIndex, index_images
+from boxless.data.index import ImageIndex
+from boxless.data.open import index_images
 from boxless.data.segmentation import SegmentationDataset, sides
 from boxless.detectors.detector import keep_above
 from boxless.detectors.fcn import FCNConfig

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from boxless.data.classification import ClassifiedData, ExampleDataset
 from boxless.data.dataloader import make_loader
+from boxless.data.images import StoredImage
 from boxless.data.index import ImageIndex
-from boxless.data.shards.sample import Packed
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.evaluation.correspondence import PairDataset, best_matches
 from boxless.files import make_folder, written
@@ -185,8 +185,8 @@ def _fingerprint(paths: Sequence[str]) -> str:
 
 
 def _facts(path: str) -> str:
-    if isinstance(path, Packed):
-        return f"{path} {path.sample.size} {path.sample.crc32}"
+    if isinstance(path, StoredImage):
+        return f"{path} {path.stamp()}"
     try:
         stat = os.stat(path)
         return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boxless.data.classification import ClassifiedData, read_classified
-from boxless.data.index import ImageIndex, index_images
+from boxless.data.index import ImageIndex
+from boxless.data.open import index_images
 from boxless.detectors.trunk import LEVELS
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm

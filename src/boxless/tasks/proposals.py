@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from boxless.data.index import ImageIndex
-from boxless.data.shards.index import ShardIndex
+from boxless.data.shards.read import ShardIndex
 from boxless.data.unlabelled import Proposals
 from boxless.errors import UserError
 from boxless.proposals.baselines import Grid, RandomBoxes

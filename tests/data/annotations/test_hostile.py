@@ -164,7 +164,7 @@ def test_what_was_found_in_coco(name: str) -> None:
     ],
 )
 def test_what_was_found_in_proposals_from_coco(place: Any, value: Any, tmp_path: Path) -> None:
-    from boxless.data.index import index_images
+    from boxless.data.open import index_images
 
     fuzz._images(tmp_path, "images/a.png", "images/sub/b.png")
     content = fuzz._coco_content()

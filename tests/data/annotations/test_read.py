@@ -14,7 +14,7 @@ from PIL import Image
 from boxless.data.annotations.coco import load_dict
 from boxless.data.annotations.read import Problem, problem_report, read_labels
 from boxless.data.annotations.types import mask_area, rle_runs
-from boxless.data.index import index_images
+from boxless.data.open import index_images
 from boxless.errors import UserError
 
 

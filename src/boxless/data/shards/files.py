@@ -18,7 +18,6 @@ from boxless.data.retry import patient
 from boxless.errors import UserError
 from boxless.files import sha256_of, to_disk
 
-MANIFEST = "manifest.json"
 PAUSES = (1.0, 5.0)  # seconds before another try, where a connection fails
 
 _Result = TypeVar("_Result")
@@ -120,11 +119,6 @@ def _bytes(path: str | Path, offset: int, size: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)
-
-
-def is_packed(where: str | Path) -> bool:
-    """Return whether a path is or will be one of shards: a manifest, its folder, or any URL."""
-    return is_remote(where) or Path(where).name == MANIFEST or (Path(where) / MANIFEST).is_file()
 
 
 def is_remote(where: str | Path) -> bool:

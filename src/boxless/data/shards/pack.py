@@ -1,9 +1,9 @@
 """From images to shards: tar files with the images' own bytes, what is known of each, and an index of what lies where.
 
-Images are distributed over the shards in a random order that follows from the data (`plan.py`), so that shards read one
-after another show images of all folders. Each shard is written for itself, by a thread or on another machine
-(`write.py`), then its note (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that are
-whole. Equal data and settings give equal bytes.
+Images are distributed over the shards in a random order that follows from the data, so that shards read one after
+another show images of all folders. Each shard is written for itself, by a thread or on another machine (`write.py`),
+then its note (.json in `.parts`); a pack that was stopped, even by kill -9, keeps the shards that are whole. Equal data
+and settings give equal bytes.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from boxless.data.shards.files import MANIFEST, ShardFile
-from boxless.data.shards.index import FORMAT, INDEX, read_manifest
-from boxless.data.shards.plan import Plan, shard_name
-from boxless.data.shards.write import LOCK, Part, ShardTask, write_shard
+from boxless.data.open import MANIFEST
+from boxless.data.shards.files import ShardFile
+from boxless.data.shards.read import FORMAT, INDEX, read_manifest
+from boxless.data.shards.write import LOCK, Part, Plan, ShardTask, shard_name, write_shard
 from boxless.errors import UserError
 from boxless.files import PARTIAL, locked, make_folder, written
 from boxless.parallel import Engine, Local, WorkerDied

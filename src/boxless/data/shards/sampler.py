@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from boxless.data.index import ImageIndex
 from boxless.data.sampler import Place, TrainingSampler
 from boxless.data.shards.files import ShardFile
-from boxless.data.shards.index import ShardIndex
+from boxless.data.shards.read import ShardIndex
 from boxless.errors import UserError
 
 BUFFER = 8

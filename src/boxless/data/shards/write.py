@@ -1,7 +1,7 @@
 """Writing one shard: the same task for a thread of the command and for a worker on another machine.
 
 A task says all that a worker has to know, so that it needs neither the index nor the proposals, and what it writes does
-not depend on who writes it.
+not depend on who writes it. Which images each shard gets follows from the data, in a random order.
 """
 
 import hashlib
@@ -10,11 +10,16 @@ import socket
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tarfile import BLOCKSIZE, RECORDSIZE
+from pathlib import Path, PurePosixPath
+from tarfile import BLOCKSIZE, RECORDSIZE, USTAR_FORMAT, TarInfo
+from typing import Any
 
-from boxless.data.retry import patient
-from boxless.data.shards.sample import sample_bytes
+import numpy as np
+
+from boxless.data.images import EXTENSIONS
+from boxless.data.index import ImageIndex
+from boxless.data.retry import patient, status
+from boxless.data.shards.read import FORMAT
 from boxless.errors import UserError
 from boxless.files import written
 
@@ -23,6 +28,8 @@ LOCK = ".lock"
 
 END = 2 * BLOCKSIZE
 """Bytes of zeros that end a tar file, at least."""
+Extras = Callable[[int], dict[str, bytes]]
+"""What goes beside the image of a row: bytes by extension."""
 
 
 @dataclass(frozen=True)
@@ -139,3 +146,79 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
 @patient
 def _content(path: str | Path) -> bytes:
     return Path(path).read_bytes()
+
+
+def sample_bytes(name: str, members: dict[str, bytes]) -> bytes:
+    """The part of a tar file that holds a sample: members of one name by their extensions, in their order.
+
+    Neither time nor owner nor mode of the files are kept, so that equal samples have equal bytes.
+    """
+    parts = []
+    for extension, content in members.items():
+        member = TarInfo(f"{name}.{extension}")
+        member.size = len(content)
+        parts += [member.tobuf(USTAR_FORMAT), content, bytes(-len(content) % BLOCKSIZE)]
+    return b"".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which images each shard gets, before any is read.
+
+    Attributes:
+        index: the images.
+        extras: what goes beside each.
+        rows: of the index, in the order of packing.
+        ends: where each shard's rows end in `rows`.
+        hash: of all that decides on the shards' bytes but the images' pixels.
+        made: the part of that which people know, by name.
+    """
+
+    index: ImageIndex
+    extras: Extras
+    rows: np.ndarray
+    ends: list[int]
+    hash: str
+    made: dict[str, Any]
+
+    def task(self, number: int, out: Path, holder: str | None, note: Path | None) -> ShardTask:
+        """What a worker has to know to write a shard into a folder; `holder`, `note`: see `ShardTask`."""
+        places = range(self.ends[number - 1] if number else 0, self.ends[number])
+        images = [self._unpacked(int(self.rows[place]), f"{place:09d}") for place in places]
+        return ShardTask(number, out / shard_name(number), images, holder, note)
+
+    def _unpacked(self, row: int, name: str) -> Unpacked:
+        return Unpacked(row, self.index.path(row), name, _extension(self.index.key(row)), self.extras(row))
+
+
+def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
+    """Deal images to shards of at most `limit` bytes; only an image that is larger by itself makes a larger one."""
+    rows = np.random.default_rng(int(index.fingerprint, 16)).permutation(len(index))
+    sha = hashlib.sha256(f"{FORMAT} {limit}".encode())
+    ends, used = [], END
+    for place, row in enumerate(rows.tolist()):
+        try:
+            size = status(index.path(row)).st_size
+        except OSError:
+            size = 0
+        beside = extras(row)
+        sha.update(f"{index.key(row)} {size}".encode())
+        for content in beside.values():
+            sha.update(content)
+        needed = sum(BLOCKSIZE + each + -each % BLOCKSIZE for each in (size, *map(len, beside.values())))
+        if place and -(-(used + needed) // RECORDSIZE) * RECORDSIZE > limit:
+            ends.append(place)
+            used = END
+        used += needed
+    made = {"shard_mb": limit // 1_000_000, "images": len(index), "keys": index.fingerprint}
+    return Plan(index, extras, rows, [*ends, len(rows)], sha.hexdigest(), made)
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard's file."""
+    return f"shard-{number:06d}.tar"
+
+
+def _extension(key: str) -> str:
+    suffix = PurePosixPath(key).suffix.lower()
+    return suffix[1:] if suffix in EXTENSIONS else "image"

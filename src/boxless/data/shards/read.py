@@ -1,26 +1,34 @@
-"""Packed data sets as input: shards, their manifest and the index of what lies where.
+"""Packed data sets as input: an index of what lies where, and images read from the middle of a tar file.
 
 A folder (or a prefix behind a URL) holds `shard-000000.tar` ..., `index.arrow` and `manifest.json`. The index has a row
 per image, sorted by key: key string, shard int32, offset int64 and size int64 (of the sample, bytes) and crc32 uint32.
+A shard is a plain tar file in WebDataset's convention. A sample is a few members of one name in a row: the image's own
+bytes, `.proposals.npy` where there are any, and `.json`; its CRC-32 is checked each time it is read. Nothing is ever
+unpacked to disk.
+
 Since any image of a shard on this machine can be read at once, shards are but another `ImageIndex`: what is drawn, in
 which order, is the same as from the folder that was packed.
 """
 
 import hashlib
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from io import BytesIO
 from pathlib import Path, PurePosixPath
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from boxless.data.images import StoredImage
 from boxless.data.index import ImageIndex
-from boxless.data.shards.files import MANIFEST, ShardFile, cache_folder, cache_limit, is_remote, read_whole
-from boxless.data.shards.sample import Packed, PackedSample
+from boxless.data.open import MANIFEST
+from boxless.data.shards.files import ShardFile, cache_folder, cache_limit, is_remote, read_whole
 from boxless.errors import UserError
 from boxless.untrusted import parse_json
 
@@ -29,6 +37,63 @@ FORMAT = "boxless shards 1"
 
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
 _COLUMNS = {"shard": pa.int32(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
+PROPOSALS = "proposals.npy"
+FACTS = "json"
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """Where a sample lies: `size` bytes of a shard from `offset` on, of a known CRC-32."""
+
+    shard: ShardFile
+    offset: int
+    size: int
+    crc32: int
+
+    def members(self) -> dict[str, bytes]:
+        """The bytes of each member by its extension, the image first.
+
+        Raises:
+            UserError: the shard is missing, cut short, or not what was packed.
+        """
+        return _members(self)
+
+    def proposals(self) -> NDArray[np.float32]:
+        """Boxes (N, 4), source px xyxy.
+
+        Raises:
+            UserError: as `members` does, or there are no boxes.
+        """
+        try:
+            boxes: NDArray[np.float32] = np.load(BytesIO(self.members()[PROPOSALS]), allow_pickle=False)
+            if boxes.dtype != np.float32 or boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
+                raise ValueError(f"an array of {boxes.shape}, {boxes.dtype}")
+        except (LookupError, ValueError, EOFError, MemoryError) as error:
+            raise UserError(f"{self.shard.place}: at byte {self.offset} are no proposals ({error})") from error
+        return boxes
+
+
+class PackedImage(StoredImage):
+    """The path of an image in a shard, as messages show it: SHARD/KEY. `decode` takes it like that of a file."""
+
+    sample: PackedSample
+
+    def __new__(cls, name: str, sample: PackedSample) -> "PackedImage":
+        """The path `name` of the image of a sample."""
+        path = super().__new__(cls, name)
+        path.sample = sample
+        return path
+
+    def __getnewargs__(self) -> tuple[str, PackedSample]:  # type: ignore[override]
+        return str(self), self.sample
+
+    def content(self) -> bytes:
+        """The bytes of the image's file."""
+        return next(iter(self.sample.members().values()))
+
+    def stamp(self) -> str:
+        """The sample's size and checksum."""
+        return f"{self.sample.size} {self.sample.crc32}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +132,7 @@ class ShardIndex(ImageIndex):
     def path(self, i: int) -> str:
         """Return the path of image `i`, which `decode` can read."""
         sample = self.sample(i)
-        return Packed(f"{sample.shard.place}/{self.key(i)}", sample)
+        return PackedImage(f"{sample.shard.place}/{self.key(i)}", sample)
 
     def boxes(self, i: int) -> NDArray[np.float32]:
         """Return the proposals of image `i`, (N, 4), source px xyxy."""
@@ -161,3 +226,25 @@ def _read_index(file: ShardFile, shards: Sequence[ShardFile]) -> tuple[pa.LargeS
     except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{file.place}: not the index of shards ({error}); copy it again, or pack again") from error
     return keys, columns
+
+
+@lru_cache(maxsize=1)  # an image's boxes, size and pixels are asked for one after another
+def _members(sample: PackedSample) -> dict[str, bytes]:
+    block = sample.shard.read(sample.offset, sample.size)
+    if zlib.crc32(block) != sample.crc32:
+        raise UserError(
+            f"{sample.shard.place}: altered since it was packed: wrong checksum at byte {sample.offset}; copy it anew, "
+            "or pack again where it was packed, which mends it"
+        )
+    members, at = {}, 0
+    try:
+        while at < len(block):
+            header, start = block[at : at + BLOCKSIZE], at + BLOCKSIZE
+            name, size = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8)
+            if not 0 <= size <= len(block) - start:
+                raise ValueError("a member reaches beyond the sample")
+            members[name.partition(".")[2]] = block[start : start + size]
+            at = start + size + -size % BLOCKSIZE
+    except ValueError as error:
+        raise UserError(f"{sample.shard.place}: no sample at byte {sample.offset} ({error}); pack again") from error
+    return members
