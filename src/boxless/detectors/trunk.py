@@ -46,9 +46,9 @@ class TrunkConfig:
     fpn_channels: int = 256
     """Width of every pyramid level, RT-DETR's too."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
-    """On a pyramid: SoCo's (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
+    """Box head on a pyramid: SoCo's (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
     box_head_width: int = 1024
-    """Width of that head's linear layers."""
+    """Width of the box head's linear layers."""
     transformer: TransformerConfig = field(
         default=TransformerConfig(), metadata={"used_if": lambda trunk: trunk.neck == "transformer"}
     )
@@ -56,9 +56,9 @@ class TrunkConfig:
     hybrid: HybridConfig = field(default=HybridConfig(), metadata={"used_if": lambda trunk: trunk.neck == "hybrid"})
     """RT-DETR's hybrid encoder."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted from RGB in 0..1."""
+    """Mean that is subtracted from RGB in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Divides RGB in 0..1 after the mean."""
+    """Standard deviation that RGB in 0..1 is divided by after that."""
 
     def __post_init__(self) -> None:
         check_backbone(self.backbone)
