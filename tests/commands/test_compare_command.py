@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from boxless.cli import main
 from boxless.commands.compare import compare
 from boxless.commands.demo import demo
 from boxless.data import scenes as digits
@@ -87,6 +90,38 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
     with pytest.raises(UserError, match=r"densecl: holds a run with other settings \(init was None, is .*soco.weights"):
         run(jobs=1, weights=str(out / "pretrain" / "soco"))
+
+
+def test_a_first_try_in_which_nothing_is_found_has_its_table_and_report(tmp_path, capsys):
+    make_scenes(tmp_path / "scenes", unlabelled=8, train=6, val=4, size=48)
+    annotations, out = tmp_path / "scenes" / "annotations", tmp_path / "out"
+    words = ["--data", str(tmp_path / "scenes" / "images" / "unlabelled"), "--labels", str(annotations / "train.json")]
+    words += ["--val", str(annotations / "val.json"), "--out", str(out), "--methods", "none,soco", "--seeds", "2"]
+    settings = {**TINY, "finetune.min_size": 48, "finetune.detector.score_threshold": 1.0}
+    words += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    assert main(["compare", *words, "--label-fraction", "0.5", "--quiet"]) == 0
+    table, page = (out / "comparison.md").read_text(), (out / "report.html").read_text()
+    assert "| soco | 3 (50%) | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | +0.0 ± 0.0 | 2 | within noise |" in table
+    assert "within noise" in page and "within noise" in capsys.readouterr().out
+    with (out / "comparison.csv").open() as file:
+        assert [float(row["AP"]) for row in csv.DictReader(file)] == [0.0] * 4
+    assert (out / "figures" / "label-efficiency.png").stat().st_size > 100
+
+
+def test_weights_that_do_not_fit_are_named_before_anything_is_trained(tmp_path):
+    make_scenes(tmp_path / "scenes", unlabelled=8, train=6, val=4, size=48)
+    annotations = tmp_path / "scenes" / "annotations"
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "others.safetensors")
+    for given in ({"methods": f"soco,{tmp_path / 'others.safetensors'}"}, {"weights": tmp_path / "others.safetensors"}):
+        with pytest.raises(UserError, match="others"):
+            compare(
+                data=str(tmp_path / "scenes" / "images" / "unlabelled"),
+                labels=str(annotations / "train.json"),
+                val=str(annotations / "val.json"),
+                out=str(tmp_path / "out"),
+                **{**TINY, "methods": "soco", **{key: str(value) for key, value in given.items()}},
+            )
+        assert not list((tmp_path / "out").rglob("*.parquet")) and not list((tmp_path / "out").rglob("recipe.yaml"))
 
 
 def test_the_demo_draws_what_its_own_detector_found(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from boxless.errors import UserError
 from boxless.recipes.load import load
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import CompareRecipe, PretrainRecipe
-from boxless.tasks.compare import resolve_detectors, resolve_starts
+from boxless.tasks.compare_starts import resolve_detectors, resolve_starts
 from boxless.tasks.compare_table import Cell, summarize, table
 
 

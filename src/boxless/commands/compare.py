@@ -64,7 +64,8 @@ def compare(
     from boxless.recipes.schema import CompareRecipe
     from boxless.report.build import write_report
     from boxless.runs.weights import local, with_trunk_of
-    from boxless.tasks.compare import refuse_decided, resolve_detectors, resolve_starts, run_comparison
+    from boxless.tasks.compare import Plan, run_comparison
+    from boxless.tasks.compare_starts import refuse_decided, resolve_detectors, resolve_starts
     from boxless.tasks.compare_table import NOTE
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.training.faults import one_line_faults
@@ -92,9 +93,8 @@ def compare(
     folder = Path(out)
     make_folder(folder)
     with stoppable(), locked(folder / ".lock", f"--out {out}"), one_line_faults(folder):
-        comparison = run_comparison(
-            images, train_data, val_data, starts, choices, fractions, seeds, folder, jobs, quiet
-        )
+        plan = Plan(starts, choices, fractions, seeds, folder, jobs, quiet)
+        comparison = run_comparison(plan, images, train_data, val_data)
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     print(f"report: {write_report([out])}")
     return comparison

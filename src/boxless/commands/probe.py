@@ -66,7 +66,7 @@ def probe(
     from boxless.tasks.feature_extractor import load_feature_extractors
     from boxless.tasks.features import MAPS
     from boxless.tasks.probe import PRESETS, run_probe
-    from boxless.tasks.probe_result import NOTES, Probing
+    from boxless.tasks.probe_result import NOTES, ProbeSettings
     from boxless.training.device import worker_count
 
     known = (("kind", kind, NOTES), ("level", level or "C5", MAPS))
@@ -91,7 +91,7 @@ def probe(
     networks = load_feature_extractors([weights] if isinstance(weights, str) else weights, backbone, seed)
     if not quiet:
         print("\n".join(f"{network.name}: {network.report}" for network in networks), file=sys.stderr, flush=True)
-    settings = Probing(
+    settings = ProbeSettings(
         kind, data, val, size, preset or next(iter(presets), ""), crops, level or "C5", seed, worker_count(workers, 8)
     )
     result = run_probe(networks, settings, Path(out), quiet)

@@ -1,12 +1,12 @@
-"""Will pretraining help? The same fine-tuning from several starts, on shares of the labels, with several seeds."""
+"""Compare starts: the same fine-tuning from each of them, on shares of the labels, with several seeds."""
 
 import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,20 +16,15 @@ from joblib import Parallel, delayed, parallel_config
 from boxless.data.annotations.read import LabelledData
 from boxless.data.gpu_jpeg import require_gpu_decoder
 from boxless.data.index import ImageIndex
-from boxless.data.unlabelled import Proposals
-from boxless.detectors.all import DETECTORS
-from boxless.detectors.trunk import WHOLE_BODY, with_neck
-from boxless.errors import UserError
-from boxless.methods.all import METHODS
-from boxless.recipes.load import describe, load, names
-from boxless.recipes.overrides import did_you_mean, override, renamed
-from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
+from boxless.recipes.load import describe
+from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
-from boxless.runs.weights import local, resolve_trunk, weights_file, with_trunk_of
-from boxless.tasks.compare_table import REFERENCE, Cell, Row, summarize, table, write_table
-from boxless.tasks.finetune import run_finetuning
+from boxless.runs.weights import resolve_trunk
+from boxless.tasks.compare_starts import Finetuning, Start
+from boxless.tasks.compare_table import Cell, Row, summarize, table, write_table
+from boxless.tasks.finetune import check_weights, run_finetuning
 from boxless.tasks.labels import choose_labels
-from boxless.tasks.pretrain import run_pretraining
+from boxless.tasks.pretrain import check_start, run_pretraining
 from boxless.tasks.proposals import prepare_boxes
 from boxless.training.device import training_fabric
 from boxless.training.progress import say
@@ -50,199 +45,120 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Start of a fine-tuning: a `recipe` to pretrain with, from `init`; or existing `weights`; or neither."""
+class Plan:
+    """Cells to fill, and how.
 
-    name: str
-    recipe: PretrainRecipe | None = None
-    base: str = ""
-    weights: str | None = None
-    init: Path | None = None
-
-
-def resolve_starts(methods: Sequence[str], recipe: CompareRecipe, init: str | None = None) -> list[Start]:
-    """The starts that a user's words name: none, one of the comparison's own, a method, a recipe, a run or weights.
-
-    What is pretrained starts from the weights `init`, or from random ones.
-
-    Raises:
-        UserError: if a word names nothing.
+    Attributes:
+        starts: of the fine-tunings.
+        detectors: that every start is put into.
+        fractions: shares of the labels, 0..1.
+        seeds: fine-tunings per start and share.
+        out: folder of the comparison.
+        jobs: runs at the same time.
+        quiet: print nothing.
     """
-    starts = []
-    file = weights_file(init) if init else None
-    for word in methods:
-        if word == REFERENCE:
-            starts.append(Start(word))
-        elif word in recipe.starts:
-            starts.append(_own_start(word, recipe, init))
-        elif word in METHODS:
-            starts.append(Start(word, _pretrain_recipe(word, recipe), f"{word}-small", init=file))
-        elif word in names() or Path(word).suffix in (".yaml", ".yml"):
-            pretrain = with_trunk_of(load(word, PretrainRecipe), init)
-            starts.append(Start(Path(word).stem, pretrain, word, init=file))
-        elif Path(word).exists():
-            starts.append(Start(Path(word).stem if Path(word).is_file() else Path(word).name, weights=word))
-        else:
-            known = [REFERENCE, *recipe.starts, *METHODS, *names()]
-            raise UserError(
-                f"methods: {word!r} is no method, recipe, run or weights file{did_you_mean(word, known)}; "
-                f"methods are {', '.join([REFERENCE, *recipe.starts, *METHODS])}"
-            )
-    if len({start.name for start in starts}) < len(starts):
-        raise UserError("methods: two of them have the same name; rename a file or a run's folder")
-    return starts
+
+    starts: Sequence[Start]
+    detectors: Sequence[Finetuning]
+    fractions: Sequence[float]
+    seeds: int
+    out: Path
+    jobs: int = 1
+    quiet: bool = False
+
+    def cells(self) -> Iterator[tuple[Start, Finetuning]]:
+        """Every start in every detector on every share of the labels, once for each seed."""
+        for detector in self.detectors:
+            for fraction in self.fractions:
+                for seed in range(self.seeds):
+                    recipe = replace(detector.recipe, label_fraction=fraction, label_seed=seed, seed=seed)
+                    for start in self.starts:
+                        yield start, replace(detector, recipe=_with_trunk_of(recipe, self.weights(start)))
+
+    def folder(self, start: Start) -> Path:
+        """Folder of a start's pretraining."""
+        return self.out / "pretrain" / start.name
+
+    def weights(self, start: Start) -> Path | None:
+        """Weights of a start, once it is pretrained."""
+        return start.weights if start.recipe is None else Run(self.folder(start)).weights
 
 
-def _own_start(name: str, recipe: CompareRecipe, init: str | None) -> Start:
-    """A start that the comparison's recipe describes; its own `weights` go before the comparison's."""
-    entry = recipe.starts[name]
-    keys = dict(entry) if isinstance(entry, Mapping) else {"method": entry}
-    method, file = keys.pop("method", None), keys.pop("weights", renamed(keys, "init", "weights", init))
-    if str(method) not in METHODS:
-        raise UserError(
-            f"starts.{name}: no method {method!r}{did_you_mean(str(method), METHODS)}; "
-            f"expected keys such as {{method: soco, method.boxes: 1}}; methods are {', '.join(METHODS)}"
-        )
-    try:
-        file = local(str(file)) if file else None
-        common = replace(recipe, pretrain=with_trunk_of(recipe.pretrain, file))
-        pretrain = override(_pretrain_recipe(method, common), keys)
-        return Start(name, pretrain, f"{method}-small", init=weights_file(file) if file else None)
-    except UserError as error:
-        raise UserError(f"starts.{name}: {error}") from error
-
-
-def _pretrain_recipe(method: str, recipe: CompareRecipe) -> PretrainRecipe:
-    """The comparison's pretraining by another method, which brings its own optimiser: one rate does not suit them all.
-
-    What the comparison's optimiser has of its own, such as a rate that the user set, holds for every method.
-    """
-    common, own = recipe.pretrain, load(f"{method}-small", PretrainRecipe)
-    if common.method.name == method:
-        return _with_trainable_neck(replace(common, method=common.method.at_size(recipe.view_size)))
-    usual = load(f"{common.method.name}-small", PretrainRecipe).optim
-    values = {field.name: getattr(common.optim, field.name) for field in fields(usual)}
-    changed = {name: value for name, value in values.items() if value != getattr(usual, name)}
-    optim = replace(own.optim, **changed)
-    return _with_trainable_neck(replace(common, method=own.method.at_size(recipe.view_size), optim=optim))
-
-
-def _with_trainable_neck(recipe: PretrainRecipe) -> PretrainRecipe:
-    """The recipe with the neck that its method asks for, or with the whole backbone that C4 would have cut."""
-    return replace(recipe, trunk=with_neck(recipe.trunk, getattr(recipe.method, "necks", WHOLE_BODY)))
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """A detector with its schedule, fine-tuned from every start; `base` is the recipe that it comes from."""
-
-    name: str
-    recipe: FinetuneRecipe
-    base: str = "faster-rcnn-fpn"
-
-
-def resolve_detectors(words: Sequence[str], recipe: CompareRecipe) -> list[Finetuning]:
-    """The fine-tunings that a user's words name: kinds with the comparison's settings, or recipes with their own.
-
-    Each has the trunk that is pretrained, with the neck that the detector needs; without words it is the recipe's.
-
-    Raises:
-        UserError: if a word names nothing, or a detector without AP.
-    """
-    choices = []
-    for word in words or [recipe.finetune.detector.kind]:
-        if word in DETECTORS:
-            settings = override(recipe.finetune, {"detector.kind": word})
-            choice = Finetuning(word, replace(settings, trunk=recipe.pretrain.trunk))
-        elif word in names() or Path(word).suffix in (".yaml", ".yml"):
-            settings = load(word, FinetuneRecipe)
-            trunk = replace(recipe.pretrain.trunk, neck=settings.trunk.neck)
-            choice = Finetuning(Path(word).stem, replace(settings, trunk=trunk), word)
-        else:
-            raise UserError(
-                f"detectors: {word!r} is no detector or recipe of fine-tuning{did_you_mean(word, DETECTORS)}; "
-                f"detectors are {', '.join(kind for kind, each in DETECTORS.items() if each.targets != 'classes')}"
-            )
-        if choice.recipe.detector.targets == "classes":
-            raise UserError(f"detectors: {word} is FCN; compare measures AP: take finetune and evaluate for each start")
-        choices.append(replace(choice, recipe=replace(choice.recipe, evaluate_every=10**9)))  # measured at its end
-    if len({choice.name for choice in choices}) < len(choices):
-        raise UserError("detectors: two of them have the same name; leave one out or rename a file")
-    return choices
-
-
-DECIDED = {
-    "finetune.seed": "--seeds counts them",
-    "finetune.label_seed": "--seeds counts them",
-    "finetune.label_fraction": "--label-fraction lists them",
-    "finetune.label_count": "--label-fraction lists the shares",
-    "finetune.evaluate_every": "each cell is measured at its end",
-    "finetune.trunk": "it is the pretrained one, pretrain.trunk",
-}
-"""Keys of a fine-tuning that a comparison sets by itself, with what does."""
-
-
-def refuse_decided(keys: Iterable[str]) -> None:
-    """Raise `UserError` where a user asks for what the comparison decides."""
-    for key in keys:
-        for decided, reason in DECIDED.items():
-            if key == decided or key.startswith(f"{decided}."):
-                raise UserError(f"{key}: has no effect in a comparison: {reason}")
-
-
-def run_comparison(
-    images: ImageIndex | None,
-    train: LabelledData,
-    val: LabelledData,
-    starts: Sequence[Start],
-    detectors: Sequence[Finetuning],
-    fractions: Sequence[float],
-    seeds: int,
-    out: Path,
-    jobs: int,
-    quiet: bool,
-) -> Comparison:
+def run_comparison(plan: Plan, images: ImageIndex | None, train: LabelledData, val: LabelledData) -> Comparison:
     """Pretrain once per start, fine-tune every cell, and write the table; finished parts are not done again.
 
-    `images` are those without labels; None where no start needs them. `jobs` runs go on at a time.
+    `images` are those without labels; None if no start needs them.
     """
-    new = []
-    for start in starts:  # one after the other: runs on the same images share their boxes
-        if start.recipe is None:
-            continue
-        assert images is not None
-        if Run(_folder(out, start)).finished:
-            _run_pretraining(start, images, None, _folder(out, start), True)  # refuses what was run otherwise
-            continue
-        new.append(start)
-        if start.recipe.decoder == "gpu":
-            require_gpu_decoder(training_fabric(start.recipe.precision).device)
-        if start.recipe.method.needs_boxes:
-            prepare_boxes(images, start.recipe, _folder(out, start), quiet)
-    list(_at_once(_pretrain, [(start, images, _folder(out, start), quiet) for start in new], jobs))
-    weights = {start.name: _weights(start, out) for start in starts}
-    work = []
-    for detector in detectors:
-        for fraction in fractions:
-            for seed in range(seeds):
-                settings = replace(detector.recipe, label_fraction=fraction, label_seed=seed, seed=seed)
-                choice = replace(detector, recipe=settings)
-                work += [(start, choice, train, val, weights[start.name], out) for start in starts]
-    say(f"fine-tuning: {len(work)} cells, {min(jobs, len(work))} at a time", quiet)
+    _check_weights(plan)
+    _pretrain_all(plan, images)
+    work = [(start, detector, train, val, plan.weights(start), plan.out) for start, detector in plan.cells()]
+    say(f"fine-tuning: {len(work)} cells, {min(plan.jobs, len(work))} at a time", plan.quiet)
     cells: list[Cell] = []
     began = time.monotonic()
-    for cell in _at_once(_cell, work, jobs):
+    for cell in _at_once(_cell, work, plan.jobs):
         cells.append(cell)
         left = (time.monotonic() - began) / len(cells) * (len(work) - len(cells)) / 60
         say(
             f"  {len(cells)} of {len(work)}: {cell.detector}, {cell.method}, {cell.fraction:.0%} of the labels, "
             f"seed {cell.seed}: AP {100 * cell.scores['AP']:.1f}, AP50 {100 * cell.scores['AP50']:.1f}, "
             f"about {left:.0f} min left",
-            quiet,
+            plan.quiet,
         )
     rows = summarize(cells)
-    write_table(out, cells, rows)
-    return Comparison(out, tuple(cells), tuple(rows))
+    write_table(plan.out, cells, rows)
+    return Comparison(plan.out, tuple(cells), tuple(rows))
+
+
+def _with_trunk_of(recipe: FinetuneRecipe, weights: Path | None) -> FinetuneRecipe:
+    """The recipe with the trunk of its weights, but with its own neck: alike for all starts."""
+    return replace(recipe, trunk=resolve_trunk(recipe.trunk, weights, (recipe.trunk.neck,)))
+
+
+def _check_weights(plan: Plan) -> None:
+    """Find files of weights that do not fit before anything is trained."""
+    for start in plan.starts:
+        if start.recipe is not None and start.init is not None and not Run(plan.folder(start)).finished:
+            check_start(start.recipe, start.init)
+        for detector in plan.detectors if start.weights is not None else ():
+            check_weights(_with_trunk_of(detector.recipe, start.weights), start.weights)
+
+
+def _pretrain_all(plan: Plan, images: ImageIndex | None) -> None:
+    new = []
+    for start in plan.starts:  # one after the other: runs on the same images share their boxes
+        if start.recipe is None:
+            continue
+        assert images is not None
+        if not Run(plan.folder(start)).finished:
+            new.append((start, images, plan.folder(start), plan.quiet))
+            if start.recipe.decoder == "gpu":
+                require_gpu_decoder(training_fabric(start.recipe.precision).device)
+            if start.recipe.method.needs_boxes:
+                prepare_boxes(images, start.recipe, plan.folder(start), plan.quiet)
+        else:
+            _pretrain(start, images, plan.folder(start), quiet=True)  # refuses other settings
+    list(_at_once(_pretrain, new, plan.jobs))
+
+
+def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> None:
+    assert start.recipe is not None
+    needed = start.recipe.method.needs_boxes and not Run(folder).finished
+    say(f"pretraining {start.name}", quiet)
+    boxes = prepare_boxes(images, start.recipe, folder, quiet) if needed else None
+    run_pretraining(start.recipe, describe(start.recipe, start.base), folder, images, boxes, start.init, quiet)
+
+
+def _cell(
+    start: Start, detector: Finetuning, train: LabelledData, val: LabelledData, weights: Path | None, out: Path
+) -> Cell:
+    recipe = detector.recipe
+    share = f"labels-{recipe.label_fraction:g}"
+    folder = out / "finetune" / detector.name / start.name / share / f"seed-{recipe.seed}"
+    run = run_finetuning(recipe, describe(recipe, detector.base), folder, train, val, weights, quiet=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use to a finished cell, and six times its weights
+    images = len(choose_labels(train, recipe))
+    scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}
+    return Cell(detector.name, start.name, recipe.label_fraction, images, recipe.seed, scores, run.summary["seconds"])
 
 
 def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:
@@ -258,7 +174,7 @@ def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], j
 
 
 def _with_parent(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a process that ends as soon as its parent is gone, for example by kill -9."""
+    """What a function gives in a process that ends as soon as the one that started it is gone, by kill -9 say."""
     _watch(os.getppid())
     return function(*arguments)
 
@@ -271,42 +187,3 @@ def _watch(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _folder(out: Path, start: Start) -> Path:
-    return out / "pretrain" / start.name
-
-
-def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> None:
-    assert start.recipe is not None
-    say(f"pretraining {start.name}", quiet)
-    boxes = prepare_boxes(images, start.recipe, folder, quiet) if start.recipe.method.needs_boxes else None
-    _run_pretraining(start, images, boxes, folder, quiet)
-
-
-def _run_pretraining(start: Start, images: ImageIndex, boxes: Proposals | None, folder: Path, quiet: bool) -> None:
-    assert start.recipe is not None
-    run_pretraining(start.recipe, describe(start.recipe, start.base), folder, images, boxes, start.init, quiet)
-
-
-def _weights(start: Start, out: Path) -> str | None:
-    if start.recipe is not None:
-        return str(_folder(out, start))
-    return str(weights_file(start.weights)) if start.weights and not Path(start.weights).is_dir() else start.weights
-
-
-def _cell(
-    start: Start, detector: Finetuning, train: LabelledData, val: LabelledData, weights: str | None, out: Path
-) -> Cell:
-    own = detector.recipe.trunk
-    settings = replace(detector.recipe, trunk=resolve_trunk(own, weights, (own.neck,)))  # one neck for all starts
-    labels = f"labels-{settings.label_fraction:g}"
-    folder = out / "finetune" / detector.name / start.name / labels / f"seed-{settings.seed}"
-    file = weights_file(weights) if weights else None
-    run = run_finetuning(settings, describe(settings, detector.base), folder, train, val, file, quiet=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use to a finished cell, and six times its weights
-    images = len(choose_labels(train, settings))
-    scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}
-    return Cell(
-        detector.name, start.name, settings.label_fraction, images, settings.seed, scores, run.summary["seconds"]
-    )

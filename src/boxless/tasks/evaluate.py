@@ -143,7 +143,7 @@ class EvaluationResult:
             lines.append(f"without labelled objects, in no mean: {_listed(self.unlabelled)}")
         if self.skipped:
             counted = "their pixels do not count" if "segments" in self.scores else "their objects count as missed"
-            lines += [skipped_report(self.skipped), f"  ({counted})"]
+            lines.append(skipped_report(self.skipped, f"images could not be read, {counted}", ", in evaluation.json"))
         return "\n".join([*lines, f"written to {self.path}", f"report: {self.report}"])
 
     def as_json(self) -> dict[str, Any]:

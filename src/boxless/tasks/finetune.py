@@ -288,6 +288,15 @@ class SegmentTask(DetectTask):
         return SegmentationDataset(self.chosen, *sizes, recipe.crop, recipe.trunk.mean, recipe.seed)
 
 
+def check_weights(recipe: FinetuneRecipe, weights: Path) -> None:
+    """Load the weights into the trunk, to find a mistake before hours of training.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    load_trunk(build_trunk(recipe.trunk, recipe.detector), weights, recipe.min_loaded)
+
+
 def run_finetuning(
     recipe: FinetuneRecipe,
     recipe_text: str,

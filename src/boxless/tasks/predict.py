@@ -56,7 +56,9 @@ class PredictResult:
     def __str__(self) -> str:
         found = "class maps of" if self.objects is None else f"{self.objects} objects in"
         text = f"{self.path}: {found} {self.images} images; drawn in {self.path.parent / 'images'}"
-        return f"{text}\n{skipped_report(self.skipped)}" if self.skipped else text
+        if not self.skipped:
+            return text
+        return f"{text}\n{skipped_report(self.skipped, 'images could not be read', ', under `skipped` in the file')}"
 
 
 def run_prediction(run: str, data: str | list[str], out: str, score: float, quiet: bool) -> PredictResult:

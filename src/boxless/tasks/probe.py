@@ -24,7 +24,7 @@ from boxless.plots.probes import match_panels, score_bars, score_curves
 from boxless.plots.style import save
 from boxless.tasks.feature_extractor import FeatureExtractor
 from boxless.tasks.features import MAPS, FeatureCache, Features
-from boxless.tasks.probe_result import ASYMMETRY, NOTES, VIEWS, ProbeResult, Probing, as_csv
+from boxless.tasks.probe_result import ASYMMETRY, NOTES, VIEWS, ProbeResult, ProbeSettings, as_csv
 
 WHOLE_IMAGES = ("svm", "low_shot")
 """Kinds that take detection labels as classes of whole images; the others take each object."""
@@ -33,7 +33,7 @@ PRESETS = {"linear": ("sweep", *probes.LINEAR), "svm": tuple(svm.GRIDS)}
 """Whose settings each kind takes, its default first; the others have none."""
 
 
-def run_probe(networks: Sequence[FeatureExtractor], settings: Probing, out: Path, quiet: bool) -> ProbeResult:
+def run_probe(networks: Sequence[FeatureExtractor], settings: ProbeSettings, out: Path, quiet: bool) -> ProbeResult:
     """Measure each network, and write the table and the figures.
 
     Raises:
@@ -79,7 +79,7 @@ class _Split:
 
 
 def _classification(
-    networks: Sequence[FeatureExtractor], settings: Probing, cache: FeatureCache, out: Path
+    networks: Sequence[FeatureExtractor], settings: ProbeSettings, cache: FeatureCache, out: Path
 ) -> ProbeResult:
     data, val = read_data(settings)
     scores: list[Score] = []
@@ -94,7 +94,7 @@ def _classification(
     return ProbeResult(out, settings.kind, tuple(scores), _chance(settings.kind, test.present), note, skipped)
 
 
-def read_data(settings: Probing) -> tuple[ClassifiedData, ClassifiedData | None]:
+def read_data(settings: ProbeSettings) -> tuple[ClassifiedData, ClassifiedData | None]:
     """The examples to learn from and to measure on, in the classes that both speak of; None where nothing is asked.
 
     Raises:
@@ -122,7 +122,7 @@ def _shown(data: ClassifiedData, kind: str) -> ClassifiedData:
     return replace(data, windows=whole.get(kind, "centre")) if isinstance(data.windows, str) else data
 
 
-def _linear(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+def _linear(name: str, train: _Split, test: _Split, settings: ProbeSettings) -> list[Score]:
     vectors, labels, classes = train.features.vectors, torch.from_numpy(train.labels), train.present.shape[1]
     preset = probes.LINEAR.get(settings.preset) or probes.swept(vectors, labels, classes, settings.seed)
 
@@ -133,7 +133,7 @@ def _linear(name: str, train: _Split, test: _Split, settings: Probing) -> list[S
     return [probes.share_score(name, "accuracy", found == test.labels)]
 
 
-def _knn(name: str, train: _Split, test: _Split, _: Probing) -> list[Score]:
+def _knn(name: str, train: _Split, test: _Split, _: ProbeSettings) -> list[Score]:
     known, labels = train.features.vectors, torch.from_numpy(train.labels)
     scores = []
     for k in probes.NEIGHBOURS:
@@ -142,7 +142,7 @@ def _knn(name: str, train: _Split, test: _Split, _: Probing) -> list[Score]:
     return scores
 
 
-def _svm(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+def _svm(name: str, train: _Split, test: _Split, settings: ProbeSettings) -> list[Score]:
     costs = svm.GRIDS[settings.preset]
     scores = svm.svm_scores(train.vectors, train.present, test.vectors, costs, settings.seed, settings.processes)
     rules: dict[str, int | None] = {"mAP": None, "mAP, 11 points": 11}
@@ -150,12 +150,12 @@ def _svm(name: str, train: _Split, test: _Split, settings: Probing) -> list[Scor
     return [Score(name, rule, value, math.nan, math.nan, len(test.present)) for rule, value in values.items()]
 
 
-def _low_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+def _low_shot(name: str, train: _Split, test: _Split, settings: ProbeSettings) -> list[Score]:
     draws = svm.low_shot(train.vectors, train.present, test.vectors, test.present, settings.seed)
     return [probes.mean_score(name, f"mAP, k = {k}", values) for k, values in draws.items()]
 
 
-def _few_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list[Score]:
+def _few_shot(name: str, train: _Split, test: _Split, settings: ProbeSettings) -> list[Score]:
     pooled = [train] if test is train else [train, test]
     vectors = np.concatenate([split.vectors for split in pooled])
     labels = np.concatenate([split.labels for split in pooled])
@@ -163,7 +163,7 @@ def _few_shot(name: str, train: _Split, test: _Split, settings: Probing) -> list
     return [probes.mean_score(name, "5-way 5-shot accuracy", found)]
 
 
-MEASURES: dict[str, Callable[[str, _Split, _Split, Probing], list[Score]]] = {
+MEASURES: dict[str, Callable[[str, _Split, _Split, ProbeSettings], list[Score]]] = {
     "linear": _linear,
     "knn": _knn,
     "svm": _svm,
@@ -181,7 +181,7 @@ def _chance(kind: str, present: NDArray[np.int8]) -> float:
 
 
 def _correspondence(
-    networks: Sequence[FeatureExtractor], settings: Probing, cache: FeatureCache, out: Path
+    networks: Sequence[FeatureExtractor], settings: ProbeSettings, cache: FeatureCache, out: Path
 ) -> ProbeResult:
     index = index_images(settings.data)
     for network in reversed(networks):  # first come random weights, in the trunk of a run, which is the one to name
@@ -216,7 +216,7 @@ def _check_level(network: FeatureExtractor, level: str) -> None:
 
 def _draw_matches(
     index: ImageIndex,
-    settings: Probing,
+    settings: ProbeSettings,
     matches: dict[str, NDArray[np.int64]],
     columns: int,
     skipped: dict[str, str],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from boxless.data.images import skipped_report
 from boxless.evaluation.probes import Score
 
 NOTES = {
@@ -34,7 +35,7 @@ ASYMMETRY = " A ResNet's cells lie symmetrically at 32 k + 1 px alone: elsewhere
 
 
 @dataclass(frozen=True)
-class Probing:
+class ProbeSettings:
     """Settings of a probe; see `boxless probe`."""
 
     kind: str
@@ -71,10 +72,7 @@ class ProbeResult:
     def __str__(self) -> str:
         lines = [table(self.scores), "", f"{self.note} Guessing reaches {100 * self.chance:.1f}."]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} images could not be read and were left out:")
-            lines += [f"  {file}: {reason}" for file, reason in list(self.skipped.items())[:20]]
-        if len(self.skipped) > 20:
-            lines.append(f"  and {len(self.skipped) - 20} more")
+            lines.append(skipped_report(self.skipped))
         return "\n".join(lines)
 
 
