@@ -236,7 +236,7 @@ def _text(counts: bytes | str) -> str:
 
 
 def _score_masks(labels: dict[str, Any], results: list[dict[str, Any]], origin: str) -> None:
-    """Turn both sides, in place, into what is scored by masks."""
+    """Prepare labels and results, in place, for scoring by masks."""
     if not any("segmentation" in annotation for annotation in labels["annotations"]):
         raise UserError(f"{origin}: expected masks to score against, found boxes only; use kind='bbox'")
     if not all("segmentation" in result for result in results):

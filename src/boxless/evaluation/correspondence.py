@@ -1,7 +1,7 @@
-"""Does a feature find the place that it came from? The measure of LC-loss (Islam et al., "More Analysis").
+"""Correspondence: how often a feature finds its own place, as LC-loss measures it (Islam et al., "More Analysis").
 
 An image and its mirrored copy in other colours go through the frozen network; each cell of the first map looks for the
-most similar cell (cosine) of the second. It is right where that is the mirrored cell.
+most similar cell (cosine) of the second. It is right if that is the mirrored cell.
 
 Where strided convolutions overlap, as in ResNets, cell i looks around pixel 32 i: at a size of 32 k + 1 px the cells
 lie symmetrically in the image, and mirroring the image mirrors them. At 32 k the mirrored cell looks at a place nearly

@@ -1,7 +1,6 @@
 """Matching of detections with labelled objects: correct, extra, missing, or of the wrong class.
 
-One score threshold, one IoU. COCO's AP needs neither and is the measure; this is for looking, and for counting what is
-taken for what.
+One score threshold, one IoU. COCO's AP needs neither and is the measure; this is for figures and confusions.
 """
 
 from collections.abc import Iterable, Sequence

@@ -174,7 +174,7 @@ def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], j
 
 
 def _with_parent(function: Callable[..., T], *arguments: Any) -> T:
-    """What a function gives in a process that ends as soon as the one that started it is gone, by kill -9 say."""
+    """Call a function in a process that ends as soon as its parent is gone, for example by kill -9."""
     _watch(os.getppid())
     return function(*arguments)
 

@@ -1,4 +1,4 @@
-"""The scores of a comparison as rows: mean, spread over the seeds, and gain over the reference, in words too."""
+"""The table of a comparison: mean, spread over the seeds, and gain over the reference, in words too."""
 
 import csv
 import io

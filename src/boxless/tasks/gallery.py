@@ -17,7 +17,7 @@ from boxless.runs.run import write_json
 
 FILE = "gallery.json"
 IMAGES = 60
-"""Shown, from the first of the data to the last, whatever was found in them."""
+"""Images shown, spread from the first of the data to the last, whatever was found in them."""
 SIDE = 480
 """Longest side of a shown image, px: a page with sixty of them stays below 3 MB."""
 FOUND = 40
