@@ -119,8 +119,9 @@ def _check_weights(plan: Plan) -> None:
     for start in plan.starts:
         if start.recipe is not None and start.init is not None and not Run(plan.folder(start)).finished:
             check_start(start.recipe, start.init)
-        for detector in plan.detectors if start.weights is not None else ():
-            check_weights(_with_trunk_of(detector.recipe, start.weights), start.weights)
+        if start.weights is not None:
+            for detector in plan.detectors:
+                check_weights(_with_trunk_of(detector.recipe, start.weights), start.weights)
 
 
 def _pretrain_all(plan: Plan, images: ImageIndex | None) -> None:
