@@ -41,7 +41,7 @@ from boxless.training.checkpoint import load_checkpoint
 from boxless.untrusted import parse_yaml
 
 sys.path.append(str(Path(__file__).parent / "report"))
-from told_runs import detected, finetuned, pictured, pretrained
+from fake_runs import detected, finetuned, pictured, pretrained
 
 SOURCE = Path(__file__).parents[1] / "src" / "boxless"
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'{{7*7}}&lt;"

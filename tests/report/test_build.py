@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_runs import detected, finetuned, pictured, pretrained
 from PIL import Image
-from told_runs import detected, finetuned, pictured, pretrained
 
 from boxless.cli import main
 from boxless.commands.report import report
 from boxless.errors import UserError
 from boxless.evaluation.matching import match
-from boxless.report import pictures
+from boxless.report import embed
 from boxless.report.advice import advise, still_falling, verdict
 from boxless.report.build import make_page, read_reports
 from boxless.report.curves import thinned
@@ -209,6 +209,17 @@ def test_a_comparison_gives_its_table_and_says_what_it_means(tmp_path: Path) -> 
     )  # the recipes differ in it alone
 
 
+def test_a_comparison_in_which_nothing_was_found_has_its_table(tmp_path: Path) -> None:
+    rows = ["detector,method,fraction,images,seed,AP,AP50,AP75,seconds"]
+    for start in ("none", "soco"):
+        for seed in (0, 1):
+            finetuned(tmp_path / "finetune" / "faster_rcnn" / start / "labels-0.1" / f"seed-{seed}", {"cat": 0.0}, seed)
+            rows.append(f"faster_rcnn,{start},0.1,40,{seed},0.0,0.0,0.0,9.0")
+    (tmp_path / "comparison.csv").write_text("\n".join(rows) + "\n")
+    text = page(tmp_path).text
+    assert "soco 40 0.0 ± 0.0" in text and "+0.0 ± 0.0" in text and "within noise" in text and "0 seeds" not in text
+
+
 def test_a_demo_and_a_comparison_that_lasts(tmp_path: Path) -> None:
     folder = compared(tmp_path / "demo" / "comparison")
     assert "soco, 40 labels: pretraining helps" in page(tmp_path / "demo").text
@@ -309,9 +320,9 @@ def test_pictures_become_smaller_until_they_fit(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "figures").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "figures" / "noise.png")
-    whole, _ = pictures.embedded([("run", tmp_path)])
-    monkeypatch.setattr(pictures, "BUDGET", len(whole[0].data) // 2)
-    (small,), _ = pictures.embedded([("run", tmp_path)])
+    whole, _ = embed.embed_pictures([("run", tmp_path)])
+    monkeypatch.setattr(embed, "BUDGET", len(whole[0].data) // 2)
+    (small,), _ = embed.embed_pictures([("run", tmp_path)])
     assert whole[0].width == 400 > small.width and len(small.data) <= len(whole[0].data) // 2
 
 

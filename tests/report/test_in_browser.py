@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from told_runs import detected, finetuned, pictured, pretrained
+from fake_runs import detected, finetuned, pictured, pretrained
 
 from boxless.evaluation.matching import match
 from boxless.report.build import write_report

@@ -45,7 +45,7 @@ from boxless.recipes.overrides import keys
 from boxless.report.build import make_page, read_reports
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
-from told_runs import detected, finetuned, pictured, pretrained
+from fake_runs import detected, finetuned, pictured, pretrained
 
 RECIPES = ("soco-small", "byol-small", "faster-rcnn-fpn", "compare-small")
 

@@ -15,8 +15,7 @@ from markupsafe import Markup
 
 from boxless.report.advice import Advice, command_of, verdict
 from boxless.report.curves import Named, charts
-from boxless.report.galleries import merged
-from boxless.report.pictures import embedded
+from boxless.report.embed import embed_pictures, merge_galleries
 from boxless.report.run_report import RunReport
 from boxless.training.progress import duration
 
@@ -77,7 +76,7 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as HTML."""
-    pictures, unreadable = embedded(page.folders)
+    pictures, unreadable = embed_pictures(page.folders)
     scripts = [_resource(name) for name in SCRIPTS]
     environment = Environment(
         loader=PackageLoader("boxless", "report"),
@@ -96,7 +95,7 @@ def render(page: Page) -> str:
         pictures=pictures,
         gaps=[*page.gaps, *unreadable],
         charts=charts(page.curves),
-        gallery=merged(page.galleries),
+        gallery=merge_galleries(page.galleries),
         spread=max((abs(gain) + half for table in page.tables for gain, half in filter(None, table.ranges)), default=1)
         or 1,  # all gains are 0
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
