@@ -117,14 +117,14 @@ def test_a_preview_shows_the_views_and_trains_nothing(digits, tmp_path, capsys):
 
 
 def test_the_plan_shows_cells_and_their_true_places_where_a_resnet_looks(digits, tmp_path, monkeypatch):
-    seen, shown = picture_pairs.seen, []
+    make_views, shown = picture_pairs.make_views, []
 
     def moved_by_a_cell(*arguments):
-        given = seen(*arguments)
+        given = make_views(*arguments)
         across = compose(torch.tensor([[[1.0, 0, -32], [0, 1, 0]]]), given.views[0].from_source)
         return replace(given, views=(given.views[0], given.views[0]._replace(from_source=across)))
 
-    monkeypatch.setattr(picture_pairs, "seen", moved_by_a_cell)
+    monkeypatch.setattr(picture_pairs, "make_views", moved_by_a_cell)
     monkeypatch.setattr(picture_pairs, "transport_plan", lambda *given: shown.append(given))
     recipe, (network,) = load("self-emd-small", PretrainRecipe), load_feature_extractors(["none"], "resnet18", seed=0)
     picture_pairs.draw_emd(tmp_path, recipe, network, index_images(digits.unlabelled), seed=0)

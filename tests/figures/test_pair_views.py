@@ -9,7 +9,7 @@ from PIL import Image
 from boxless.data.open import index_images
 from boxless.detectors.trunk import TrunkConfig
 from boxless.figures import pairs as picture_pairs
-from boxless.figures.views import draw_views, small
+from boxless.figures.views import draw_views, shrink
 from boxless.methods.soco import SoCoConfig
 from boxless.proposals.baselines import RandomBoxes
 from boxless.proposals.generate import make_proposals
@@ -30,7 +30,7 @@ def test_the_boxes_of_views_are_those_of_their_image(tmp_path: Path) -> None:
     table = make_proposals(index, proposal_file(index, recipe, tmp_path / "run"), RandomBoxes(), 1, True).table
     own = {}  # size of an image as drawn -> its boxes as drawn
     for row in range(6):
-        image, scale = small(np.asarray(Image.open(index.path(row))))
+        image, scale = shrink(np.asarray(Image.open(index.path(row))))
         own[image.shape] = table.aligned_to(index).boxes(row) * scale
 
     for settings in (
@@ -53,10 +53,10 @@ def test_the_boxes_of_views_are_those_of_their_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("moved", "share"), [(0, 100), (1, 0)])
 def test_the_nearest_cell_is_always_right_and_its_neighbour_never(scenes: Path, monkeypatch, moved, share) -> None:
-    seen, shown = picture_pairs.seen, []
+    make_views, shown = picture_pairs.make_views, []
 
     def recorded(*arguments):
-        shown.append(seen(*arguments))
+        shown.append(make_views(*arguments))
         return shown[0]
 
     def nearest(*_: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_the_nearest_cell_is_always_right_and_its_neighbour_never(scenes: Path, 
         return torch.tensor(8 * down + (across + moved) % 8)[None]
 
     rows = iter(range(3))
-    monkeypatch.setattr(picture_pairs, "seen", recorded)
+    monkeypatch.setattr(picture_pairs, "make_views", recorded)
     monkeypatch.setattr(picture_pairs, "best_matches", nearest)
     networks, recipe = load_feature_extractors(["none"], "resnet18", seed=0), load("densecl-small", PretrainRecipe)
     index = index_images(scenes / "images" / "unlabelled")

@@ -53,7 +53,6 @@ def export(
     """
     from boxless.errors import UserError
     from boxless.export.export import export_run
-    from boxless.export.files import write
 
     if to not in SUFFIXES:
         raise UserError(f"to: {to}; expected {', '.join(SUFFIXES)}")
@@ -64,7 +63,7 @@ def export(
         raise UserError(f"out {out}: is a file; transformers takes a folder")
     if path.resolve() == (Path(run) / "weights.safetensors").resolve():
         raise UserError(f"out {out}: would overwrite the run's own weights; name another file")
-    said, readme = write(path, export_run(run, path, to))
+    description, readme = export_run(run, path, to)
     if not quiet:
-        print(f"{path}: {said}; {readme} says how to load them")
+        print(f"{path}: {description}; {readme} says how to load them")
     return path

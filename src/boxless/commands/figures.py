@@ -58,15 +58,15 @@ def figures(
         UserError: If the caller can fix the cause.
     """
     from boxless.errors import UserError
-    from boxless.figures.kinds import Sitting, draw_pictures
+    from boxless.figures.kinds import FigureContext, draw_figures
 
     if seed < 0:
         raise UserError(f"seed={seed}: expected 0 or more")
     runs = (run,) if isinstance(run, str) else tuple(run)
-    sitting = Sitting(runs, data, seed, quiet)
+    context = FigureContext(runs, data, seed, quiet)
     names = [word.strip() for word in (kinds or "").split(",") if word.strip()]
-    written, left_out = draw_pictures(names, sitting)
-    result = FiguresResult(sitting.folder / "figures", written, tuple(left_out))
+    written, left_out = draw_figures(names, context)
+    result = FiguresResult(context.folder / "figures", written, tuple(left_out))
     if not quiet:
         print(result)
     return result

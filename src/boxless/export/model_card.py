@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from boxless.export.files import LICENCE
+from boxless.export.weights import LICENCE
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 

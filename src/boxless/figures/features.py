@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from boxless.data.index import ImageIndex
 from boxless.detectors.trunk import LEVELS
-from boxless.figures.views import Picture, readable, small
+from boxless.figures.views import Picture, sample_images, shrink
 from boxless.plots.features import attention_panels, level_maps, pca_panels
 from boxless.tasks.feature_extractor import FeatureExtractor
 
@@ -24,10 +24,10 @@ LONGEST = 448
 
 def _images(index: ImageIndex, seed: int) -> list[Pixels]:
     """A few images whose sides are multiples of 32, so that their maps cover them exactly."""
-    _, images = readable(index, ROWS, seed)
+    _, images = sample_images(index, ROWS, seed)
     fitted = []
     for image in images:
-        shrunk, _ = small(image, LONGEST)
+        shrunk, _ = shrink(image, LONGEST)
         height, width = (max(64, 32 * round(side / 32)) for side in shrunk.shape[:2])
         pixels = torch.from_numpy(shrunk).permute(2, 0, 1)[None].float()
         pixels = interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].round().clamp(0, 255)

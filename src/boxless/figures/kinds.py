@@ -1,4 +1,4 @@
-"""Which pictures a run can give, what each needs, and where they go."""
+"""The kinds of figures: the runs that have them, what each needs, and where they go."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from boxless.errors import UserError
 from boxless.figures import features, pairs, scores, views
 from boxless.figures.views import Picture
 from boxless.plots.style import save
-from boxless.recipes.load import load
 from boxless.recipes.overrides import did_you_mean
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
@@ -22,11 +21,11 @@ from boxless.training.progress import say
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """Sources of the figures.
+class FigureContext:
+    """The run, the data and the settings that figures are drawn from.
 
     Attributes:
-        runs: folders; the first one's are the pictures, the others stand beside it.
+        runs: folders; the first one's figures are drawn, the others stand beside it.
         data: images or labels, None where none were given.
         seed: chooses images and draws views.
         quiet: print nothing.
@@ -47,17 +46,14 @@ class Sitting:
         """The run's recipe; None of a comparison."""
         if is_comparison(self.folder):
             return None
-        if not (self.folder / "recipe.yaml").is_file():
-            kind = "is not a run (no recipe.yaml in it)" if self.folder.is_dir() else "no such folder"
-            raise UserError(f"run {self.folder}: {kind}; name a folder of boxless pretrain, finetune or compare")
-        recipe = load(Run(self.folder).recipe_file, object)
-        return recipe if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
+        return Run.open(self.folder).recipe
 
     @property
-    def what(self) -> str:
-        """Kind of run: pretraining, fine-tuning or comparison."""
-        names = {PretrainRecipe: "pretraining", FinetuneRecipe: "fine-tuning"}
-        return names.get(type(self.recipe), "comparison")
+    def kind(self) -> str:
+        """The kind of training: pretraining, fine-tuning or comparison."""
+        if self.recipe is None:
+            return "comparison"
+        return "pretraining" if isinstance(self.recipe, PretrainRecipe) else "fine-tuning"
 
     @cached_property
     def index(self) -> ImageIndex:
@@ -97,32 +93,32 @@ class Sitting:
         assert isinstance(self.recipe, PretrainRecipe)
         return self.recipe
 
-    @property
-    def looked(self) -> scores.Looked:
-        """Draw the detections in the labelled images."""
+    @cached_property
+    def detections(self) -> scores.MatchedDetections:
+        """The detector's detections in the labelled images."""
         assert isinstance(self.data, str)
-        return scores.look(self.runs[0], self.data, self.quiet)
+        return scores.MatchedDetections(self.runs[0], self.data, self.quiet)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of picture: of which runs, what else it needs, and how it is drawn."""
+    """A kind of figure: the runs that have it, what else it needs, and how it is drawn."""
 
     of: tuple[str, ...]
     needs: str
-    draw: Callable[[Sitting], Iterator[Picture]]
+    draw: Callable[[FigureContext], Iterator[Picture]]
 
-    def lacking(self, name: str, sitting: Sitting) -> str | None:
+    def lacking(self, name: str, context: FigureContext) -> str | None:
         """Why it cannot be drawn, in one line, or None."""
-        if sitting.what not in self.of:
-            return f"kind {name}: is of a {' or '.join(self.of)}, and {sitting.folder} is a {sitting.what}"
-        if self.needs and sitting.data is None:
+        if context.kind not in self.of:
+            return f"kind {name}: is of a {' or '.join(self.of)}, and {context.folder} is a {context.kind}"
+        if self.needs and context.data is None:
             return f"kind {name}: needs --data: {self.needs}"
-        if self.needs == LABELS and sitting.no_labels:
-            return f"kind {name}: needs labels: {sitting.no_labels}"
-        if name == "emd" and sitting.pretraining.method.name != "self-emd":
-            return f"kind emd: is of method self-emd, and {sitting.folder} is of {sitting.pretraining.method.name}"
-        if name == "gain" and sitting.what == "fine-tuning" and len(sitting.runs) != 2:
+        if self.needs == LABELS and context.no_labels:
+            return f"kind {name}: needs labels: {context.no_labels}"
+        if name == "emd" and context.pretraining.method.name != "self-emd":
+            return f"kind emd: is of method self-emd, and {context.folder} is of {context.pretraining.method.name}"
+        if name == "gain" and context.kind == "fine-tuning" and len(context.runs) != 2:
             return "kind gain: needs two runs, --run RUN REFERENCE"
         return None
 
@@ -131,12 +127,12 @@ IMAGES, LABELS = "images, of which a few are drawn", "labels (COCO JSON, a Pasca
 PRETRAINED, BOTH, DETECTOR = ("pretraining",), ("pretraining", "fine-tuning"), ("fine-tuning",)
 
 
-def _one(draw: Callable[[Sitting], Picture]) -> Callable[[Sitting], Iterator[Picture]]:
-    return lambda sitting: iter([draw(sitting)])
+def _one(draw: Callable[[FigureContext], Picture]) -> Callable[[FigureContext], Iterator[Picture]]:
+    return lambda context: iter([draw(context)])
 
 
-def _gain(s: Sitting) -> Iterator[Picture]:
-    if s.what == "comparison":
+def _gain(s: FigureContext) -> Iterator[Picture]:
+    if s.kind == "comparison":
         yield from scores.draw_gains(s.folder)
     else:
         yield scores.draw_gain(s.folder, Path(s.runs[1]))
@@ -162,15 +158,15 @@ KINDS = {
     "emd": Kind(
         PRETRAINED, IMAGES, _one(lambda s: pairs.draw_emd(s.folder, s.pretraining, s.networks[0], s.index, s.seed))
     ),
-    "detections": Kind(DETECTOR, LABELS, lambda s: scores.draw_detections(s.looked)),
-    "precision-recall": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_precision_recall(s.looked))),
-    "confusion": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_confusion(s.looked))),
+    "detections": Kind(DETECTOR, LABELS, lambda s: scores.draw_detections(s.detections)),
+    "precision-recall": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_precision_recall(s.detections))),
+    "confusion": Kind(DETECTOR, LABELS, _one(lambda s: scores.draw_confusion(s.detections))),
     "gain": Kind(("fine-tuning", "comparison"), "", _gain),
     "label-efficiency": Kind(("comparison",), "", lambda s: scores.draw_label_efficiency(s.folder)),
 }
 
 
-def chosen_kinds(names: Sequence[str], sitting: Sitting) -> tuple[list[str], list[str]]:
+def select_kinds(names: Sequence[str], context: FigureContext) -> tuple[list[str], list[str]]:
     """The kinds to draw, and of those that were not asked for by name why each is left out.
 
     Raises:
@@ -180,23 +176,23 @@ def chosen_kinds(names: Sequence[str], sitting: Sitting) -> tuple[list[str], lis
         if name not in KINDS:
             near = did_you_mean(name, list(KINDS)) or ":"
             raise UserError(f"kinds: unknown kind {name!r}{near} the kinds are {', '.join(KINDS)}")
-    lacking = {name: KINDS[name].lacking(name, sitting) for name in names or KINDS}
+    lacking = {name: KINDS[name].lacking(name, context) for name in names or KINDS}
     refused = [reason for reason in lacking.values() if reason]
     if refused and (names or len(refused) == len(lacking)):
         raise UserError(refused[0])
     return [name for name, reason in lacking.items() if reason is None], refused
 
 
-def draw_pictures(names: Sequence[str], sitting: Sitting) -> tuple[dict[str, str], list[str]]:
+def draw_figures(names: Sequence[str], context: FigureContext) -> tuple[dict[str, str], list[str]]:
     """Draw and write the kinds, each as soon as it is drawn: file -> caption, and what was left out and why."""
-    drawn, left_out = chosen_kinds(names, sitting)
+    drawn, left_out = select_kinds(names, context)
     written: dict[str, str] = {}
     for name in drawn:
         try:
-            for picture in KINDS[name].draw(sitting):
-                png, _ = save(picture.figure, sitting.folder / "figures" / picture.name, picture.caption)
+            for picture in KINDS[name].draw(context):
+                png, _ = save(picture.figure, context.folder / "figures" / picture.name, picture.caption)
                 written[str(png)] = picture.caption
-                say(f"figures: {png}", sitting.quiet)
+                say(f"figures: {png}", context.quiet)
         except UserError as error:
             if names:
                 raise

@@ -23,7 +23,7 @@ from boxless.evaluation.correspondence import (
     mirrored_cells,
 )
 from boxless.evaluation.probes import mean_score
-from boxless.figures.views import Picture, known_boxes, readable, seen
+from boxless.figures.views import Picture, existing_proposals, make_views, sample_images
 from boxless.geometry.affine import compose, invert, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
 from boxless.geometry.view import View
@@ -49,7 +49,7 @@ CORRELATED, FLIPPED = 64, 32
 
 def _few(index: ImageIndex, count: int, seed: int) -> ImageIndex:
     """Some of the images that can be read."""
-    return index.subset(readable(index, count, seed)[0])
+    return index.subset(sample_images(index, count, seed)[0])
 
 
 def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
@@ -74,10 +74,10 @@ def draw_correlation(
 ) -> Picture:
     """The cross-correlation of two views: of what the method compares, or of C5 where the run kept no checkpoint."""
     count = min(CORRELATED, len(index))
-    table = known_boxes(index, recipe, run) if recipe.method.needs_boxes else None
+    table = existing_proposals(index, recipe, run) if recipe.method.needs_boxes else None
     method = None if recipe.method.needs_boxes and table is None else trained_method(run, recipe)
     few = _few(index, count, seed)
-    shown = seen(few, recipe.method.views(), None if table is None else table.aligned_to(few), seed)
+    shown = make_views(few, recipe.method.views(), None if table is None else table.aligned_to(few), seed)
     views = tuple(view.with_image(network.trunk.normalize(view.image)) for view in shown.views)
     output = None
     if method is not None:
@@ -128,7 +128,7 @@ def draw_correspondence(
     specs = tuple(replace(spec, size=PAIR_SIZE, resize_of=None, min_boxes=0) for spec in config.views()[:2])
     if len(specs) < 2 or specs[0].scale is None:
         specs = (replace(specs[0], scale=(0.3, 1.0)), replace(specs[-1], scale=(0.3, 1.0)))
-    shown = seen(_few(index, 3, seed), specs, None, seed)
+    shown = make_views(_few(index, 3, seed), specs, None, seed)
     maps = {network.name: [_c5(network, view.image) for view in shown.views] for network in networks}
     pairs = [
         _pair(shown.views, row, maps, shown.pixels(0, row), shown.pixels(1, row)) for row in range(len(shown.sources))
@@ -209,7 +209,7 @@ def draw_emd(run: Path, recipe: PretrainRecipe, network: FeatureExtractor, index
     assert isinstance(recipe.method, SelfEMDConfig)
     plain = Photometric(jitter=0, gray=0, blur=0)
     specs = tuple(replace(spec, size=PAIR_SIZE, photometric=plain) for spec in recipe.method.views()[:2])
-    shown = seen(_few(index, 8, seed), specs, None, seed)
+    shown = make_views(_few(index, 8, seed), specs, None, seed)
     row = max(range(len(shown.sources)), key=lambda row: _overlap(shown.views, row))
     views = [View(view.image[row : row + 1], view.from_source[row : row + 1]) for view in shown.views]
     images = [network.trunk.normalize(view.image) for view in views]

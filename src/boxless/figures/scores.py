@@ -1,14 +1,11 @@
 """Pictures of how a run went and what came out: curves, detections, and scores class by class."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
 
 from boxless.data.annotations.read import LabelledData
 from boxless.data.images import BadImage, decode
@@ -16,9 +13,10 @@ from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, judged
 from boxless.evaluation.matching import IGNORED, Matches, balanced_score, confusion, match
 from boxless.evaluation.precision_recall import precision_recall
-from boxless.figures.views import Picture, small
+from boxless.figures.views import Picture, shrink
+from boxless.geometry.boxes import best_iou
 from boxless.plots.curves import training_curves
-from boxless.plots.outcomes import GROUPS, Judged, examples, outcome_counts, outcome_pairs
+from boxless.plots.outcomes import GROUPS, MatchedImage, examples, outcome_counts, outcome_pairs
 from boxless.plots.scores import class_gains, confusion_matrix, precision_recall_curves
 from boxless.runs.run import Run
 from boxless.tasks.compare_table import REFERENCE, SCRATCH, efficiency_figures, read_table
@@ -56,8 +54,8 @@ def draw_curves(run: Path) -> Picture:
     )
 
 
-class Looked:
-    """Detections of a run in labelled images and their outcomes, above a score that shows enough of them.
+class MatchedDetections:
+    """A run's detections in labelled images, matched with the labels at the score that shows enough.
 
     Detections of classes that the labels do not speak of (LVIS) are left out, as AP leaves them out.
     """
@@ -76,82 +74,77 @@ class Looked:
         self.matches: list[Matches] = [match(image, each, self.score) for image, each in pairs]
 
 
-@lru_cache(maxsize=1)
-def look(run: str, data: str, quiet: bool) -> Looked:
-    """`Looked`, kept for the next picture of the same run and labels."""
-    return Looked(run, data, quiet)
-
-
-def draw_detections(looked: Looked) -> Iterator[Picture]:
+def draw_detections(results: MatchedDetections) -> Iterator[Picture]:
     """Labels and detections in pairs, sorted by what became of them, and how many became what."""
-    groups: dict[str, Sequence[Judged]] = {}
+    groups: dict[str, Sequence[MatchedImage]] = {}
     taken: set[int] = set()
     for group in GROUPS:
-        chosen = [row for row in examples(looked.matches, looked.found, group, 2 + len(taken)) if row not in taken][:2]
+        chosen = [row for row in examples(results.matches, results.found, group, 2 + len(taken)) if row not in taken][
+            :2
+        ]
         taken.update(chosen)
-        groups[group] = [shown for row in chosen if (shown := _judged(looked, row)) is not None]
+        groups[group] = [shown for row in chosen if (shown := _matched_image(results, row)) is not None]
     counts = dict.fromkeys(GROUPS, 0)
-    for matched in looked.matches:
+    for matched in results.matches:
         for outcome in matched.outcomes:
             counts[outcome] = counts.get(outcome, 0) + 1
         counts["missing"] += len(matched.missing)
     numbers = ", ".join(f"{counts[group]} {group}" for group in GROUPS)
-    said = f"{numbers} in {len(looked.labels)} images, at IoU 0.5 and score {100 * looked.score:.0f} and above"
+    said = f"{numbers} in {len(results.labels)} images, at IoU 0.5 and score {100 * results.score:.0f} and above"
     yield Picture(
         "detections",
-        outcome_pairs(groups, looked.labels.classes),
+        outcome_pairs(groups, results.labels.classes),
         f"Pairs of labels (left) and detections (right), sorted by what became of them: {said}.",
     )
     yield Picture(
         "detections-counts",
-        outcome_counts(looked.labels, looked.found, looked.matches, _overlaps(looked)),
+        outcome_counts(results.labels, results.found, results.matches, _overlaps(results)),
         f"What became of the objects of each class, and how well detections fit objects: {said}.",
     )
 
 
-def _judged(looked: Looked, row: int) -> Judged | None:
+def _matched_image(results: MatchedDetections, row: int) -> MatchedImage | None:
     """An image as it is drawn, no longer than it need be, with everything in its pixels."""
-    truth, found = looked.labels.images[row], looked.found[row]
+    truth, found = results.labels.images[row], results.found[row]
     try:
-        image, scale = small(decode(truth.path), 640)
+        image, scale = shrink(decode(truth.path), 640)
     except BadImage:  # it went away since
         return None
-    return Judged(image, truth.boxes * scale, truth, found.boxes * scale, found, looked.matches[row])
+    return MatchedImage(image, truth.boxes * scale, truth, found.boxes * scale, found, results.matches[row])
 
 
-def _overlaps(looked: Looked) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _overlaps(results: MatchedDetections) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The IoU of each detection that counts with the object that fits it best."""
     best = [np.zeros(0)]
-    for image, found, matched in zip(looked.labels.images, looked.found, looked.matches, strict=True):
+    for image, found, matched in zip(results.labels.images, results.found, results.matches, strict=True):
         kept = matched.kept[[outcome != IGNORED for outcome in matched.outcomes]]
-        ours = torch.as_tensor(found.boxes[kept]).double()
-        theirs = torch.as_tensor(image.boxes[~image.crowd]).double()
-        best.append(torch.cat([box_iou(ours, theirs), torch.zeros(len(ours), 1)], 1).amax(1).numpy())
+        boxes, objects = (torch.as_tensor(each).double() for each in (found.boxes[kept], image.boxes[~image.crowd]))
+        best.append(best_iou(boxes, objects).numpy())
     return np.concatenate(best)
 
 
-def draw_precision_recall(looked: Looked) -> Picture:
+def draw_precision_recall(results: MatchedDetections) -> Picture:
     """Precision over recall at two IoUs.
 
     Of LVIS the areas are `boxless evaluate`'s by metric lvis, but of images with more than 300 detections: those of
     unknown classes are left out before and not after the 300 most confident are taken.
     """
-    curves = precision_recall(looked.labels, looked.found)
+    curves = precision_recall(results.labels, results.found)
     known = np.nan_to_num(curves.means, nan=0.0).mean(1)
     return Picture(
         "precision-recall",
-        precision_recall_curves(curves, looked.labels.classes),
-        f"Precision over recall of {len(looked.labels)} images: AP50 {100 * known[0]:.1f}, AP75 {100 * known[1]:.1f}.",
+        precision_recall_curves(curves, results.labels.classes),
+        f"Precision over recall of {len(results.labels)} images: AP50 {100 * known[0]:.1f}, AP75 {100 * known[1]:.1f}.",
     )
 
 
-def draw_confusion(looked: Looked) -> Picture:
-    """Draw the confusion matrix."""
-    counts = confusion(looked.labels, looked.found, looked.matches)
+def draw_confusion(results: MatchedDetections) -> Picture:
+    """What is taken for what."""
+    counts = confusion(results.labels, results.found, results.matches)
     right, wrong = int(np.diagonal(counts)[:-1].sum()), int(counts[:-1, :-1].sum() - np.diagonal(counts)[:-1].sum())
     return Picture(
         "confusion",
-        confusion_matrix(counts, looked.labels.classes, looked.score),
+        confusion_matrix(counts, results.labels.classes, results.score),
         f"Labelled objects by what they were found as: {right} of their class, {wrong} of another one, "
         f"{int(counts[:-1, -1].sum())} missed, {int(counts[-1, :-1].sum())} extra detections.",
     )
@@ -216,8 +209,7 @@ def _gain(name: str, pairs: Sequence[tuple[Path, Path]], start: str, reference: 
 
 
 def _per_class(run: Path) -> Mapping[str, float]:
-    try:
-        summary = json.loads((run / "summary.json").read_text())["per_class"]
-        return {name: ap for name, ap in summary["bbox"].items() if ap is not None}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{run / 'summary.json'}: expected a finished fine-tuning's AP of boxes by class") from error
+    scores = Run(run).read("summary.json").get("per_class", {}).get("bbox")
+    if scores is None:
+        raise UserError(f"{run / 'summary.json'}: expected a finished fine-tuning's AP of boxes by class")
+    return {name: ap for name, ap in scores.items() if ap is not None}

@@ -12,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from boxless.data.annotations.read import read_labels
 from boxless.data.images import BadImage, decode
@@ -22,13 +21,12 @@ from boxless.data.transforms.specs import ViewSpec
 from boxless.data.unlabelled import Proposals, ViewDataset, collate, fill_resized
 from boxless.errors import UserError
 from boxless.geometry.affine import transform_points
-from boxless.geometry.boxes import area
 from boxless.geometry.view import View
 from boxless.methods.soco import shared_boxes
 from boxless.plots.proposals import proposal_statistics, proposals_on_images, recall_curves
 from boxless.plots.views import show_views
 from boxless.proposals.generate import ensure_proposals
-from boxless.proposals.recall import SIZES, labelled_pairs
+from boxless.proposals.recall import best_overlaps, labelled_pairs
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.proposals import proposal_file, proposal_method
@@ -40,7 +38,7 @@ ROWS = 4
 SAMPLE = 60
 """Images that proposals are made for where the run's own table is not there."""
 LONGEST = 512
-"""Size of a source image in the drawing, px."""
+"""Longest side of a source image as it is drawn, px."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ViewBatch:
     """Views of a few images.
 
     Attributes:
@@ -77,7 +75,7 @@ class Seen:
         return pixels
 
 
-def readable(index: ImageIndex, count: int, seed: int) -> tuple[list[int], list[Pixels]]:
+def sample_images(index: ImageIndex, count: int, seed: int) -> tuple[list[int], list[Pixels]]:
     """Rows of images drawn at random that can be read, and the images (H, W, 3).
 
     Raises:
@@ -99,32 +97,32 @@ def readable(index: ImageIndex, count: int, seed: int) -> tuple[list[int], list[
     return rows, images
 
 
-def small(image: Pixels, longest: int = LONGEST) -> tuple[Pixels, float]:
+def shrink(image: Pixels, longest: int = LONGEST) -> tuple[Pixels, float]:
     """An image no longer than that, px, and by which factor it was shrunk."""
     scale = min(1.0, longest / max(image.shape[:2]))
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8), scale
 
 
-def seen(few: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Proposals | None, seed: int) -> Seen:
+def make_views(few: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Proposals | None, seed: int) -> ViewBatch:
     """The views of a few images that can be read, in their order, cut and coloured as in training."""
-    shrunk = [small(decode(few.path(row))) for row in range(len(few))]
+    shrunk = [shrink(decode(few.path(row))) for row in range(len(few))]
     dataset = ViewDataset(few, specs, boxes, seed)
     batch = collate([dataset[0, row] for row in range(len(few))], specs)
     generator = torch.Generator().manual_seed(seed)
     views = fill_resized(batch, specs)
     views = tuple(augment(view, spec.photometric, generator) for view, spec in zip(views, specs, strict=True))
     sources, scales = zip(*shrunk, strict=True)
-    return Seen(sources, scales, views, batch.boxes, batch.valid)
+    return ViewBatch(sources, scales, views, batch.boxes, batch.valid)
 
 
-def known_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> ProposalTable | None:
+def existing_proposals(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> ProposalTable | None:
     """The table that the run has, or None where it has not made it yet."""
     file = proposal_file(index, recipe, out)
     return ProposalTable.open(file) if recipe.proposals.file is not None or file.is_file() else None
 
 
-def boxes_now(few: ImageIndex, recipe: PretrainRecipe) -> ProposalTable:
+def make_few_proposals(few: ImageIndex, recipe: PretrainRecipe) -> ProposalTable:
     """The boxes of a few images, made now and not kept."""
     with TemporaryDirectory() as folder:
         return ensure_proposals(few, Path(folder) / "few.parquet", proposal_method(recipe), 1, quiet=True)
@@ -132,12 +130,12 @@ def boxes_now(few: ImageIndex, recipe: PretrainRecipe) -> ProposalTable:
 
 def draw_views(index: ImageIndex, recipe: PretrainRecipe, out: Path, seed: int) -> Picture:
     """The views of a few images, beside their sources, with boxes where the method compares boxes, else with places."""
-    rows, _ = readable(index, ROWS, seed)
+    rows, _ = sample_images(index, ROWS, seed)
     few = index.subset(rows)
     boxes = None
     if recipe.method.needs_boxes:
-        boxes = (known_boxes(index, recipe, out) or boxes_now(few, recipe)).aligned_to(few)
-    shown = seen(few, recipe.method.views(), boxes, seed)
+        boxes = (existing_proposals(index, recipe, out) or make_few_proposals(few, recipe)).aligned_to(few)
+    shown = make_views(few, recipe.method.views(), boxes, seed)
     sources = View(torch.empty(len(shown.sources), 0, LONGEST, LONGEST), _shrinking(shown.scales))
     frames = (sources, *shown.views)
     images = [
@@ -195,14 +193,14 @@ def draw_proposals(
     index: ImageIndex, recipe: PretrainRecipe, out: Path, labels: str | None, seed: int
 ) -> Iterator[Picture]:
     """Proposals on a few images, their numbers and sizes, and what they cover of the labels, where there are any."""
-    table = known_boxes(index, recipe, out)
+    table = existing_proposals(index, recipe, out)
     if table is None:
-        rows, _ = readable(index, SAMPLE, seed)
+        rows, _ = sample_images(index, SAMPLE, seed)
         index = index.subset(sorted(rows))
-        table = boxes_now(index, recipe)
+        table = make_few_proposals(index, recipe)
     packed = table.aligned_to(index)
-    rows, images = readable(index, 6, seed)
-    shrunk = [small(image) for image in images]
+    rows, images = sample_images(index, 6, seed)
+    shrunk = [shrink(image) for image in images]
     drawn = [packed.boxes(row) * scale for row, (_, scale) in zip(rows, shrunk, strict=True)]
     yield Picture(
         "proposals",
@@ -220,7 +218,7 @@ def draw_proposals(
     )
     if labels is not None:
         pairs = labelled_pairs(packed, index, read_labels(labels, "val"))
-        overlaps = _overlaps(pairs)
+        overlaps = best_overlaps(pairs)
         share = 100 * float((overlaps["all"] >= 0.5).mean()) if len(overlaps["all"]) else float("nan")
         yield Picture(
             "proposals-recall",
@@ -228,15 +226,3 @@ def draw_proposals(
             f"Share of {len(overlaps['all'])} labelled objects that a proposal covers, over the IoU asked for: "
             f"{share:.0f} % at IoU 0.5.",
         )
-
-
-def _overlaps(pairs: list[tuple[NDArray[Any], NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Each object's IoU with the proposal that fits it best: of all, and by COCO's sizes."""
-    best, areas = [np.zeros(0)], [np.zeros(0)]
-    for proposals, objects in pairs:
-        ours, theirs = (torch.as_tensor(np.asarray(boxes, np.float64).reshape(-1, 4)) for boxes in (proposals, objects))
-        overlap = torch.cat([box_iou(theirs, ours), torch.zeros(len(theirs), 1)], 1)
-        best.append(overlap.amax(1).numpy())
-        areas.append(area(theirs).numpy())
-    values, sizes = np.concatenate(best), np.concatenate(areas)
-    return {"all": values} | {name: values[(sizes >= low) & (sizes < high)] for name, (low, high) in SIZES.items()}

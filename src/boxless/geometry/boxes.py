@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from boxless.geometry.affine import transform_points
 from boxless.geometry.draws import own_rows
@@ -10,6 +11,11 @@ from boxless.geometry.draws import own_rows
 def area(boxes: Tensor) -> Tensor:
     """Areas (...) in square pixels; 0 for empty or inverted boxes."""
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def best_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """The IoU (N,) of each of the boxes (N, 4) with the one of the others (M, 4) that fits it best; 0 if M is 0."""
+    return torch.cat([box_iou(boxes, others), boxes.new_zeros(len(boxes), 1)], 1).amax(1)
 
 
 def clip(boxes: Tensor, width: int, height: int) -> Tensor:

@@ -24,7 +24,7 @@ CLASSES = 15
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class MatchedImage:
     """An image with its labels, its detections and what became of them.
 
     Attributes:
@@ -58,7 +58,7 @@ def examples(matches: Sequence[Matches], found: Sequence[Detections], group: str
 
 
 @styled()
-def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -> Figure:
+def outcome_pairs(groups: dict[str, Sequence[MatchedImage]], classes: Sequence[str]) -> Figure:
     """Pairs for each outcome that there is: labels on the left, detections on the right, coloured by the outcome."""
     shown = {name: pairs for name, pairs in groups.items() if pairs} or {CORRECT: []}
     rows = max(1, *(len(pairs) for pairs in shown.values()))
@@ -70,11 +70,11 @@ def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -
         grid = part.subplots(rows, 2, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for (left, right), judged in zip(grid, pairs, strict=False):
-            show_image(left, judged.image)
-            show_image(right, judged.image)
-            _draw_truth(left, judged, classes)
-            _draw_found(right, judged, classes)
+        for (left, right), matched in zip(grid, pairs, strict=False):
+            show_image(left, matched.image)
+            show_image(right, matched.image)
+            _draw_truth(left, matched, classes)
+            _draw_found(right, matched, classes)
     note(
         figure,
         "labels on the left, detections with scores on the right; blue: correct, orange: extra, black: missing, "
@@ -83,30 +83,30 @@ def outcome_pairs(groups: dict[str, Sequence[Judged]], classes: Sequence[str]) -
     return figure
 
 
-def _draw_truth(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
-    outcomes = dict(zip(judged.matches.objects.tolist(), judged.matches.outcomes, strict=True))  # -1 is of no object
-    parts = judged.objects, judged.truth.labels, judged.truth.crowd
+def _draw_truth(axes: Axes, matched: MatchedImage, classes: Sequence[str]) -> None:
+    outcomes = dict(zip(matched.matches.objects.tolist(), matched.matches.outcomes, strict=True))  # -1 is of no object
+    parts = matched.objects, matched.truth.labels, matched.truth.crowd
     for row, (box, label, crowd) in enumerate(zip(*parts, strict=True)):
         hue = HUES[IGNORED] if crowd else HUES[outcomes.get(row, MISSING)]
-        draw_box(axes, box, hue, _tag(judged, box, classes[label]), dashed=bool(crowd))
+        draw_box(axes, box, hue, _tag(matched, box, classes[label]), dashed=bool(crowd))
 
 
-def _draw_found(axes: Axes, judged: Judged, classes: Sequence[str]) -> None:
+def _draw_found(axes: Axes, matched: MatchedImage, classes: Sequence[str]) -> None:
     drawn: list[tuple[npt.NDArray[Any], str, str]] = []
     named: list[npt.NDArray[Any]] = []
-    room = np.array([0.4, 0.08]) * (judged.image.shape[1], judged.image.shape[0])
-    for row, outcome in zip(judged.matches.kept, judged.matches.outcomes, strict=True):  # by descending score
-        box, text = judged.boxes[row], f"{classes[judged.found.labels[row]]} {100 * judged.found.scores[row]:.0f}"
+    room = np.array([0.4, 0.08]) * (matched.image.shape[1], matched.image.shape[0])
+    for row, outcome in zip(matched.matches.kept, matched.matches.outcomes, strict=True):  # the surest are named first
+        box, text = matched.boxes[row], f"{classes[matched.found.labels[row]]} {100 * matched.found.scores[row]:.0f}"
         free = not any((np.abs(box[:2] - other) < room).all() for other in named)
-        drawn.append((box, HUES[outcome], _tag(judged, box, text) if free else ""))
+        drawn.append((box, HUES[outcome], _tag(matched, box, text) if free else ""))
         named += [box[:2]] if drawn[-1][2] else []
     for box, hue, text in reversed(drawn):  # and are on top
         draw_box(axes, box, hue, text)
 
 
-def _tag(judged: Judged, box: npt.NDArray[Any], text: str) -> str:
+def _tag(matched: MatchedImage, box: npt.NDArray[Any], text: str) -> str:
     """No name on a narrow box: it would hide the box."""
-    return text if box[2] - box[0] >= 0.12 * judged.image.shape[1] else ""
+    return text if box[2] - box[0] >= 0.12 * matched.image.shape[1] else ""
 
 
 @styled()

@@ -6,11 +6,12 @@ from os.path import realpath
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
+from numpy.typing import NDArray
 
 from boxless.data.annotations.read import LabelledData
 from boxless.data.index import ImageIndex
 from boxless.errors import UserError
+from boxless.geometry.boxes import area, best_iou
 from boxless.proposals.limits import Array
 from boxless.proposals.table import ProposalTable
 
@@ -41,20 +42,28 @@ class Recall:
         return "\n".join(lines)
 
 
-def recall(pairs: Iterable[tuple[Array, Array]], iou: float = 0.5) -> Recall:
-    """Measure proposals (P, 4) against objects (N, 4), one pair per image, all source px xyxy, crowds left out."""
-    covered, areas, boxes = [np.zeros(0, bool)], [np.zeros(0)], []
+def best_overlaps(pairs: Iterable[tuple[Array, Array]]) -> dict[str, NDArray[np.float64]]:
+    """Each object's IoU with the proposal that fits it best: of "all" objects, and by COCO's sizes.
+
+    Args:
+        pairs: (proposals (P, 4), objects (N, 4)) of each image, source px xyxy, crowds left out.
+    """
+    best, areas = [np.zeros(0)], [np.zeros(0)]
     for proposals, objects in pairs:
-        boxes.append(len(proposals))
         ours, theirs = (torch.as_tensor(np.asarray(b, np.float64).reshape(-1, 4)) for b in (proposals, objects))
-        overlap = torch.cat([box_iou(theirs, ours), torch.zeros(len(theirs), 1)], dim=1)
-        covered.append((overlap.amax(1) >= iou).numpy())
-        areas.append((theirs[:, 2:] - theirs[:, :2]).prod(1).numpy())
-    hits, area = np.concatenate(covered), np.concatenate(areas)
-    chosen = {"all": np.ones(len(hits), bool)} | {n: (area >= low) & (area < high) for n, (low, high) in SIZES.items()}
-    shares = {name: float(hits[rows].mean()) if rows.any() else float("nan") for name, rows in chosen.items()}
-    objects_of = {name: int(rows.sum()) for name, rows in chosen.items()}
-    return Recall(iou, shares, objects_of, len(boxes), float(np.mean(boxes)) if boxes else float("nan"))
+        best.append(best_iou(theirs, ours).numpy())
+        areas.append(area(theirs).numpy())
+    values, sizes = np.concatenate(best), np.concatenate(areas)
+    return {"all": values} | {name: values[(sizes >= low) & (sizes < high)] for name, (low, high) in SIZES.items()}
+
+
+def recall(pairs: Iterable[tuple[Array, Array]], iou: float = 0.5) -> Recall:
+    """Measure the proposals of images against their objects, both as `best_overlaps` takes them."""
+    pairs = list(pairs)
+    overlaps = best_overlaps(pairs)
+    shares = {name: float((each >= iou).mean()) if len(each) else float("nan") for name, each in overlaps.items()}
+    boxes = float(np.mean([len(proposals) for proposals, _ in pairs])) if pairs else float("nan")
+    return Recall(iou, shares, {name: len(each) for name, each in overlaps.items()}, len(pairs), boxes)
 
 
 def labelled_pairs(proposals: ProposalTable, index: ImageIndex, labels: LabelledData) -> list[tuple[Array, Array]]:

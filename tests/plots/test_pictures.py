@@ -13,7 +13,7 @@ from boxless.evaluation.precision_recall import precision_recall
 from boxless.plots.correlation import correlation_matrix, cross_correlation
 from boxless.plots.correspondence import RIGHT, WRONG, ViewPair, view_matches
 from boxless.plots.features import attention_panels, level_maps, pca_colours, pca_panels
-from boxless.plots.outcomes import GROUPS, HUES, Judged, examples, outcome_counts, outcome_pairs
+from boxless.plots.outcomes import GROUPS, HUES, MatchedImage, examples, outcome_counts, outcome_pairs
 from boxless.plots.proposals import SHOWN, proposal_statistics, proposals_on_images, recall_curves
 from boxless.plots.scores import CLASSES, class_gains, confusion_matrix, precision_recall_curves
 from boxless.plots.style import blank, read_captions, save
@@ -174,7 +174,7 @@ def judged() -> tuple[LabelledData, list[Detections], list]:
 def test_outcomes_have_their_colours_and_counts(judged) -> None:
     data, found, matches = judged
     assert [examples(matches, found, group, 1) for group in GROUPS] == [[1]] * 4
-    shown = Judged(picture(), data.images[0].boxes, data.images[0], found[0].boxes, found[0], matches[0])
+    shown = MatchedImage(picture(), data.images[0].boxes, data.images[0], found[0].boxes, found[0], matches[0])
     figure = laid_out(outcome_pairs({group: [shown] for group in GROUPS}, data.classes))
     left, right = figure.axes[:2]
     assert [line.get_color() for line in left.lines] == [HUES[CORRECT], HUES[WRONG_CLASS], HUES[MISSING]]
