@@ -13,7 +13,7 @@ import boxless
 from boxless.cli import main
 from boxless.data.scenes import make_scenes
 from boxless.errors import UserError
-from boxless.export.model_card import card
+from boxless.export.model_card import model_card
 from boxless.recipes.load import describe, load
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
@@ -133,8 +133,7 @@ def test_a_run_whose_recipe_is_damaged_is_not_gone_on_with(content: bytes, kept:
 def test_a_run_whose_environment_is_damaged_is_gone_on_with_and_published(content: str, kept: Path) -> None:
     run = kept / "pretrain"
     (run / "environment.json").write_text(content)
-    recipe = load(run / "recipe.yaml", PretrainRecipe)
-    assert "Unlabelled images without labels" in card(Run(run), recipe, [])
+    assert "Unlabelled images without labels" in model_card(Run(run), [])
     start_run(run, (run / "recipe.yaml").read_text(), {"images": 3}).close()
 
 

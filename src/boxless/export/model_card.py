@@ -1,53 +1,63 @@
-"""A model card: what a run's weights are, made from what the run left behind."""
+"""The model card of a published run, filled into the template model_card.md."""
 
-import json
 import math
 import statistics
-from pathlib import PurePath
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from boxless.export.weights import LICENCE
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 
+Scores = dict[str, dict[str, float | None]]
+"""Of boxes, masks, ...: name -> share, 0..1."""
+TASKS = {"mask_rcnn": "image-segmentation", "fcn": "image-segmentation", "keypoint_rcnn": "keypoint-detection"}
+"""The Hugging Face Hub's names for what detectors do, if it is not object-detection."""
 
-def card(run: Run, recipe: PretrainRecipe | FinetuneRecipe, figures: list[str]) -> str:
-    """The model card: recipe, data, results with their spread, figures, intended use and limits.
+
+def model_card(run: Run, figures: Sequence[str]) -> str:
+    """The card of a finished run: recipe, data, results with their spread, figures, intended use and limits.
 
     Args:
         run: finished.
-        recipe: its recipe.
         figures: paths that the card shows, relative to it.
     """
-    pretrained = isinstance(recipe, PretrainRecipe)
-    tags = ["boxless", "object-detection", *(["self-supervised"] if pretrained else [])]
-    header = {"library_name": "boxless", "tags": tags}
-    header |= {} if pretrained else {"pipeline_tag": _task(recipe)}
-    title = _title(recipe)
-    parts = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {title}",
-        _use(recipe),
-        "## Data",
-        _data(run, recipe),
-        "## Results",
-        _results(run, recipe),
-        *[f"![{PurePath(name).stem}]({name})" for name in figures],
-        "## Training",
-        _training(run),
-        "## Intended use and limits",
-        _limits(recipe),
-        "## Licence",
-        LICENCE + "\nIts owner has not named a licence here yet: add one above (`license:`) before others build on it.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    recipe, summary = run.recipe, run.summary
+    detector = recipe.detector.kind if isinstance(recipe, FinetuneRecipe) else None
+    seeds = _scores_of_seeds(run) if detector else []
+    environment = Environment(
+        loader=PackageLoader("boxless", "export"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("model_card.md").render(
+        run=run,
+        recipe=recipe,
+        trunk=recipe.trunk,
+        summary=summary,
+        detector=detector,
+        header=_header(detector),
+        title=_title(recipe),
+        rows=list(_rows(summary["scores"], seeds)) if detector else [],
+        seeds=len(seeds),
+        start=_start(summary),
+        figures=figures,
+        licence=LICENCE,
+    )
 
 
-def _task(recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    targets = recipe.detector.targets if isinstance(recipe, FinetuneRecipe) else "boxes"
-    return {"boxes": "object-detection", "keypoints": "keypoint-detection"}.get(targets, "image-segmentation")
+def _header(detector: str | None) -> str:
+    """The metadata that the Hub reads."""
+    header: dict[str, Any] = {"library_name": "boxless", "tags": ["boxless", "object-detection"]}
+    if detector is None:
+        header["tags"].append("self-supervised")
+    else:
+        header["pipeline_tag"] = TASKS.get(detector, "object-detection")
+    return yaml.safe_dump(header, sort_keys=False)
 
 
 def _title(recipe: PretrainRecipe | FinetuneRecipe) -> str:
@@ -56,85 +66,31 @@ def _title(recipe: PretrainRecipe | FinetuneRecipe) -> str:
     return f"{recipe.detector.kind} on {recipe.trunk.backbone}"
 
 
-def _use(recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    if isinstance(recipe, PretrainRecipe):
-        command = "boxless finetune --data train.json --val val.json --weights FOLDER --out runs/mine"
-    else:
-        command = "boxless predict --run FOLDER --data images/ --out found/"
-    colours = f"RGB in 0..1, minus {list(recipe.trunk.mean)}, divided by {list(recipe.trunk.std)}"
-    return (
-        f"```\n{command}\n```\n\nFOLDER is a copy of this one; `--weights` takes `hf://user/name` too. For "
-        f"other libraries: `boxless export --run FOLDER --to ...`. The network sees {colours}."
-    )
-
-
-def _data(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    summary = run.summary
-    if isinstance(recipe, PretrainRecipe):
-        return (
-            f"{run.inputs.get('images', 'Unlabelled')} images without labels, seen {summary['images_seen']} times in "
-            f"all, in {summary['steps']} steps. Where they are from: *for the owner to say.*"
-        )
-    labels = json.loads((run.path / "labels.json").read_text())
-    classes = ", ".join(labels["classes"])
-    return (
-        f"{summary['labelled_images']} labelled images (SHA-256 of their ids: `{labels.get('sha256', 'unknown')}`). "
-        f"Where they are from: *for the owner to say.*\n\nClasses: {classes}."
-    )
-
-
-def _results(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    summary = run.summary
-    if isinstance(recipe, PretrainRecipe):
-        return (
-            f"Health of the embeddings at the end: {summary['health']}. What the weights are worth on a task was not "
-            "measured in this run; `boxless compare` and `boxless probe` do."
-        )
-    others = _siblings(run)
-    lines = ["| metric | this run | mean of seeds | standard deviation | seeds |", "|---|---|---|---|---|"]
-    for kind, values in summary["scores"].items():
-        for name, value in values.items():
-            seeds = [one[kind][name] for one in others if one.get(kind, {}).get(name) is not None]
-            spread = statistics.stdev(seeds) if len(seeds) > 1 else math.nan
-            cells = (_percent(value), _percent(statistics.fmean(seeds) if seeds else None), _percent(spread))
-            lines.append(f"| {kind} {name} | {' | '.join(cells)} | {len(seeds)} |")
-    note = "Percent, on the validation labels of the run."
-    if len(others) < 2:
-        note += " One seed only: the spread was not measured, and differences of a few points may be chance."
-    return "\n".join(lines) + f"\n\n{note}"
-
-
-def _siblings(run: Run) -> list[dict[str, Any]]:
+def _scores_of_seeds(run: Run) -> list[Scores]:
     """Scores of the same cell of a comparison with every seed, this run's own included."""
     path = run.path.resolve()
     folders = sorted(path.parent.glob("seed-*")) if path.name.startswith("seed-") else [path]
     return [Run(folder).summary["scores"] for folder in folders if Run(folder).finished]
 
 
+def _rows(scores: Scores, of_seeds: Sequence[Scores]) -> Iterator[tuple[str, ...]]:
+    """For each score its name, its value, mean and standard deviation over the seeds, and how many these are."""
+    for kind, values in scores.items():
+        for name, value in values.items():
+            known = [score for each in of_seeds if (score := each.get(kind, {}).get(name)) is not None]
+            spread = statistics.stdev(known) if len(known) > 1 else None
+            mean = statistics.fmean(known) if known else None
+            yield f"{kind} {name}", _percent(value), _percent(mean), _percent(spread), str(len(known))
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _training(run: Run) -> str:
-    summary, environment = run.summary, run.environment
-    came = str(summary.get("init") or summary.get("weights"))
-    start = came if came in ("random weights", "from scratch") else "weights, of which this was loaded: " + came
-    start = start.splitlines()[0].partition(" (from ")[0]
-    boxless, torch, machine = (environment.get(key, "unknown") for key in ("boxless", "torch", "machine"))
-    return (
-        f"{summary['steps']} steps in {summary['seconds']:.0f} s with boxless {boxless}, torch {torch} ({machine}). "
-        f"Start: {start}. Every number of the run is in `recipe.yaml`."
+def _start(summary: dict[str, Any]) -> str:
+    """The weights that the run started from, in a line without the file's name."""
+    weights = str(summary.get("init") or summary.get("weights"))
+    start = (
+        weights if weights in ("random weights", "from scratch") else f"weights, of which this was loaded: {weights}"
     )
-
-
-def _limits(recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    size = f"{recipe.min_size[-1]} px" if isinstance(recipe, FinetuneRecipe) else "the views' size"
-    own = (
-        "To start detectors from, on images like those that it has seen; it detects nothing by itself."
-        if isinstance(recipe, PretrainRecipe)
-        else f"To find the classes above in images like those that it has seen, with the shorter side at {size}."
-    )
-    return (
-        f"{own} On other images (another camera, light, place or scale) measure it first with labels of your own. It "
-        "was not tested for fairness or safety, and is not meant to decide about people."
-    )
+    return start.splitlines()[0].partition(" (from ")[0]

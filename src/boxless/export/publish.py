@@ -1,7 +1,5 @@
 """A run as others can use it: its weights, what they need to know, and nothing that names the user's files."""
 
-import csv
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,11 @@ from typing import Any
 import yaml
 
 from boxless.errors import UserError
-from boxless.export.model_card import card
+from boxless.export.model_card import model_card
 from boxless.files import make_folder, write_text
 from boxless.plots.curves import training_curves
 from boxless.plots.style import save
 from boxless.runs.run import Run, write_json
-from boxless.tasks.detect import open_run
 from boxless.untrusted import parse_yaml
 
 PATHS = ("file", "label_list")
@@ -34,11 +31,11 @@ def prepare(where: str, folder: Path) -> Path:
     Raises:
         UserError: if the run is not finished, or the folder holds something else.
     """
-    run, recipe = open_run(where)
+    run = Run.open(where, trained=True)
     if not run.finished:
         raise UserError(f"run {where}: did not finish (no summary.json); give its command again to continue it")
-    known = folder / "README.md"
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(known))):
+    readme = folder / "README.md"
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(readme))):
         raise UserError(f"to: {folder}; holds other files, name an empty or a new folder")
     make_folder(folder)
     shutil.copyfile(run.weights, folder / run.weights.name)
@@ -46,13 +43,10 @@ def prepare(where: str, folder: Path) -> Path:
         folder / "recipe.yaml",
         yaml.safe_dump(_without_paths(parse_yaml(run.recipe_file.read_text(encoding="utf-8"))), sort_keys=False),
     )
-    labels = run.path / "labels.json"
-    if labels.is_file():
-        content = json.loads(labels.read_text())
-        kept = {key: content[key] for key in ("classes", "skeleton", "sha256") if key in content}
+    if run.labels:
+        kept = {key: run.labels[key] for key in ("classes", "skeleton", "sha256") if key in run.labels}
         write_json(folder / "labels.json", kept)
-    figures = _drawn(run, folder)
-    write_text(known, card(run, recipe, figures))
+    write_text(readme, model_card(run, _draw_curves(run, folder)))
     return folder
 
 
@@ -66,16 +60,10 @@ def _without_paths(content: Any) -> Any:
     return {key: None if key in PATHS else _without_paths(value) for key, value in content.items()}
 
 
-def _drawn(run: Run, folder: Path) -> list[str]:
+def _draw_curves(run: Run, folder: Path) -> list[str]:
     """The training's curves; pictures of images, which may not be for others, stay behind."""
-    steps: dict[str, list[float]] = {}
-    values: dict[str, list[float]] = {}
-    with (run.path / "metrics.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["name"].startswith("loss"):
-                steps.setdefault(row["name"], []).append(float(row["step"]))
-                values.setdefault(row["name"], []).append(float(row["value"]))
-    if not values:
+    losses = {name: curve for name, curve in run.metrics.items() if name.startswith("loss")}
+    if not losses:
         return []
-    save(training_curves({name: (steps[name], values[name]) for name in values}), folder / "figures" / "training")
+    save(training_curves(losses), folder / "figures" / "training")
     return ["figures/training.png"]

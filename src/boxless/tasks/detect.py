@@ -34,19 +34,14 @@ from boxless.runs.run import Run
 from boxless.training.device import make_fabric, worker_count
 
 
-def open_run(where: str | Path) -> tuple[Run, PretrainRecipe | FinetuneRecipe]:
-    """A run that has weights, and its recipe; raises as `Run.open` does."""
-    run = Run.open(where, trained=True)
-    return run, run.recipe
-
-
 def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], FinetuneRecipe]:
     """The detector of a fine-tuned run, in eval mode on the CPU, its classes and its recipe.
 
     Raises:
         UserError: it is not a fine-tuned run, or its files do not belong together.
     """
-    run, recipe = open_run(where)
+    run = Run.open(where, trained=True)
+    recipe = run.recipe
     if isinstance(recipe, PretrainRecipe):
         raise UserError(
             f"run {where}: is a pretraining run, which has no detector yet; "
