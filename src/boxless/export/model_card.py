@@ -13,7 +13,7 @@ from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 
 Scores = dict[str, dict[str, float | None]]
-"""Of boxes, masks, ...: name -> share, 0..1."""
+"""bbox, segm, ... -> name of the score -> its value, 0..1."""
 TASKS = {"mask_rcnn": "image-segmentation", "fcn": "image-segmentation", "keypoint_rcnn": "keypoint-detection"}
 """The Hugging Face Hub's names for what detectors do, if it is not object-detection."""
 

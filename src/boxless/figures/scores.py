@@ -139,7 +139,7 @@ def draw_precision_recall(results: MatchedDetections) -> Picture:
 
 
 def draw_confusion(results: MatchedDetections) -> Picture:
-    """What is taken for what."""
+    """Draw the confusion matrix."""
     counts = confusion(results.labels, results.found, results.matches)
     right, wrong = int(np.diagonal(counts)[:-1].sum()), int(counts[:-1, :-1].sum() - np.diagonal(counts)[:-1].sum())
     return Picture(

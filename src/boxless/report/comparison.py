@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def finished(self) -> bool:
-        """Whether its table is written."""
+        """True if its table is written."""
         return bool(self.cells)
 
 
@@ -55,7 +55,7 @@ def with_spread(value: float, spread: float, sign: str = "") -> str:
 
 
 def first_seeds(comparison: Comparison) -> list[RunReport]:
-    """Of each start and share the fine-tuning with the first seed: enough to look at."""
+    """Fine-tunings with the first seed, one for each start and share: enough to look at."""
     return [replace(report, name=_cell_name(report)) for report in comparison.finetuned if report.path.name == "seed-0"]
 
 
@@ -98,7 +98,7 @@ def comparison_gaps(comparison: Comparison) -> list[str]:
 
 
 def advise_comparison(comparison: Comparison) -> list[Advice]:
-    """What a comparison says of each start, and what to do next."""
+    """Verdicts of a comparison on each start, and next steps."""
     result = []
     rows = summarize(comparison.cells)
     several = len({row.detector for row in rows}) > 1

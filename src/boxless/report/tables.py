@@ -90,7 +90,7 @@ def table_of_runs(reports: Sequence[RunReport]) -> list[Table]:
 
 
 def _seeds(report: RunReport) -> tuple[int, ...]:
-    """What pairs runs of two groups."""
+    """Seeds that pair runs of two groups."""
     return tuple(int(report.settings.get(key) or 0) for key in SEEDS)
 
 
