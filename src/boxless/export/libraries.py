@@ -5,9 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from boxless.detectors.all import DETECTORS
 from boxless.detectors.backbones import RESNETS
+from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.one_stage import FCOSConfig, RetinaNetConfig
+from boxless.detectors.sparse_rcnn import SparseRCNNConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import DetectorConfig
+from boxless.detectors.two_stage import TwoStageConfig
 from boxless.errors import UserError
 from boxless.export.weights import (
     BODY,
@@ -26,10 +30,7 @@ from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks.detect import load_detector, skeleton_of
 
-WHOLE = {
-    "detectron2": ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet"),
-    "mmdetection": ("faster_rcnn", "mask_rcnn", "retinanet"),
-}
+WHOLE = {"detectron2": detectron2.CONFIGS.keys(), "mmdetection": mmdetection.CONFIGS.keys()}
 """Detectors that a toolbox takes whole."""
 BODY_INSTEAD = "export its body with --to torchvision-backbone"
 IMPORTS = ["import math", "import torch, torchvision"]
@@ -57,15 +58,16 @@ def to_torchvision_detector(run: Run, file: str) -> Export:
         code = torchvision.pretrained_code(recipe.trunk, file)
         return of_tensors(trunk_tensors(run), readme(about, recipe.trunk, [*IMPORTS, *code]))
     tensors, classes, recipe = detector_tensors(run)
-    trunk, sizes = recipe.trunk, (recipe.min_size[-1], recipe.max_size)
-    if trunk.neck == "fpn_p3":
-        code = torchvision.one_stage_code(trunk, recipe.detector, sizes, len(classes), file)
+    trunk, config, sizes = recipe.trunk, recipe.detector, (recipe.min_size[-1], recipe.max_size)
+    if isinstance(config, RetinaNetConfig | FCOSConfig):
+        code = torchvision.one_stage_code(trunk, config, sizes, len(classes), file)
     else:
+        assert isinstance(config, TwoStageConfig)
         keypoints = len(skeleton_of(run.path).names)
-        code = torchvision.detector_code(trunk, recipe.detector, sizes, len(classes) + 1, keypoints, file)
+        code = torchvision.detector_code(trunk, config, sizes, len(classes) + 1, keypoints, file)
         classes = ("background", *classes)
     about = (
-        f"The detector of {run.path}, in the names of torchvision's {torchvision.KINDS[recipe.detector.kind]}.\n"
+        f"The detector of {run.path}, in the names of torchvision's {torchvision.CLASSES[type(config)]}.\n"
         "Its labels: " + numbered(classes, 0)
     )
     return of_tensors(tensors, readme(about, trunk, [*IMPORTS, *code]))
@@ -73,15 +75,15 @@ def to_torchvision_detector(run: Run, file: str) -> Export:
 
 def _check_torchvision(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> None:
     trunk = recipe.trunk
-    kind = recipe.detector.kind if isinstance(recipe, FinetuneRecipe) else ""
+    detector = recipe.detector if isinstance(recipe, FinetuneRecipe) else None
     reasons = {
         "torchvision has no DETR": trunk.neck == "transformer",
         "torchvision has no RT-DETR": trunk.neck == "hybrid",
         "torchvision has no such detectors on C4": trunk.neck == "c4",
         f"torchvision has no such detectors on {trunk.backbone}": trunk.backbone not in RESNETS,
-        "torchvision has no Sparse R-CNN": kind == "sparse_rcnn",
-        "torchvision's FCN has another head": kind == "fcn",
-        "trained no detector's parts": not kind and trunk.neck in ("fpn_p3", "none"),
+        "torchvision has no Sparse R-CNN": isinstance(detector, SparseRCNNConfig),
+        "torchvision's FCN has another head": detector is not None and detector.targets == "classes",
+        "trained no detector's parts": detector is None and trunk.neck in ("fpn_p3", "none"),
     }
     for reason, applies in reasons.items():
         if applies:
@@ -120,7 +122,7 @@ def to_detectron2(run: Run, file: str) -> Export:
 def to_mmdetection(run: Run, file: str) -> Export:
     """A .pth for MMDetection 3."""
     tensors, trunk, config, classes, part = _toolbox_tensors(run, "mmdetection")
-    if trunk.norm == "group" and config and config.kind == "retinanet":
+    if trunk.norm == "group" and isinstance(config, RetinaNetConfig):
         raise UserError(
             f"run {run.path}: MMDetection has norms behind P6 and P7, which group norms cannot stand in for; "
             "export it with --to detectron2, or its body with --to torchvision-backbone"
@@ -154,7 +156,7 @@ def _toolbox_tensors(
             f"run {run.path}: {library}'s detectors on C4 have the last stage of a resnet50 or a larger one for a "
             f"head, this is {trunk.backbone}; {BODY_INSTEAD}, a whole detector with --to onnx"
         )
-    if isinstance(recipe, FinetuneRecipe) and recipe.detector.kind in WHOLE[library]:
+    if isinstance(recipe, FinetuneRecipe) and type(recipe.detector) in WHOLE[library]:
         tensors, classes, recipe = detector_tensors(run)
         return tensors, trunk, recipe.detector, classes, f"The whole {recipe.detector.kind}"
     tensors = trunk_tensors(run)
@@ -168,7 +170,7 @@ def to_transformers(run: Run, file: str) -> Export:
     """A folder that from_pretrained of transformers takes."""
     tensors, classes, recipe = detector_tensors(run)
     kind, trunk = recipe.detector.kind, recipe.trunk
-    if kind not in ("detr", "rt_detr"):
+    if type(recipe.detector) not in transformers.MODELS:
         raise UserError(f"run {run.path}: is a {kind}; --to transformers takes detr and rt_detr")
     if trunk.backbone not in RESNETS or trunk.norm == "group":
         raise UserError(
@@ -189,8 +191,9 @@ def to_transformers(run: Run, file: str) -> Export:
 def to_onnx(run: Run, file: str) -> Export:
     """A whole detector, from image to boxes."""
     detector, classes, recipe = load_detector(run.path)
-    if recipe.detector.kind not in onnx.KINDS:
-        raise UserError(f"run {run.path}: is a {recipe.detector.kind}; --to onnx takes {', '.join(onnx.KINDS)}")
+    if recipe.detector.targets == "classes":
+        taken = [kind for kind, config in DETECTORS.items() if config.targets != "classes"]
+        raise UserError(f"run {run.path}: is a {recipe.detector.kind}; --to onnx takes {', '.join(taken)}")
     onnx.require()
 
     def write(path: Path) -> str:

@@ -8,14 +8,15 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from boxless.detectors.detector import DetectorConfig
 from boxless.export.weights import LICENCE
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 
 Scores = dict[str, dict[str, float | None]]
 """bbox, segm, ... -> name of the score -> its value, 0..1."""
-TASKS = {"mask_rcnn": "image-segmentation", "fcn": "image-segmentation", "keypoint_rcnn": "keypoint-detection"}
-"""The Hugging Face Hub's names for what detectors do, if it is not object-detection."""
+TASKS = {"boxes": "object-detection", "keypoints": "keypoint-detection"}
+"""The Hugging Face Hub's names of tasks, by a detector's targets; the others are image-segmentation."""
 
 
 def model_card(run: Run, figures: Sequence[str]) -> str:
@@ -26,7 +27,7 @@ def model_card(run: Run, figures: Sequence[str]) -> str:
         figures: paths that the card shows, relative to it.
     """
     recipe, summary = run.recipe, run.summary
-    detector = recipe.detector.kind if isinstance(recipe, FinetuneRecipe) else None
+    detector = recipe.detector if isinstance(recipe, FinetuneRecipe) else None
     seeds = _scores_of_seeds(run) if detector else []
     environment = Environment(
         loader=PackageLoader("boxless", "export"),
@@ -50,13 +51,13 @@ def model_card(run: Run, figures: Sequence[str]) -> str:
     )
 
 
-def _header(detector: str | None) -> str:
+def _header(detector: DetectorConfig | None) -> str:
     """The metadata that the Hub reads."""
     header: dict[str, Any] = {"library_name": "boxless", "tags": ["boxless", "object-detection"]}
     if detector is None:
         header["tags"].append("self-supervised")
     else:
-        header["pipeline_tag"] = TASKS.get(detector, "object-detection")
+        header["pipeline_tag"] = TASKS.get(detector.targets, "image-segmentation")
     return yaml.safe_dump(header, sort_keys=False)
 
 
