@@ -27,7 +27,7 @@ class Export:
 
     Attributes:
         write: puts them at a path and returns a description.
-        text: how they are loaded there.
+        text: instructions for loading them there.
     """
 
     write: Callable[[Path], str]

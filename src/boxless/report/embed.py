@@ -28,7 +28,7 @@ class Picture:
     Attributes:
         data: its data URI.
         width, height: px.
-        caption: what it shows.
+        caption: description of the content.
         run: the run's name.
     """
 
