@@ -138,7 +138,7 @@ def test_a_worker_whose_connection_ends_before_its_process_is_named(
         with Client(listener.address) as batches:
             listener.accept().close()
             with (
-                pytest.raises(UserError, match=r"run: a data worker died \(.*; what was kept stays"),
+                pytest.raises(UserError, match=r"run: a data worker died \(.*; what was saved stays"),
                 one_line_faults(tmp_path / "run"),
             ):
                 batches.recv()

@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"boxless: error: out of memory ({reason}); smaller images or batches need less", file=sys.stderr)
             return 2
         traceback.print_exc()
-        print("boxless: this is a fault in boxless, not yours: please report it with the lines above", file=sys.stderr)
+        print("boxless: this is a bug in boxless: please report it with the lines above", file=sys.stderr)
         return 1
 
 

@@ -112,8 +112,8 @@ def in_words(place: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"{place}: cannot be written to ({reason}); what was kept before stays: fix that, and give the same "
-            "command again to go on"
+            f"{place}: cannot be written to ({reason}); what was saved stays: fix that and repeat "
+            "the command to continue"
         ) from error
 
 

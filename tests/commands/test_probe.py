@@ -169,8 +169,8 @@ def test_runs_whose_trunks_have_no_pyramid_or_no_p2(folders: Path, tmp_path: Pat
     assert len(body) > 100 and all(torch.equal(body[name], weights[f"backbone.body.{name}"]) for name in body)
     given = {"data": str(folders / "val" / "digit 1"), "out": str(tmp_path / "out"), "kind": "correspondence", **SMALL}
     message = {
-        "fcn": "own: has no weights of an FPN, and level P2 is one of its maps; take C5",
-        "retinanet": "level: P2; the trunk of own has C5, P3, P4, P5; take one of these",
+        "fcn": "own: has no weights of an FPN, and level P2 is one of its maps; use C5",
+        "retinanet": "level: P2; the trunk of own has C5, P3, P4, P5; use one of these",
     }
     with pytest.raises(UserError, match=f"^{message[kind]}$"):
         boxless.probe(str(run), level="P2", **given)

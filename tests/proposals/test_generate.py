@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_where_it_was(folder, undisturbed, tmp_path):
         time.sleep(0.05)
 
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert "going on with" in again.stderr
+    assert "continuing with" in again.stderr
     assert out.read_bytes() == undisturbed.read_bytes()
     assert not parts_folder(out).exists()
 
@@ -182,7 +182,7 @@ def test_a_dead_worker_is_reported_and_the_rest_is_kept(tmp_path, monkeypatch):
         Image.new("RGB", (40, 30)).save(images / f"{name}.png")
     index = index_images(images)
     method, out = DiesOnce(str(tmp_path / "mark")), tmp_path / "p.parquet"
-    with pytest.raises(UserError, match=r"worker process died.*kept in .*p.parquet.parts: run the same command"):
+    with pytest.raises(UserError, match=r"worker process died.*kept in .*p.parquet.parts: repeat the command"):
         make_proposals(index, out, method, workers=2, quiet=True)
     kept = len(list(parts_folder(out).glob("*.parquet")))
     assert make_proposals(index, out, method, workers=1, quiet=True).computed == 4 - kept < 4

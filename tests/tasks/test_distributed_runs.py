@@ -196,7 +196,7 @@ def test_sigterm_ends_after_a_step_with_all_of_it_kept(command: str, scenes: Pat
         os.kill(pid, signal.SIGTERM)
     process.join(900)
     assert process.exitcode == 75, said.read_text()
-    assert re.search(r"stopped by SIGTERM; \d of \d steps are kept, give the same command again", said.read_text())
+    assert re.search(r"stopped by SIGTERM; \d of \d steps are kept, repeat the command", said.read_text())
     assert cli.main(words) == 0
     undisturbed = lone / {"pretrain": "byol", "finetune": "retinanet"}[command]
     ours, theirs = (load_file(Run(folder).weights) for folder in (out, undisturbed))
@@ -220,7 +220,7 @@ def test_torchrun_is_terminated_and_goes_on(scenes: Path, tmp_path: Path) -> Non
         assert process.wait(900) != 0
     text = (tmp_path / "said").read_text()
     assert "2 processes x 2 images = batch 4; peak rate 0.0046875 = 0.3 x 4 / 256" in text
-    assert text.count("steps are kept, give the same command again to go on") == 1
+    assert text.count("steps are kept, repeat the command to continue") == 1
     assert not Run(out).finished and cli.main([*words, *flags]) == 0 and Run(out).finished
 
 

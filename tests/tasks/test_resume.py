@@ -64,7 +64,7 @@ def test_changed_settings_of_a_started_run_are_refused_by_name(tmp_path: Path) -
     (tmp_path / "recipe.yaml").write_text(recipe)
     start_run(tmp_path, recipe, inputs).close()
     start_run(tmp_path, recipe.replace("workers: 1", "workers: 4"), inputs).close()  # changes no number
-    with pytest.raises(UserError, match=r"method\.momentum was 0\.99, is 0\.9.*give these back"):
+    with pytest.raises(UserError, match=r"method\.momentum was 0\.99, is 0\.9.*restore these"):
         start_run(tmp_path, recipe.replace("0.99", "0.9"), inputs)  # optim has the very same line
     with pytest.raises(UserError, match="data was a, is b"):
         start_run(tmp_path, recipe, {**inputs, "data": "b"})
@@ -129,7 +129,7 @@ def test_changes_are_made_when_told_and_said(
     capsys.readouterr()
     run = pretraining(scenes, out, "byol", allow_changes=True, **longer)  # the first try was the newest
     said = capsys.readouterr().err
-    assert f"{out}: going on although method.output was 8, is 16" in said and "epochs was 4.0, is 5.0" in said
+    assert f"{out}: continuing although method.output was 8, is 16" in said and "epochs was 4.0, is 5.0" in said
     assert run.summary["steps"] == 10
 
 
@@ -157,9 +157,7 @@ def test_data_worker_that_dies_ends_a_run_with_one_line(scenes: Path, tmp_path: 
     here = os.getpid()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ViewDataset, "__getitem__", deadly)
-        with pytest.raises(
-            UserError, match=r"a data worker died \(DataLoader worker .*give the same command again"
-        ) as e:
+        with pytest.raises(UserError, match=r"a data worker died \(DataLoader worker .*repeat the command") as e:
             pretraining(scenes, out, "byol", workers=1)
     assert "\n" not in str(e.value)
     same_weights(pretraining(scenes, out, "byol", workers=2), whole)
@@ -198,7 +196,9 @@ def test_images_that_vanish_end_a_run_with_all_of_it_kept(
         patch.setattr(ViewDataset, "__getitem__", vanishing)
         patch.setattr(returning, "PATIENCE", 0.3)
         try:
-            with pytest.raises(UserError, match=r"unlabelled: vanished, .*; \d of 8 steps are kept, give the same"):
+            with pytest.raises(
+                UserError, match=r"unlabelled: vanished, .*; \d of 8 steps are kept, repeat the command"
+            ):
                 pretraining(scenes, out, "byol", workers=workers)
         finally:
             data.with_name("unmounted").rename(data)
@@ -213,9 +213,7 @@ def test_full_disk_ends_a_run_with_one_line_and_it_goes_on(scenes: Path, tmp_pat
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (least, before[1]))
     try:
-        with pytest.raises(
-            UserError, match=r"run.*: cannot be written to \(File too large\); what was kept before stays"
-        ):
+        with pytest.raises(UserError, match=r"run.*: cannot be written to \(File too large\); what was saved stays"):
             pretraining(scenes, out, "byol")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -50,10 +50,10 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     assert [path.name[:13] for path in checkpoints(tmp_path)] == ["step-00000003"]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "damaged (its checksum does not hold)" in said
-    assert said.endswith("going on from the one before, of step 3\n")
+    assert said.endswith("continuing from the one before, of step 3\n")
     damage(checkpoints(tmp_path)[-1], how)
     assert load_checkpoint(tmp_path) is None
-    assert capsys.readouterr().err.endswith("going on from the start, for there is none before\n")
+    assert capsys.readouterr().err.endswith("continuing from the start, because there is none before\n")
 
 
 def test_checkpoints_with_their_proof_beside_them_are_read(tmp_path: Path) -> None:

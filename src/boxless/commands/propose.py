@@ -122,7 +122,7 @@ def _refuse(ignored: dict[str, object], reason: str) -> None:
 
     for name, value in ignored.items():
         if value is not None:
-            raise UserError(f"{name}={value}: has no effect, for {reason}; leave it out")
+            raise UserError(f"{name}={value}: has no effect, because {reason}; leave it out")
 
 
 def _method(method: str | None, preset: str | None, max_side: int | None) -> "Method":

@@ -94,7 +94,7 @@ def linear_predict(
     """
     linear, finite = _fit_linear(train, labels, classes, preset, seed)
     if not finite:
-        raise UserError(f"linear: the loss is not finite at a learning rate of {preset.lr}; take the preset sweep")
+        raise UserError(f"linear: the loss is not finite at a learning rate of {preset.lr}; use the preset sweep")
     with torch.no_grad():
         return linear(queries).argmax(1).cpu().numpy()  # type: ignore[no-any-return]
 
@@ -177,7 +177,7 @@ def few_shot(
     if len(rows_of) < ways:
         raise UserError(
             f"few_shot: {len(rows_of)} classes have {shots + queries} readable examples ({shots} to learn from, "
-            f"{queries} to classify); {ways} are needed, so give more data or take another kind"
+            f"{queries} to classify); {ways} are needed, so give more data or use another kind"
         )
     accuracies = []
     for episode in range(episodes):

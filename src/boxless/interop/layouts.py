@@ -108,13 +108,13 @@ def _of_detectors(tensors: Tensors, around: str) -> Recognised | None:
     if any(re.fullmatch(r"(res_?)?conv1_w|res2_0_branch2a_w", key) for key in tensors):
         raise UserError(
             "the names are Caffe2's (conv1_w, res2_0_branch2a_w): MSRA's ResNet in Detectron2's first files, which has "
-            "the stride in the 1x1 convolution and takes BGR; take a file in torchvision's names"
+            "the stride in the 1x1 convolution and takes BGR; use a file in torchvision's names"
         )
     if any(key.endswith("stem.conv1.weight") for key in tensors):
         if detectron2.is_in_bgr(tensors):
             raise UserError(
                 "the file's pixel_mean begins with blue, so it is one of Detectron2's own models, of MSRA's ResNet: it "
-                "takes BGR and has the stride in the 1x1 convolution; take a file that was trained on RGB"
+                "takes BGR and has the stride in the 1x1 convolution; use a file that was trained on RGB"
             )
         found, _ = detectron2.to_torchvision(tensors)
         where = next(key for key in tensors if key.endswith("stem.conv1.weight")).removesuffix("stem.conv1.weight")

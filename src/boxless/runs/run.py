@@ -87,9 +87,7 @@ class Run:
             reason = "is not a run (no recipe.yaml in it)" if run.path.is_dir() else "no such folder"
             raise UserError(f"run {where}: {reason}; name the folder that boxless pretrain or finetune wrote")
         if trained and run.recipe is not None and not run.weights.is_file():
-            raise UserError(
-                f"run {where}: did not finish (no weights.safetensors); give its command again to continue it"
-            )
+            raise UserError(f"run {where}: did not finish (no weights.safetensors); repeat its command to continue it")
         return run
 
     @property
@@ -301,15 +299,15 @@ def _check_continued(run: Run, recipe: str, inputs: dict[str, Any], allow_change
     changed = _changes(run, recipe, inputs) if run.recipe_file.exists() else []
     if changed and not allow_changes:
         raise UserError(
-            f"--out {run.path}: holds a run with other settings ({'; '.join(changed[:5])}); give these back to "
+            f"--out {run.path}: holds a run with other settings ({'; '.join(changed[:5])}); restore these to "
             "continue it, name another folder, or (pretrain, finetune) add --allow-changes"
         )
     for change in changed:
-        print(f"{run.path}: going on although {change}", file=sys.stderr, flush=True)
+        print(f"{run.path}: continuing although {change}", file=sys.stderr, flush=True)
     before = run.environment.get("processes", processes)
     if before != processes:
         print(
-            f"{run.path}: going on with {processes} processes, not {before}: sums are rounded in another order, so "
+            f"{run.path}: continuing with {processes} processes, not {before}: sums are rounded in another order, so "
             "that the weights will not be bit for bit those of an undisturbed run",
             file=sys.stderr,
             flush=True,

@@ -37,7 +37,7 @@ def weights_file(where: str | Path) -> Path:
         if not run.weights.is_file() and (path / "model.safetensors").is_file():
             return path / "model.safetensors"  # a folder of transformers
         if not run.weights.is_file():
-            state = "did not finish; run the same command again" if run.recipe_file.is_file() else "is not a run"
+            state = "did not finish; repeat the command" if run.recipe_file.is_file() else "is not a run"
             raise UserError(f"weights {path}: this folder {state} (no weights.safetensors)")
         return run.weights
     if not path.is_file():

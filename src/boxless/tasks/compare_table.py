@@ -191,7 +191,7 @@ def read_table(file: Path) -> list[Cell]:
             for row in csv.DictReader(file.read_text().splitlines())
         ]
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: is not a table of boxless compare ({error}); give its command again") from error
+        raise UserError(f"{file}: is not a table of boxless compare ({error}); repeat its command") from error
 
 
 def efficiency_figures(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure, str]]:

@@ -194,7 +194,7 @@ def _check_labels(labels: LabelledData, data: str) -> None:
     if not any(not image.crowd.all() for image in labels.images):
         raise UserError(
             f"data {data}: no object of the detector's classes ({_listed(labels.classes)}); its own classes are "
-            f"{_listed(read_labels(data, 'val').classes)}; names must agree to the letter"
+            f"{_listed(read_labels(data, 'val').classes)}; names must match exactly"
         )
 
 

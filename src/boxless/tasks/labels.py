@@ -15,7 +15,7 @@ def training_labels(where: str | list[str], quiet: bool, segments: bool = False)
     data = read_segmentation(_as_one(where), "train") if segments else read_labels(where, "train")
     _report(data, quiet)
     if not any(len(image.boxes) or image.class_map for image in data.images):
-        raise UserError(f"{where}: no labelled object is left in {len(data)} images; nothing to learn from")
+        raise UserError(f"{where}: no labelled object is left in {len(data)} images; there is nothing to learn from")
     return data
 
 
@@ -48,7 +48,7 @@ def choose_labels(data: LabelledData, recipe: FinetuneRecipe) -> LabelledData:
     chosen = data.subset(rows)
     if not any(image.class_map or (~image.crowd).any() for image in chosen.images):
         key = "label_list" if recipe.label_list is not None else f"label_seed: {recipe.label_seed}"
-        raise UserError(f"{key} chooses {len(rows)} images without any object; take another or more labels")
+        raise UserError(f"{key} chooses {len(rows)} images without any object; use other or more labels")
     return chosen
 
 

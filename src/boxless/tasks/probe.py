@@ -208,10 +208,10 @@ def _check_level(network: FeatureExtractor, level: str) -> None:
     if level == "C5":
         return
     if not network.has_fpn:
-        raise UserError(f"{network.name}: has no weights of an FPN, and level {level} is one of its maps; take C5")
+        raise UserError(f"{network.name}: has no weights of an FPN, and level {level} is one of its maps; use C5")
     levels = [each for each, name in MAPS.items() if each == "C5" or name in LEVELS[network.trunk.backbone.first :]]
     if level not in levels:
-        raise UserError(f"level: {level}; the trunk of {network.name} has {', '.join(levels)}; take one of these")
+        raise UserError(f"level: {level}; the trunk of {network.name} has {', '.join(levels)}; use one of these")
 
 
 def _draw_matches(

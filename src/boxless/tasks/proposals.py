@@ -51,7 +51,7 @@ def seen(file: Path) -> Path:
         time.sleep(1)
     raise UserError(
         f"{file}: the first process wrote it, but machine {socket.gethostname()} does not see it; choose an --out that "
-        "all machines see, or give the boxes by proposals.file"
+        "all machines see, or set proposals.file"
     )
 
 

@@ -24,7 +24,7 @@ class PretrainSchedule:
         check_divides(recipe.batch_size, processes)
         batch = min(recipe.batch_size, images // processes * processes)
         if batch < 2:
-            raise UserError(f"batch_size: {batch} image(s) in a batch; batch norms need 2 at least, give more images")
+            raise UserError(f"batch_size: {batch} image(s) in a batch; batch norms need at least 2; give more images")
         optim, per_epoch = recipe.optim, images // batch
         steps = max(1, round(recipe.epochs * per_epoch))
         warmup = min(round(optim.warmup_epochs * per_epoch), steps // 10)

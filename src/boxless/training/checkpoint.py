@@ -58,14 +58,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             whole = _holds(path)
         except OSError as error:
-            _say(f"{path}: cannot be read ({error.strerror}); going on from the one before")
+            _say(f"{path}: cannot be read ({error.strerror}); continuing from the one before")
             continue
         if whole:
             return _loaded(path)
         _remove(path)
         left = checkpoints(folder)
-        after = f"the one before, of step {_step(left[-1])}" if left else "the start, for there is none before"
-        _say(f"{path}: damaged (its checksum does not hold) and removed; going on from {after}")
+        after = f"the one before, of step {_step(left[-1])}" if left else "the start, because there is none before"
+        _say(f"{path}: damaged (its checksum does not hold) and removed; continuing from {after}")
     return None
 
 
@@ -74,7 +74,7 @@ def _loaded(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path}: holds objects, which no checkpoint of boxless does; nothing was run: do not trust it, remove it"
+            f"{path}: holds objects, which no checkpoint of boxless does; nothing was run: do not trust it, delete it"
         ) from error
     return state
 

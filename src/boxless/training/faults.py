@@ -44,13 +44,13 @@ def one_line_faults(out: Path) -> Iterator[None]:
 def _line(error: Exception) -> str | None:
     """A data worker or another process that died, in words; None: the error is something else."""
     if (worker := _dead_worker(error)) is not None:
-        return f"{worker}; what was kept stays, give the same command again to go on"
+        return f"{worker}; what was saved stays, repeat the command to continue"
     process = isinstance(error, RuntimeError) and _PROCESS.search(str(error))
     if world_size() > 1 and (isinstance(error, distributed.DistError) or process):
         reason = " ".join(str(error).split())[:160]
         return (
             f"another of the {world_size()} processes died or cannot be reached ({reason}); the newest checkpoint "
-            "stays, start all of them again to go on"
+            "stays, start all of them again to continue"
         )
     return None
 
@@ -69,7 +69,7 @@ def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
         lost = str(error) if isinstance(error, UserError) else _dead_worker(error)
         if lost is None or world_size() > 1:  # of several processes the others are in the next step already
             raise
-        raise UserError(f"{lost}; {keep()}, give the same command again to go on") from error
+        raise UserError(f"{lost}; {keep()}, repeat the command to continue") from error
 
 
 def _dead_worker(error: BaseException | None) -> str | None:

@@ -75,7 +75,7 @@ class Signals:
         assert self.signal is not None
         name = signal.Signals(self.signal).name
         return Unfinished(
-            f"{out}: stopped by {name}; {step} of {total} steps are kept, give the same command again to go on",
+            f"{out}: stopped by {name}; {step} of {total} steps are kept, repeat the command to continue",
             self.signal,
         )
 

@@ -64,7 +64,7 @@ def pack_images(
         with locked(out / LOCK, str(out)):
             written_now = _pack(plan, facts, _Writers(plan, out, workers, advance, engine))
     except WorkerDied as error:
-        raise UserError(f"{error}; finished shards are kept in {out}: run the same command again") from error
+        raise UserError(f"{error}; finished shards are kept in {out}: repeat the command") from error
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror}); shards that are finished are kept") from error
     manifest = read_manifest(str(out / MANIFEST))
