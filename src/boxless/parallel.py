@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 Results = Generator[tuple[Task, Result], None, None]
 
 RETRIES = 3
-"""Of a task on a cluster: one that kills its worker each time, for lack of memory say, must end."""
+"""Tries of a task on a cluster: one that kills its worker each time, for lack of memory say, must end."""
 
 
 class WorkerDied(Exception):
@@ -52,7 +52,7 @@ class Local:
     """Processes of this machine, this one alone where one is enough; or threads.
 
     Attributes:
-        slots: how many.
+        slots: number of processes.
         threads: for work on files and checksums, which lets go of the interpreter.
     """
 

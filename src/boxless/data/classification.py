@@ -169,7 +169,7 @@ class Examples:
 
     Attributes:
         views: (n, 3, size, size) uint8; none where the image could not be read.
-        rows: number of rows of the data.
+        rows: rows of the examples in the data.
         skipped: (path, reason) of an image that could not be read.
     """
 

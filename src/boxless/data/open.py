@@ -23,7 +23,7 @@ from boxless.errors import UserError
 from boxless.files import written
 
 MANIFEST = "manifest.json"
-"""Of shards."""
+"""Name of the file that lists shards."""
 LIST_EXTENSIONS = (".txt", ".csv", ".lst")
 
 _LABEL_PICTURES = {  # by the folder of images that they lie beside
@@ -71,12 +71,12 @@ def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = 
 
 
 def is_packed(where: str | Path) -> bool:
-    """Whether a place is, or is to be, one of shards: a manifest, its folder, or any URL."""
+    """Return whether a path is or will be one of shards: a manifest, its folder, or any URL."""
     return "://" in str(where) or Path(where).name == MANIFEST or (Path(where) / MANIFEST).is_file()
 
 
 def is_labelled(where: str | Path) -> bool:
-    """Whether a place can only be labelled images: it is neither a folder nor a list."""
+    """Return whether a path can only be labelled images: it is neither a folder nor a list."""
     return not Path(where).is_dir() and not _is_list(Path(where))
 
 

@@ -83,7 +83,7 @@ def make_proposals(
         old = existing(out, index, settings)
         finished = _load_parts(out, settings, quiet)
         if finished:
-            say(f"{out}: going on with {sum(map(len, finished))} images of an earlier run", quiet)
+            say(f"{out}: continuing with {sum(map(len, finished))} images of an earlier run", quiet)
         todo = _lacking(index, [*old, *finished])
         if len(todo):
             make_folder(parts_folder(out))
@@ -137,7 +137,7 @@ def existing(out: Path, index: ImageIndex, settings: dict[str, Any]) -> list[Pro
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the blocks that are finished are kept until all are."""
+    """Folder of the finished blocks until all are finished."""
     return out.with_name(f"{out.name}.parts")
 
 
@@ -158,7 +158,7 @@ def _load_parts(out: Path, settings: dict[str, Any], quiet: bool) -> list[Propos
         if part.settings != settings:
             raise UserError(
                 f"{file.parent}: holds an unfinished run with other settings "
-                f"({_differences(part.settings, settings)}); give these back to continue it, give another --out, or "
+                f"({_differences(part.settings, settings)}); restore these to continue it, give another --out, or "
                 "delete that folder"
             )
         found.append(part)
@@ -182,7 +182,7 @@ def _merged(
     everything = ProposalTable.concatenate([*old, *parts, ProposalTable.of([], settings)])
     rows = everything.rows_of(index)
     if (rows < 0).any():
-        raise UserError(f"{index.key(int(np.argmin(rows)))}: its part has vanished; run the same command again")
+        raise UserError(f"{index.key(int(np.argmin(rows)))}: its part has vanished; repeat the command")
     others = [np.flatnonzero(~np.asarray(pc.is_in(t.keys, value_set=index.keys()))) for t in old]
     return everything.take(np.concatenate([rows, *others]))
 
@@ -208,7 +208,7 @@ def _compute(
                 table.write(folder / f"{digest[:24]}.parquet")
                 advance(len(block))
     except WorkerDied as error:
-        raise UserError(f"{error}; finished images are kept in {folder}: run the same command again") from error
+        raise UserError(f"{error}; finished images are kept in {folder}: repeat the command") from error
 
 
 def compute_block(block: Block, method: Method, settings: dict[str, Any]) -> ProposalTable:

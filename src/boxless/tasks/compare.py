@@ -49,8 +49,8 @@ class Plan:
     """Cells to fill, and how.
 
     Attributes:
-        starts: of the fine-tunings.
-        detectors: that every start is put into.
+        starts: starts of the fine-tunings.
+        detectors: detectors that every start is put into.
         fractions: shares of the labels, 0..1.
         seeds: fine-tunings per start and share.
         out: folder of the comparison.

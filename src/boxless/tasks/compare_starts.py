@@ -35,7 +35,7 @@ def refuse_decided(keys: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """Where fine-tunings start: a pretraining by `recipe` from the weights `init`, a file of weights, or neither."""
+    """Start of fine-tunings: a pretraining by `recipe` from the weights `init`, a file of weights, or neither."""
 
     name: str
     recipe: PretrainRecipe | None = None
@@ -153,5 +153,5 @@ def _finetuning(word: str, recipe: CompareRecipe) -> Finetuning:
             f"detectors are {', '.join(known)}"
         )
     if choice.recipe.detector.targets == "classes":
-        raise UserError(f"detectors: {word} is FCN; compare measures AP: take finetune and evaluate for each start")
+        raise UserError(f"detectors: {word} is FCN; compare measures AP: use finetune and evaluate for each start")
     return replace(choice, recipe=replace(choice.recipe, evaluate_every=10**9))  # measured at its end

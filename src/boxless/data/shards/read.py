@@ -43,7 +43,7 @@ FACTS = "json"
 
 @dataclass(frozen=True)
 class PackedSample:
-    """Where a sample lies: `size` bytes of a shard from `offset` on, of a known CRC-32."""
+    """Location of a sample: `size` bytes of a shard from `offset` on, with a known CRC-32."""
 
     shard: ShardFile
     offset: int

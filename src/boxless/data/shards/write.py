@@ -29,7 +29,7 @@ LOCK = ".lock"
 END = 2 * BLOCKSIZE
 """Bytes of zeros that end a tar file, at least."""
 Extras = Callable[[int], dict[str, bytes]]
-"""What goes beside the image of a row: bytes by extension."""
+"""Files packed beside the image of a row: bytes by extension."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ class Plan:
 
     Attributes:
         index: the images.
-        extras: what goes beside each.
-        rows: of the index, in the order of packing.
-        ends: where each shard's rows end in `rows`.
-        hash: of all that decides on the shards' bytes but the images' pixels.
+        extras: files beside each image.
+        rows: rows of the index, in packing order.
+        ends: end of each shard's rows in `rows`.
+        hash: hash of everything that determines the shards' bytes, except the images' pixels.
         made: the part of that which people know, by name.
     """
 
@@ -182,7 +182,7 @@ class Plan:
     made: dict[str, Any]
 
     def task(self, number: int, out: Path, holder: str | None, note: Path | None) -> ShardTask:
-        """What a worker has to know to write a shard into a folder; `holder`, `note`: see `ShardTask`."""
+        """Everything that a worker needs to write a shard into a folder; `holder`, `note`: see `ShardTask`."""
         places = range(self.ends[number - 1] if number else 0, self.ends[number])
         images = [self._unpacked(int(self.rows[place]), f"{place:09d}") for place in places]
         return ShardTask(number, out / shard_name(number), images, holder, note)
