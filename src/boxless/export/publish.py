@@ -33,7 +33,7 @@ def prepare(where: str, folder: Path) -> Path:
     """
     run = Run.open(where, trained=True)
     if not run.finished:
-        raise UserError(f"run {where}: did not finish (no summary.json); give its command again to continue it")
+        raise UserError(f"run {where}: did not finish (no summary.json); repeat its command to continue it")
     readme = folder / "README.md"
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(readme))):
         raise UserError(f"to: {folder}; holds other files, name an empty or a new folder")
