@@ -58,7 +58,7 @@ def test_killed_finetuning_goes_on_bit_for_bit(scenes: Path, tmp_path: Path) -> 
 
 
 def test_changed_settings_of_a_started_run_are_refused_by_name(tmp_path: Path) -> None:
-    recipe = "recipe: x\nmethod:\n  momentum: 0.99\noptim:\n  momentum: 0.9\nworkers: 1\n"
+    recipe = "recipe: byol-small\nmethod:\n  momentum: 0.99\noptim:\n  momentum: 0.9\nworkers: 1\n"
     inputs = {"data": "a", "init": None}
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "recipe.yaml").write_text(recipe)
