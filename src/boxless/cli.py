@@ -130,7 +130,7 @@ def _overview() -> str:
 def _call(name: str, argv: Sequence[str]) -> None:
     words = [word for word in argv if word not in ("-h", "--help")]
     if len(words) < len(argv):
-        print(_help(name, _flags(name, _given(words, POSITIONAL.get(name)))))
+        print(_help(name, _recipe(name, _given(words, POSITIONAL.get(name)))))
     else:
         COMMANDS[name](**arguments(name, argv))
 
@@ -144,10 +144,11 @@ def arguments(name: str, argv: Sequence[str]) -> dict[str, Any]:
     from boxless.recipes.overrides import accepted, did_you_mean, parse
 
     given = _given(argv, POSITIONAL.get(name))
-    own, flags, recipe = _own(name), _flags(name, given), _recipe(name, given)
-    silent = set() if recipe is None else accepted(recipe)
+    own, recipe = _own(name), _recipe(name, given)
+    flags = _flags(own, recipe)
+    silent = {old for old, new in OLD.items() if new in own} | (accepted(recipe) if recipe else set())
     for key in given:
-        if key is not None and key not in flags and key not in silent and not (key in OLD and OLD[key] in own):
+        if key is not None and key not in flags and key not in silent:
             near = did_you_mean(_flag(key), [_flag(each) for each in flags]) or ":"
             raise UserError(f"unknown flag {_flag(key)!r}{near} boxless {name} --help lists them all")
     missing = [_flag(key) for key, entry in own.items() if entry.value is inspect.Parameter.empty and key not in given]
@@ -207,11 +208,10 @@ def _docstring(name: str) -> "Docstring":
     return docstring_parser.parse(inspect.getdoc(COMMANDS[name]) or "")
 
 
-def _flags(name: str, given: Mapping[str | None, list[list[str]]]) -> "dict[str, Key]":
-    """Return the arguments of a command, and the keys of its recipe."""
+def _flags(own: "dict[str, Key]", recipe: object | None) -> "dict[str, Key]":
+    """Return the arguments of a command and the keys of its recipe; where both have one, it is the command's."""
     from boxless.recipes.overrides import keys
 
-    own, recipe = _own(name), _recipe(name, given)
     return own if recipe is None else own | {key: entry for key, entry in keys(recipe).items() if key not in own}
 
 
@@ -228,13 +228,13 @@ def _recipe(name: str, given: Mapping[str | None, list[list[str]]]) -> object | 
     return choose(load(recipe, kind), {key: times[-1][0] for key, times in given.items() if key and times[-1]})
 
 
-def _help(name: str, flags: "Mapping[str, Key]") -> str:
+def _help(name: str, recipe: object | None) -> str:
     from boxless.recipes.overrides import is_sequence, spell
 
     doc, own = _docstring(name), _own(name)
-    wrap = textwrap.TextWrapper(shutil.get_terminal_size().columns - 2, " " * 8, " " * 8)
+    wrap = textwrap.TextWrapper(max(40, shutil.get_terminal_size().columns - 2), " " * 8, " " * 8)
     groups: dict[str, list[str]] = {}
-    for key, entry in flags.items():
+    for key, entry in _flags(own, recipe).items():
         head = key.rpartition(".")[0]
         group = groups.setdefault("flags" if key in own else f"recipe: {head}" if head else "recipe", [])
         several = " ..." if is_sequence(entry.type) else ""
