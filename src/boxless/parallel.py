@@ -128,6 +128,11 @@ def _finished(
             yield running.pop(future), future.result()
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def chosen_engine(name: str, ray_address: str | None, workers: int | None) -> Iterator[RayCluster | None]:
     """Connect to the command's `engine`: a Ray cluster while the context lasts, or None for this machine.

@@ -91,7 +91,11 @@ def test_an_image_gets_the_boxes_of_all_entries_that_name_it_and_of_no_other(ima
 
 
 def test_files_that_do_not_fit_are_refused(images, tmp_path):
-    for content, complaint in (("{", "not valid JSON"), ("[]", "no COCO file"), ('{"images": []}', "no COCO file")):
+    for content, complaint in (
+        ("{", "not valid JSON"),
+        ("[]", "not a COCO dict"),
+        ('{"images": []}', "not a COCO dict"),
+    ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(UserError, match=complaint):
             from_coco(images, tmp_path / "bad.json")

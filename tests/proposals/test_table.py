@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
 
 
 def test_a_large_table_is_mapped_and_crosses_processes_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "LARGE", 5)
+    monkeypatch.setattr(table_module, "LARGE", 5)
     counts = {"a": 3, "bad": None, "c": 4}
     file, copy = tmp_path / "p.parquet", tmp_path / "p.parquet.mapped"
     table_of(counts).write(file)

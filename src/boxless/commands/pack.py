@@ -77,8 +77,7 @@ def pack(
     from boxless.data.shards.read import ShardIndex
     from boxless.data.shards.write import plan_shards
     from boxless.errors import UserError
-    from boxless.parallel import chosen_engine
-    from boxless.proposals.generate import available_cores
+    from boxless.parallel import available_cores, chosen_engine
     from boxless.training.progress import progress
 
     if shard_mb < 1 or (workers is not None and workers < 1):

@@ -13,12 +13,9 @@ from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.images import BadImage, check_size, decode
-from boxless.data.transforms.crops import extended
+from boxless.data.transforms.crops import Window, extended
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
-
-Window = tuple[float, float, float, float]
-"""A part of an image, source px, xyxy."""
 
 
 @dataclass(frozen=True)

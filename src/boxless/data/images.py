@@ -141,11 +141,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return upright_size(image, orientation)
 
 
+def alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two sizes of an image differ by at most a pixel, as they do for some of VOC's."""
+    return max(abs(size[0] - other[0]), abs(size[1] - other[1])) <= 1
+
+
 def check_size(path: str | Path, size: tuple[int, int], labelled: tuple[int, int]) -> None:
     """Raise `BadImage` where an image of `size`, (W, H) px, is not the one of the size that its labels are for."""
-    (width, height), (labelled_width, labelled_height) = size, labelled
-    if max(abs(width - labelled_width), abs(height - labelled_height)) > 1:  # VOC has images of a pixel more or less
-        raise BadImage(path, f"is {width} x {height} px, its labels are for {labelled_width} x {labelled_height}")
+    if not alike(size, labelled):
+        raise BadImage(path, f"is {size[0]} x {size[1]} px, its labels are for {labelled[0]} x {labelled[1]}")
 
 
 def _plain_jpeg(image: Image.Image, orientation: int) -> bytes | None:

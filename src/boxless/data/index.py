@@ -22,6 +22,11 @@ class ImageIndex:
     keys_array: pa.LargeStringArray
 
     @property
+    def packed(self) -> bool:
+        """True if images are inside shards."""
+        return False
+
+    @property
     def remote(self) -> bool:
         """True if images have to be fetched from another machine."""
         return False

@@ -1,6 +1,5 @@
 """Mean and standard deviation of an image set's colours, with which a trunk normalises."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from boxless.data.images import BadImage, decode
 from boxless.data.index import ImageIndex
+from boxless.parallel import available_cores
 
 _TOGETHER = 1024
 """Images handed to the threads at a time."""
@@ -32,7 +32,7 @@ def colour_statistics(
     """
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     skipped = []
-    for moments in _moments(index, workers or os.cpu_count() or 1):
+    for moments in _moments(index, workers or available_cores()):
         if isinstance(moments, BadImage):
             skipped.append((moments.path, moments.reason))
             continue

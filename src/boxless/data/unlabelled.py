@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler
 
 from boxless.data.dataloader import make_loader, to_device
-from boxless.data.images import BadImage, opened
+from boxless.data.images import BadImage, alike, opened
 from boxless.data.index import ImageIndex
 from boxless.data.transforms.crops import Window, cut, draw_window, least_scale, on_grid
 from boxless.data.transforms.specs import ViewSpec
@@ -136,8 +136,7 @@ class ViewDataset(Dataset[Sample]):
         return boxes, [draw_window(spec, *size, boxes, random) for spec in self.cut_specs]
 
     def _check_size(self, row: int, known: tuple[int, int] | None, size: tuple[int, int]) -> None:
-        # Of labelled images too a pixel more or less is let pass.
-        if known is not None and max(abs(known[0] - size[0]), abs(known[1] - size[1])) > 1:
+        if known is not None and not alike(known, size):
             raise UserError(
                 f"{self.index.path(row)}: is {size[0]} x {size[1]} px upright, its proposals are for {known[0]} x "
                 f"{known[1]}; delete their table (proposals.file, or proposals-*.parquet beside the run) and make it "

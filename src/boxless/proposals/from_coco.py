@@ -1,6 +1,5 @@
 """Proposals that somebody else made: the annotations of a COCO file, whatever drew them."""
 
-import hashlib
 import time
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -8,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from boxless.data.annotations.coco import load_dict
 from boxless.data.annotations.types import COORDINATE_LIMIT, number_problem
 from boxless.data.images import BadImage, image_size
 from boxless.data.index import ImageIndex
 from boxless.errors import UserError
-from boxless.files import make_folder
+from boxless.files import make_folder, sha256_of
 from boxless.proposals.generate import Produced, existing
 from boxless.proposals.limits import Array, whole_image
 from boxless.proposals.table import ProposalTable, Row
-from boxless.untrusted import parse_json
 
 
 def take_from_coco(index: ImageIndex, out: str | Path, coco_json: str | Path) -> Produced:
@@ -45,7 +44,7 @@ def from_coco(index: ImageIndex, coco_json: str | Path) -> ProposalTable:
         UserError: no COCO file, a broken entry, or not one image of the index in it.
     """
     path = Path(coco_json)
-    document, digest = _load(path)
+    document = load_dict(path, ("images", "annotations"))
     boxes: dict[Any, list[list[float]]] = defaultdict(list)
     try:
         for annotation in document["annotations"]:
@@ -74,20 +73,7 @@ def from_coco(index: ImageIndex, coco_json: str | Path) -> ProposalTable:
             table.append(Row(index.key(row), skipped=error.reason))
         else:
             table.append(Row(index.key(row), size, *_clipped(own, size)))
-    return ProposalTable.of(table, {"method": "coco", "file": path.name, "sha256": digest})
-
-
-def _load(path: Path) -> tuple[dict[str, Any], str]:
-    try:
-        content = path.read_bytes()
-        document = parse_json(content)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected a COCO file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); expected a COCO file") from error
-    if not isinstance(document, dict) or not {"images", "annotations"} <= document.keys():
-        raise UserError(f"{path}: no COCO file, it needs the keys images (id, file_name) and annotations (bbox)")
-    return document, hashlib.sha256(content).hexdigest()
+    return ProposalTable.of(table, {"method": "coco", "file": path.name, "sha256": sha256_of(path)})
 
 
 def _matches(index: ImageIndex, names: list[str]) -> dict[str, int]:

@@ -8,7 +8,6 @@ the settings alone, so neither the number of workers nor any interruption change
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -29,7 +28,7 @@ from boxless.data.index import ImageIndex
 from boxless.data.retry import remember, status
 from boxless.errors import UserError
 from boxless.files import in_words, locked, make_folder
-from boxless.parallel import Engine, Local, WorkerDied
+from boxless.parallel import Engine, Local, WorkerDied, available_cores
 from boxless.proposals.baselines import Grid, RandomBoxes
 from boxless.proposals.selective_search import PRESETS, SelectiveSearch
 from boxless.proposals.table import ProposalTable, Row
@@ -116,11 +115,6 @@ def ensure_proposals(
         if not len(_lacking(index, [table])):
             return table
     return make_proposals(index, out, method or PRESETS["fast"], workers, quiet).table
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def existing(out: Path, index: ImageIndex, settings: dict[str, Any]) -> list[ProposalTable]:

@@ -18,19 +18,11 @@ from boxless.files import written
 Mapping = tuple[str, bytes]
 """The mapped file, and what the table that it was made from is told by."""
 
-LARGE = 2_000_000
-"""Boxes; fewer are read in about two seconds."""
-
 _STAMP = b"boxless.table"
 
 
-def mapped_rows(path: str | Path, read: Callable[[], pa.Table], boxes: int) -> tuple[pa.Table, Mapping | None]:
-    """Return the rows that `read` reads from the table at `path`, in one chunk; mapped into memory where they are many.
-
-    `boxes`: how many it has, or a little more.
-    """
-    if boxes < LARGE:
-        return read(), None
+def mapped_rows(path: str | Path, read: Callable[[], pa.Table]) -> tuple[pa.Table, Mapping | None]:
+    """Return the rows that `read` reads from the table at `path`, in one chunk, mapped into memory if that goes."""
     facts = os.stat(path)
     stamp = json.dumps([facts.st_size, facts.st_mtime_ns, facts.st_ino]).encode()
     mapping = str(Path(f"{path}.mapped").absolute()), stamp

@@ -23,10 +23,11 @@ from boxless.data.images import BadImage, image_size
 from boxless.data.index import ImageIndex
 from boxless.errors import UserError
 from boxless.files import written
-from boxless.proposals import mapped
 from boxless.proposals.limits import Array, whole_image
 from boxless.untrusted import parse_json
 
+LARGE = 2_000_000
+"""Boxes from which on a table is mapped into memory, see `mapped.py`; fewer are read in about two seconds."""
 ROWS = 16384
 """Images of a row group, so that its boxes stay far below the 2^31 values of an Arrow list."""
 
@@ -84,7 +85,7 @@ class ProposalTable:
     fallback: NDArray[np.int8]
     skipped: Any
     settings: dict[str, Any]
-    mapping: mapped.Mapping | None = None
+    mapping: tuple[str, bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -145,7 +146,12 @@ class ProposalTable:
                 column = file.schema_arrow.get_field_index("boxes")
                 groups = (file.metadata.row_group(i).column(column) for i in range(file.num_row_groups))
                 values = sum(group.num_values for group in groups)
-                rows, mapping = mapped.mapped_rows(path, lambda: _read(file, values), values // 4)
+                if values // 4 < LARGE:
+                    rows, mapping = _read(file, values), None
+                else:
+                    from boxless.proposals.mapped import mapped_rows
+
+                    rows, mapping = mapped_rows(path, lambda: _read(file, values))
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
         except (OSError, LookupError, ValueError, MemoryError, pa.ArrowException) as error:
@@ -262,8 +268,11 @@ def _values_of(rows: pa.Table) -> Array:
 
 
 def _unpickled(keys: Any, values: Array | None, *others: Any) -> ProposalTable:
-    mapping = others[-1]
-    return ProposalTable(keys, _values_of(mapped.remapped(mapping)) if values is None else values, *others)
+    if values is None:
+        from boxless.proposals.mapped import remapped
+
+        values = _values_of(remapped(others[-1]))
+    return ProposalTable(keys, values, *others)
 
 
 def _read(file: pq.ParquetFile, most: int) -> pa.Table:

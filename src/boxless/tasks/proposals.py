@@ -1,12 +1,10 @@
-"""The boxes without labels that a pretraining learns from: found, or made."""
+"""Proposals that a pretraining learns from: found, or made."""
 
 import socket
-import sys
 import time
 from pathlib import Path
 
 from boxless.data.index import ImageIndex
-from boxless.data.shards.read import ShardIndex
 from boxless.data.unlabelled import Proposals
 from boxless.errors import UserError
 from boxless.proposals.baselines import Grid, RandomBoxes
@@ -16,6 +14,7 @@ from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainRecipe
 from boxless.training.distributed import rank
+from boxless.training.progress import say
 
 
 def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: bool) -> Proposals:
@@ -26,20 +25,27 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
     if recipe.proposals.file is not None:
         return ProposalTable.open(recipe.proposals.file).aligned_to(index)
     method = proposal_method(recipe)
-    if isinstance(index, ShardIndex) and index.proposals is not None:
-        if index.proposals != settings_of(method):
-            found = index.proposals.get("method")
-            if not quiet:
-                print(f"proposals: those in the shards ({found}), not as the recipe has them", file=sys.stderr)
-        return index
+    if index.packed and (inside := _in_shards(index, method, quiet)):
+        return inside
     workers = None if recipe.workers is None else max(1, recipe.workers)  # 0 trains without workers; 1 proposes so
     file = proposal_file(index, recipe, out)
     if rank() > 0:  # the first process has made it
-        return ProposalTable.open(seen(file)).aligned_to(index)
+        return ProposalTable.open(_wait_for(file)).aligned_to(index)
     return ensure_proposals(index, file, method, workers, quiet).aligned_to(index)
 
 
-def seen(file: Path) -> Path:
+def _in_shards(index: ImageIndex, method: ProposalMethod, quiet: bool) -> Proposals | None:
+    from boxless.data.shards.read import ShardIndex
+
+    if not isinstance(index, ShardIndex) or index.proposals is None:
+        return None
+    if index.proposals != settings_of(method):
+        found = index.proposals.get("method")
+        say(f"proposals: those in the shards ({found}), not as the recipe has them", quiet)
+    return index
+
+
+def _wait_for(file: Path) -> Path:
     """The file that another process has written, once this machine sees it.
 
     Raises:

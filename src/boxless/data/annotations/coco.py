@@ -25,7 +25,7 @@ from boxless.data.annotations.types import (
 )
 from boxless.data.images import BadImage, image_size
 from boxless.errors import UserError
-from boxless.untrusted import inside, is_there, no_collection
+from boxless.untrusted import inside, is_there, no_collection, parse_json
 
 
 def read(path: Path, images: Path | None = None, classes: Sequence[str] | None = None) -> LabelledData:
@@ -40,25 +40,26 @@ def read(path: Path, images: Path | None = None, classes: Sequence[str] | None =
         return _Reader(path, load_dict(path), classes).read(images)
 
 
-def load_dict(path: Path) -> dict[str, Any]:
-    """Return the COCO dict of `path` with its three lists present; raises `UserError` naming line or key."""
+def load_dict(path: Path, lists: Sequence[str] = ("images", "annotations", "categories")) -> dict[str, Any]:
+    """Return the COCO dict of `path`, which has these lists; raises `UserError` naming line or key."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
+        data = parse_json(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: empty file, expected COCO JSON") from error
         raise UserError(f"{path}: not valid JSON, line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {str(error)[:80]}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a COCO dict but a JSON {type(data).__name__}; expected images, annotations, ...")
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(data.get(key), list):
             fault = "lacks the key" if key not in data else "expected a list under the key"
             raise UserError(f"{path}: not a COCO dict: {fault} '{key}'")
-    return data
+    coco: dict[str, Any] = data
+    return coco
 
 
 class _Reader:

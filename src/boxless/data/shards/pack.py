@@ -59,10 +59,11 @@ def pack_images(
         UserError: the folder holds shards of other data or settings, or cannot be written to; a worker died, or sees
             other files.
     """
+    packer = _Packer(plan, out, engine or Local(workers, threads=True), engine is not None, advance)
     try:
         make_folder(out)
         with locked(out / LOCK, str(out)):
-            written_now = _pack(plan, facts, _Writers(plan, out, workers, advance, engine))
+            written_now = packer.pack(facts)
     except WorkerDied as error:
         raise UserError(f"{error}; finished shards are kept in {out}: repeat the command") from error
     except OSError as error:
@@ -78,50 +79,95 @@ def pack_images(
 
 
 @dataclass(frozen=True, eq=False)
-class _Writers:
-    """Who checks and writes the shards of a plan in a folder; see `pack_images`."""
+class _Packer:
+    """Checks and writes the shards of a plan in a folder; see `pack_images`.
+
+    `elsewhere`: the engine's workers may be on other machines.
+    """
 
     plan: Plan
     out: Path
-    workers: int
+    engine: Engine
+    elsewhere: bool
     advance: Callable[[int], None]
-    engine: Engine | None
 
-    def intact(self, shards: dict[int, ShardFile]) -> set[int]:
-        """The numbers of those shards that are as they were written."""
-        intact = set()
-        with closing(self._engine.run(_is_intact, shards.items())) as checked:
-            for (number, _), whole in checked:
-                if whole:
-                    intact.add(number)
+    def pack(self, facts: dict[str, Any]) -> int:
+        """Write what is lacking or broken; returns the number of shards written."""
+        out, parts = self.out, self.out / _PARTS
+        manifest = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
+        if manifest:
+            _refuse_other(self.plan, manifest["plan"], manifest.get("made", {}), out)
+        if manifest and _is_intact((0, _file(out / INDEX, manifest["index"]))):
+            shutil.rmtree(parts, ignore_errors=True)  # of a pack that was killed at its very end
+            entries = dict(enumerate(manifest["shards"]))
+            lacking = self._not_intact(entries)
+            with closing(self._write(lacking, noted=False)) as written_anew:
+                for number, part in written_anew:
+                    if part.sha256 != entries[number]["sha256"]:
+                        raise UserError(
+                            f"{out / shard_name(number)}: cannot be repaired, because images have changed; pack into "
+                            "another --out"
+                        )
+            return len(lacking)
+        parts.mkdir(exist_ok=True)
+        if (parts / "plan.json").is_file():
+            _refuse_other(self.plan, **json.loads((parts / "plan.json").read_bytes()), out=out)
+        elif manifest is None and any(out.glob("shard-*.tar")):
+            raise UserError(f"{out}: holds shards without a {MANIFEST}; delete them or give another --out")
+        _write(parts / "plan.json", json.dumps({"hash": self.plan.hash, "made": self.plan.made}).encode())
+        done = self._noted()
+        lacking = self._not_intact({number: vars(part) for number, part in done.items()})
+        with closing(self._write(lacking, noted=True)) as written_now:
+            done |= written_now
+        _finish(self.plan, [done[number] for number in range(len(self.plan.ends))], facts, out)
+        shutil.rmtree(parts)
+        return len(lacking)
+
+    def _not_intact(self, entries: dict[int, dict[str, Any]]) -> list[int]:
+        """The numbers of the plan's shards that are not as `entries`, their bytes and SHA-256, have them."""
+        lacking = set(range(len(self.plan.ends)))
+        files = [(number, _file(self.out.absolute() / shard_name(number), entry)) for number, entry in entries.items()]
+        with closing(self.engine.run(_is_intact, files)) as checked:
+            for (number, _), intact in checked:
+                if intact:
+                    lacking.discard(number)
                     self.advance(self.plan.ends[number] - (self.plan.ends[number - 1] if number else 0))
-        return intact
+        return sorted(lacking)
 
-    def write(self, numbers: list[int], noted: bool) -> Generator[tuple[int, Part], None, None]:
+    def _write(self, numbers: list[int], noted: bool) -> Generator[tuple[int, Part], None, None]:
         """Write shards, and a note beside each if asked to; yields each with its number when it is finished."""
         out, holder = self.out, None
         write: Callable[[ShardTask], Part] = partial(write_shard, advance=self.advance)
-        if self.engine:
+        if self.elsewhere:
             out, holder, write = out.absolute(), (out / LOCK).read_text(), write_shard
         tasks = (self.plan.task(number, out, holder, _note(out, number) if noted else None) for number in numbers)
         self._tidy()  # what a kill has left
         try:
-            with closing(self._engine.run(write, tasks)) as finished:
+            with closing(self.engine.run(write, tasks)) as finished:
                 for task, part in finished:
-                    if self.engine:
+                    if self.elsewhere:
                         _check_seen(task, part)
                         self.advance(len(task.images))
                     yield task.number, part
         finally:
             self._tidy()  # what workers that died have left
 
-    @property
-    def _engine(self) -> Engine:
-        return self.engine or Local(self.workers, threads=True)
+    def _noted(self) -> dict[int, Part]:
+        """The shards that an earlier try has noted, but for those that lack an image which can be read here.
+
+        A worker on another machine did not see it, and the command may have ended before `_check_seen`.
+        """
+        notes = {number: _note(self.out, number) for number in range(len(self.plan.ends))}
+        noted = {n: Part(**json.loads(note.read_bytes())) for n, note in notes.items() if note.is_file()}
+        return {number: part for number, part in noted.items() if not any(part.missed(self.plan.index.path))}
 
     def _tidy(self) -> None:
         for half in self.out.glob(f"shard-*{PARTIAL}"):
             half.unlink(missing_ok=True)
+
+
+def _file(path: Path, entry: dict[str, Any]) -> ShardFile:
+    return ShardFile(str(path), entry["bytes"], entry["sha256"])
 
 
 def _is_intact(shard: tuple[int, ShardFile]) -> bool:
@@ -136,71 +182,6 @@ def _check_seen(task: ShardTask, part: Part) -> None:
             f"{path}: {reason} for a worker on another machine; all of a cluster's machines must find the images "
             "under the same path"
         )
-
-
-def _pack(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
-    out = writers.out
-    earlier = read_manifest(str(out / MANIFEST)) if (out / MANIFEST).is_file() else None
-    if earlier:
-        _refuse_other(plan, earlier["plan"], earlier.get("made", {}), out)
-    if earlier and ShardFile(str(out / INDEX), earlier["index"]["bytes"], earlier["index"]["sha256"]).intact():
-        shutil.rmtree(out / _PARTS, ignore_errors=True)  # of a pack that was killed at its very end
-        return _mend(earlier["shards"], writers)
-    return _write_all(plan, facts, writers)
-
-
-def _mend(shards: list[dict[str, Any]], writers: _Writers) -> int:
-    """Write again what is broken of a finished pack; returns the number of such shards."""
-    folder = writers.out.absolute()
-    files = {
-        number: ShardFile(str(folder / entry["file"]), entry["bytes"], entry["sha256"])
-        for number, entry in enumerate(shards)
-    }
-    broken = sorted(files.keys() - writers.intact(files))
-    with closing(writers.write(broken, noted=False)) as written_anew:
-        for number, part in written_anew:
-            if part.sha256 != shards[number]["sha256"]:
-                raise UserError(
-                    f"{writers.out / shards[number]['file']}: cannot be repaired, because images have changed; "
-                    "pack into another --out"
-                )
-    return len(broken)
-
-
-def _write_all(plan: Plan, facts: dict[str, Any], writers: _Writers) -> int:
-    """Write the shards that no earlier try has left; returns their number."""
-    out, parts = writers.out, writers.out / _PARTS
-    parts.mkdir(exist_ok=True)
-    if (parts / "plan.json").is_file():
-        _refuse_other(plan, **json.loads((parts / "plan.json").read_bytes()), out=out)
-    elif not (out / MANIFEST).is_file() and any(out.glob("shard-*.tar")):
-        raise UserError(f"{out}: holds shards without a {MANIFEST}; delete them or give another --out")
-    _write(parts / "plan.json", json.dumps({"hash": plan.hash, "made": plan.made}).encode())
-    done = _noted(plan, out)
-    files = {
-        number: ShardFile(str(out.absolute() / shard_name(number)), part.bytes, part.sha256)
-        for number, part in done.items()
-    }
-    lacking = sorted(set(range(len(plan.ends))) - writers.intact(files))
-    with closing(writers.write(lacking, noted=True)) as written_now:
-        done |= written_now
-    _finish(plan, [done[number] for number in range(len(plan.ends))], facts, out)
-    shutil.rmtree(parts)
-    return len(lacking)
-
-
-def _noted(plan: Plan, out: Path) -> dict[int, Part]:
-    """The shards that an earlier try has noted, but for those that lack an image which can be read here.
-
-    A worker on another machine did not see it, and the command may have ended before `_check_seen`.
-    """
-    noted = {}
-    for number in range(len(plan.ends)):
-        if (note := _note(out, number)).is_file():
-            part = Part(**json.loads(note.read_bytes()))
-            if not any(part.missed(plan.index.path)):
-                noted[number] = part
-    return noted
 
 
 def _note(out: Path, number: int) -> Path:

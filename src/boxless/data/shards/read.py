@@ -115,6 +115,11 @@ class ShardIndex(ImageIndex):
     categories: list[dict[str, Any]] | None
 
     @property
+    def packed(self) -> bool:
+        """True: images are inside shards."""
+        return True
+
+    @property
     def remote(self) -> bool:
         """True if shards have to be fetched."""
         return is_remote(self.place)

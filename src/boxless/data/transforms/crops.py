@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from boxless.data.transforms.specs import ViewSpec
 
 Window = tuple[float, float, float, float]
+"""A part of an image, source px, xyxy."""
 
 
 def draw_window(spec: ViewSpec, width: int, height: int, boxes: NDArray[np.float32], random: Generator) -> Window:
