@@ -1,4 +1,4 @@
-"""boxless: pretrain object detectors on images without labels, and see what that bought.
+"""boxless: pretrain object detectors on unlabelled images and measure the gain.
 
 Each command of the command line is the function of the same name here.
 """

@@ -55,7 +55,7 @@ OLD = {"init": "weights"}
 """Flags by their former names, which the commands still take among the keys of their recipe."""
 
 OVERVIEW = """\
-Pretrain object detectors on images without labels, fine-tune them on few, and see what that bought.
+Pretrain object detectors on unlabelled images, fine-tune them on a few labelled ones, and measure the gain.
 
 usage: boxless COMMAND [--flag value ...]
        boxless COMMAND --help
