@@ -57,11 +57,11 @@ class Objects(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """Which query answers for which object.
+    """Assignment of queries to objects.
 
     Attributes:
         query: (L, B, T), per layer, image and object; 0 where no query does.
-        matched: (L, B, T), false for padding and, where objects outnumber queries, for those left over.
+        matched: (L, B, T), false for padding and, if objects outnumber queries, for those left over.
     """
 
     query: Tensor
@@ -78,8 +78,8 @@ def match(logits: Tensor, boxes: Tensor, objects: Objects, focal: bool = False) 
     """The cheapest one-to-one assignment of queries to objects, layer by layer and image by image (DETR, eq. 1).
 
     Args:
-        logits: (L, B, N, classes + 1), the last class is "no object"; (L, B, N, classes) where focal.
-        boxes: (L, B, N, 4), in full precision and in the form of the objects' boxes: cxcywh, or xyxy where focal.
+        logits: (L, B, N, classes + 1), the last class is "no object"; (L, B, N, classes) if focal.
+        boxes: (L, B, N, 4), in full precision and in the form of the objects' boxes: cxcywh, or xyxy if focal.
         objects: objects of the B images.
         focal: true if it is for `focal_set_loss`.
     """

@@ -1,11 +1,13 @@
 """The protocol of a detector: a config that builds it around a trunk, and a module like torchvision's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import clip_boxes_to_image
 
 from boxless.detectors.trunk import Neck, Trunk, TrunkConfig
 
@@ -41,6 +43,20 @@ class DetectorConfig(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class BoxDetectorConfig:
+    """The settings that all detectors of boxes share."""
+
+    kind: str = ""
+    score_threshold: float = 0.05
+    """Lowest score of a detection that is kept."""
+    detections: int = 100
+    """Largest number of detections per image."""
+
+    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = False
+
+
 def build_trunk(config: TrunkConfig, detector: DetectorConfig) -> Trunk:
     """The trunk of a detector, without a box head that it does not use: reports then do not mention it."""
     trunk = Trunk(config)
@@ -74,3 +90,22 @@ def frames(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
     # Not torch.tensor: it would keep the sides of the image that an export to ONNX is traced with.
     sides = [torch.as_tensor(side) for height, width in sizes for side in (width, height) * 2]
     return torch.stack(sides).view(-1, 4).to(device)
+
+
+def surest_pairs(logits: Tensor, corners: Tensor, size: tuple[int, int], count: int, above: float) -> dict[str, Tensor]:
+    """The surest of all pairs of a box and a class in an image, where each class has a score of its own.
+
+    Args:
+        logits: (N, classes).
+        corners: (N, 4), xyxy px.
+        size: the image's height and width, px.
+        count: largest number of pairs.
+        above: lowest score, 0..1.
+
+    Returns:
+        boxes (D, 4) inside the image, scores (D,), labels (D,) from 1.
+    """
+    scores, pairs = logits.sigmoid().flatten().topk(min(count, logits.numel()))
+    sure = scores > above
+    box, label = pairs[sure] // logits.shape[-1], pairs[sure] % logits.shape[-1]
+    return {"boxes": clip_boxes_to_image(corners[box], size), "scores": scores[sure], "labels": label + 1}

@@ -11,25 +11,19 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from boxless.detectors.criterion import Objects, match, set_loss
-from boxless.detectors.detector import NormalizeAndPad, Targets, frames
+from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad, frames
 from boxless.detectors.trunk import Neck, Trunk
 
 
 @dataclass(frozen=True)
-class DETRConfig:
+class DETRConfig(BoxDetectorConfig):
     """DETR's settings; the sizes of its transformer are the trunk's."""
 
     kind: Literal["detr"] = "detr"
     no_object: float = 0.1
-    """Weight of queries without an object; lower it where images show few objects."""
-    score_threshold: float = 0.05
-    """Lowest score of a detection that is kept."""
-    detections: int = 100
-    """Largest number of detections per image."""
+    """Weight of queries without an object; lower it if images show few objects."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("transformer",)
-    targets: ClassVar[Targets] = "boxes"
-    uses_box_head: ClassVar[bool] = False
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "DETR":
         """DETR around a trunk; see `DetectorConfig`."""
@@ -92,7 +86,7 @@ class DETR(nn.Module):
 
 
 def _seen(features: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
-    """Which cells of the feature map begin inside their image and not in its padding, (B, h, w)."""
+    """Mask of the feature map's cells that begin inside their image and not in its padding, (B, h, w)."""
     (rows, columns), (height, width) = features.shape[-2:], images.shape[-2:]
     top = torch.arange(rows, device=sizes.device) * (height / rows)
     left = torch.arange(columns, device=sizes.device) * (width / columns)

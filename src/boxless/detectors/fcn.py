@@ -60,7 +60,7 @@ class FCN(nn.Module):
 
     Args:
         trunk: with `neck="none"` and a ResNet, whose strides are changed in place.
-        classes: with background, where that is one.
+        classes: with background, if that is one.
         config: which FCN.
 
     Raises:
@@ -184,7 +184,7 @@ class _Concatenated(nn.Module):
 
 
 def _initialise(head: nn.Module | None) -> None:
-    """As OpenMMLab does: Kaiming for what a ReLU follows, a normal distribution of 0.01 for the classifier."""
+    """Initialise as OpenMMLab does: Kaiming before a ReLU, a normal distribution of 0.01 for the classifier."""
     for module in head.modules() if head is not None else ():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             nn.init.normal_(module.weight, std=0.01)

@@ -13,14 +13,14 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from boxless.detectors.detector import NormalizeAndPad, Targets
+from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad
 from boxless.detectors.trunk import Neck, Trunk
 from boxless.detectors.two_stage import Anchors
 from boxless.errors import UserError
 
 
 @dataclass(frozen=True)
-class RetinaNetConfig:
+class RetinaNetConfig(BoxDetectorConfig):
     """RetinaNet's settings."""
 
     kind: Literal["retinanet"] = "retinanet"
@@ -29,14 +29,8 @@ class RetinaNetConfig:
     loss_normalizer: Literal["image", "moving_average"] = "image"
     """Divisor of the losses: each image's anchors on objects, as in the paper, or Detectron2's moving average of a
     batch's."""
-    score_threshold: float = 0.05
-    """Lowest score of a detection that is kept."""
-    detections: int = 100
-    """Largest number of detections per image."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn_p3",)
-    targets: ClassVar[Targets] = "boxes"
-    uses_box_head: ClassVar[bool] = False
 
     @property
     def octave_sizes(self) -> tuple[tuple[int, int, int], ...]:
@@ -57,18 +51,12 @@ class RetinaNetConfig:
 
 
 @dataclass(frozen=True)
-class FCOSConfig:
+class FCOSConfig(BoxDetectorConfig):
     """FCOS's settings."""
 
     kind: Literal["fcos"] = "fcos"
-    score_threshold: float = 0.05
-    """Lowest score of a detection that is kept."""
-    detections: int = 100
-    """Largest number of detections per image."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn_p3",)
-    targets: ClassVar[Targets] = "boxes"
-    uses_box_head: ClassVar[bool] = False
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FCOS:
         """torchvision's FCOS around a trunk, whose pyramid gets P6 and P7; see `DetectorConfig`.

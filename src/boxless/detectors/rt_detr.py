@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert
 
 from boxless.detectors.criterion import Objects
-from boxless.detectors.detector import NormalizeAndPad, Targets, frames
+from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad, frames, surest_pairs
 from boxless.detectors.hybrid_encoder import begin_anew, library
 from boxless.detectors.trunk import Neck, Trunk, norm_layer
 
@@ -30,7 +30,7 @@ PARTS = {"loss_vfl": "loss_classes", "loss_bbox": "loss_l1", "loss_giou": "loss_
 
 
 @dataclass(frozen=True)
-class RTDETRConfig:
+class RTDETRConfig(BoxDetectorConfig):
     """RT-DETR's settings behind the trunk's hybrid encoder; the defaults are the paper's on ResNet-50."""
 
     kind: Literal["rt_detr"] = "rt_detr"
@@ -40,14 +40,8 @@ class RTDETRConfig:
     """Decoder layers (on ResNet-18: 3)."""
     denoising: int = 100
     """Noisy copies of an image's objects in training, with good boxes, and as many with bad ones; 0 for none."""
-    score_threshold: float = 0.05
-    """Lowest score of a detection that is kept."""
-    detections: int = 100
-    """Largest number of detections per image."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("hybrid",)
-    targets: ClassVar[Targets] = "boxes"
-    uses_box_head: ClassVar[bool] = False
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "RTDETR":
         """RT-DETR around a trunk; see `DetectorConfig`."""
@@ -89,9 +83,9 @@ class RTDETR(nn.Module):
         maps = list(self.backbone(batch.tensors).values())
         if not self.training:
             outputs = self.decoded(maps)
-            found = zip(outputs.intermediate_logits[:, -1], outputs.intermediate_reference_points[:, -1], strict=True)
-            sized = zip(found, batch.image_sizes, strict=True)
-            return [self._found(logits, boxes * frame, size) for (logits, boxes), size in sized]
+            corners = box_convert(outputs.intermediate_reference_points[:, -1] * frame, "cxcywh", "xyxy")
+            found = zip(outputs.intermediate_logits[:, -1], corners, batch.image_sizes, strict=True)
+            return [surest_pairs(*one, self.config.detections, self.score_thresh) for one in found]
         assert targets is not None, "training needs targets"
         objects = Objects.of(targets, frame.expand(len(images), -1), "cxcywh")
         labels = [
@@ -124,14 +118,6 @@ class RTDETR(nn.Module):
             nothing = 0 * self.rt_detr.denoising_class_embed.weight.sum()
             terms["loss_denoising"] = terms.get("loss_denoising", 0) + nothing
         return {name: share * term for name, term in terms.items()}
-
-    def _found(self, logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The most confident of all pairs of a box and a class, in an image of that height and width."""
-        scores, pairs = logits.sigmoid().flatten().topk(min(self.config.detections, logits.numel()))
-        sure = scores > self.score_thresh
-        box, label = pairs[sure] // logits.shape[-1], pairs[sure] % logits.shape[-1]
-        corners = clip_boxes_to_image(box_convert(boxes[box], "cxcywh", "xyxy"), size)
-        return {"boxes": corners, "scores": scores[sure], "labels": label + 1}
 
 
 def build_decoder(trunk: Trunk, classes: int, config: RTDETRConfig) -> Any:
@@ -170,7 +156,7 @@ def losses(outputs: Any, labels: list[dict[str, Tensor]], settings: Any) -> dict
         settings: `RTDetrV2Config`.
 
     Returns:
-        loss_classes, loss_l1, loss_giou and, where there are noisy copies, loss_denoising, which is all three of them.
+        loss_classes, loss_l1, loss_giou and, if there are noisy copies, loss_denoising, which is all three of them.
     """
     from transformers.loss.loss_rt_detr import RTDetrLoss
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert
 
 from boxless.detectors.criterion import Objects, focal_set_loss, match
-from boxless.detectors.detector import NormalizeAndPad, Targets, frames
+from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad, frames, surest_pairs
 from boxless.detectors.trunk import Neck, RoIPool, Trunk
 
 STAGES = 6
@@ -31,20 +31,14 @@ PRIOR = 0.01
 
 
 @dataclass(frozen=True)
-class SparseRCNNConfig:
+class SparseRCNNConfig(BoxDetectorConfig):
     """Sparse R-CNN's settings."""
 
     kind: Literal["sparse_rcnn"] = "sparse_rcnn"
     learned_proposals: int = 300
     """Boxes per image, all learned; the paper's smaller model has 100."""
-    score_threshold: float = 0.05
-    """Lowest score of a detection that is kept."""
-    detections: int = 100
-    """Largest number of detections per image."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn",)
-    targets: ClassVar[Targets] = "boxes"
-    uses_box_head: ClassVar[bool] = False
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "SparseRCNN":
         """Sparse R-CNN around a trunk; see `DetectorConfig`."""
@@ -90,7 +84,7 @@ class SparseRCNN(nn.Module):
         logits, boxes = self.refined(self.backbone(batch.tensors), sizes, batch.image_sizes)
         if not self.training:
             found = zip(logits[-1], boxes[-1], batch.image_sizes, strict=True)
-            return [self._found(*one) for one in found]
+            return [surest_pairs(*one, self.config.detections, self.score_thresh) for one in found]
         assert targets is not None, "training needs targets"
         objects = Objects.of(targets, sizes, "xyxy")
         shares = boxes / sizes[:, None]
@@ -122,13 +116,6 @@ class SparseRCNN(nn.Module):
             boxes_of.append(boxes)
             boxes = boxes.detach()  # a stage learns from its own step alone, not from where the next one goes
         return torch.stack(logits_of), torch.stack(boxes_of)
-
-    def _found(self, logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The most confident of all pairs of a box and a class, in an image of that height and width."""
-        scores, pairs = logits.sigmoid().flatten().topk(min(self.config.detections, logits.numel()))
-        sure = scores > self.score_thresh
-        box, label = pairs[sure] // logits.shape[-1], pairs[sure] % logits.shape[-1]
-        return {"boxes": clip_boxes_to_image(boxes[box], size), "scores": scores[sure], "labels": label + 1}
 
 
 class Stage(nn.Module):

@@ -47,7 +47,7 @@ class Transformer(nn.Module):
             raise UserError(
                 f"trunk.transformer.width: {config.width}; expected a multiple of twice the {config.heads} heads"
             )
-        detr, settings = _library(config)
+        detr, settings = library(config)
         self.config = config
         self.input_projection = nn.Conv2d(channels, config.width, 1)
         self.position_embedding = detr.DetrSinePositionEmbedding(config.width // 2, normalize=True)
@@ -101,8 +101,12 @@ def _full(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
-def _library(config: TransformerConfig) -> tuple[Any, Any]:
-    """Hugging Face's module of DETR and a configuration of it; imported late, because it is large and optional."""
+def library(config: TransformerConfig, **more: Any) -> tuple[Any, Any]:
+    """Hugging Face's module of DETR and a configuration of it; imported late, because it is large and optional.
+
+    Raises:
+        UserError: if it is not installed.
+    """
     try:
         from transformers import DetrConfig, ResNetConfig
         from transformers.models.detr import modeling_detr
@@ -111,7 +115,8 @@ def _library(config: TransformerConfig) -> tuple[Any, Any]:
             "trunk.neck: transformer needs Hugging Face's transformers; install it with pip install 'boxless[detr]'"
         ) from None
     settings = DetrConfig(
-        backbone_config=ResNetConfig(),  # its default may ask for timm; no backbone is ever built from it
+        # The default may ask for timm; without one of its own no backbone is ever built from it.
+        backbone_config=more.pop("backbone_config", None) or ResNetConfig(),
         d_model=config.width,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
@@ -123,5 +128,6 @@ def _library(config: TransformerConfig) -> tuple[Any, Any]:
         attention_dropout=config.dropout,
         activation_dropout=config.dropout,
         num_queries=config.queries,
+        **more,
     )
     return modeling_detr, settings

@@ -18,16 +18,16 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from boxless.detectors.detector import NormalizeAndPad, Targets
+from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad, Targets
 from boxless.detectors.trunk import LastStage, Neck, RoIPool, Trunk, norm_layer
 from boxless.errors import UserError
 
 
 @dataclass(frozen=True)
-class TwoStageConfig:
-    """The settings that Faster, Mask and Keypoint R-CNN share."""
+class FasterRCNNConfig(BoxDetectorConfig):
+    """Faster R-CNN (Ren et al., 2015, arXiv:1506.01497): boxes in two stages."""
 
-    kind: str = ""
+    kind: str = "faster_rcnn"
     anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
     """Side of the anchors on P2..P6 (all of them on C4), px; three aspect ratios each."""
     rpn_samples: int = 256
@@ -43,22 +43,9 @@ class TwoStageConfig:
     box_beta: float = 1 / 9
     """Point at which the heads' box loss turns from a parabola into a line: torchvision's; Detectron2 has 0 (a line
     throughout) and 0.5 for keypoints."""
-    score_threshold: float = 0.05
-    """Lowest score of a detection that is kept."""
-    detections: int = 100
-    """Largest number of detections per image."""
-
-    uses_box_head: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class FasterRCNNConfig(TwoStageConfig):
-    """Faster R-CNN (Ren et al., 2015, arXiv:1506.01497): boxes in two stages."""
-
-    kind: Literal["faster_rcnn"] = "faster_rcnn"
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn", "c4")
-    targets: ClassVar[Targets] = "boxes"
+    uses_box_head: ClassVar[bool] = True
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FasterRCNN:
         """torchvision's FasterRCNN around a trunk; see `DetectorConfig`."""
@@ -66,7 +53,7 @@ class FasterRCNNConfig(TwoStageConfig):
 
 
 @dataclass(frozen=True)
-class MaskRCNNConfig(TwoStageConfig):
+class MaskRCNNConfig(FasterRCNNConfig):
     """Mask R-CNN (He et al., 2017, arXiv:1703.06870): boxes and masks in two stages."""
 
     kind: Literal["mask_rcnn"] = "mask_rcnn"
@@ -74,7 +61,6 @@ class MaskRCNNConfig(TwoStageConfig):
     """Put the trunk's norm behind the convolutions of a pyramid's mask head, as in the transfers of SoCo, PixPro and
     DenseCL; those of MoCo and DetCo have none."""
 
-    necks: ClassVar[tuple[Neck, ...]] = ("fpn", "c4")
     targets: ClassVar[Targets] = "masks"
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> MaskRCNN:
@@ -85,7 +71,7 @@ class MaskRCNNConfig(TwoStageConfig):
 
 
 @dataclass(frozen=True)
-class KeypointRCNNConfig(TwoStageConfig):
+class KeypointRCNNConfig(FasterRCNNConfig):
     """Keypoint R-CNN (He et al., 2017, arXiv:1703.06870): boxes and keypoints in two stages."""
 
     kind: Literal["keypoint_rcnn"] = "keypoint_rcnn"
@@ -99,7 +85,7 @@ class KeypointRCNNConfig(TwoStageConfig):
         return _finished(KeypointRCNN(trunk.backbone, **options, **_keypoint_branch(trunk, keypoints)), trunk, self)
 
 
-def _options(config: TwoStageConfig, trunk: Trunk, classes: int) -> dict[str, Any]:
+def _options(config: FasterRCNNConfig, trunk: Trunk, classes: int) -> dict[str, Any]:
     """The arguments that all of torchvision's two-stage detectors take."""
     single = trunk.config.neck == "c4"
     before_nms = 6 if single else 1  # Detectron2's C4 keeps 12000 of all anchors, its FPN 2000 of each level
@@ -121,9 +107,9 @@ def _options(config: TwoStageConfig, trunk: Trunk, classes: int) -> dict[str, An
     }
 
 
-def _finished(detector: FasterRCNN, trunk: Trunk, config: TwoStageConfig) -> FasterRCNN:
+def _finished(detector: FasterRCNN, trunk: Trunk, config: FasterRCNNConfig) -> FasterRCNN:
     """The detector with our box loss, for images that already have their final size, and boxes in full precision."""
-    if config.box_beta != TwoStageConfig.box_beta:
+    if config.box_beta != FasterRCNNConfig.box_beta:
         detector.roi_heads.__class__ = BetaRoIHeads  # torchvision's detectors build their heads themselves
         detector.roi_heads.box_beta = config.box_beta
     detector.transform = NormalizeAndPad(trunk)

@@ -11,7 +11,7 @@ from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.one_stage import FCOSConfig, RetinaNetConfig
 from boxless.detectors.sparse_rcnn import SparseRCNNConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import TwoStageConfig
+from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
 from boxless.export.weights import (
     BODY,
@@ -62,7 +62,7 @@ def to_torchvision_detector(run: Run, file: str) -> Export:
     if isinstance(config, RetinaNetConfig | FCOSConfig):
         code = torchvision.one_stage_code(trunk, config, sizes, len(classes), file)
     else:
-        assert isinstance(config, TwoStageConfig)
+        assert isinstance(config, FasterRCNNConfig)
         keypoints = len(skeleton_of(run.path).names)
         code = torchvision.detector_code(trunk, config, sizes, len(classes) + 1, keypoints, file)
         classes = ("background", *classes)

@@ -17,7 +17,7 @@ from torch import Tensor
 from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig, TwoStageConfig
+from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 RATIOS = 3
@@ -146,7 +146,7 @@ def _detector_settings(
     if isinstance(detector, RetinaNetConfig):
         octave = [[round(side * 2 ** (third / 3), 4) for third in range(3)] for side in detector.anchor_sizes]
         return [f"RETINANET.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {octave}"]
-    assert isinstance(detector, TwoStageConfig)
+    assert isinstance(detector, FasterRCNNConfig)
     sizes, single = detector.anchor_sizes, trunk.neck == "c4"
     levels = [list(sizes)] if single else [[size] for size in sizes]
     settings = [f"ROI_HEADS.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {levels}"]

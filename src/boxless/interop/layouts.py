@@ -1,13 +1,12 @@
-"""Whose names a file has, found out by its keys, and its tensors in torchvision's.
+"""Recognising whose names a file has by its keys, and its tensors in torchvision's names.
 
-What stands before a body's names, and what else lies beside it, tells projects apart (their own files were read for
-it). Released bodies often have nothing around them: those of Barlow Twins, VICReg, DetCo and DenseCL are then named as
-torchvision's own.
+The prefix of a body's names, and the keys beside it, tell projects apart (their own files were read for it). Released
+bodies often have nothing around them: those of Barlow Twins, VICReg, DetCo and DenseCL are then named as torchvision's.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,8 +19,7 @@ _WRAPPED = "module."
 """Prefix of DataParallel, before every name."""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Layout of a project's names for a body.
 
     Attributes:
@@ -49,31 +47,22 @@ LAYOUTS = (
 )
 """Layouts in order; if several fit, the first one is used."""
 
-# Of whatever else: DataParallel around a backbone, detectors, Lightning's and Hugging Face's classes around timm's
-# models. The longest match wins.
-_PREFIXES = ("", "backbone.", "backbone.body.", "encoder.", "model.", "resnet.", "timm_model.")
-_OTHERS = (*_PREFIXES, "model.backbone.conv_encoder.model.", "backbone.0.body.", "base_encoder.")
+_OTHERS = ["", "backbone.", "backbone.body.", "encoder.", "model.", "resnet.", "timm_model."]
+_OTHERS += ["model.backbone.conv_encoder.model.", "backbone.0.body.", "base_encoder."]
+"""Prefixes elsewhere: DataParallel around a backbone, detectors, Lightning's and Hugging Face's classes around timm's
+models. The longest match wins."""
 
 
-@dataclass(frozen=True)
-class Recognised:
-    """Layout that was recognised in a file.
-
-    Attributes:
-        says: whose names it has and which part was taken, for people; empty where they are boxless' own.
-        tensors: in torchvision's names: of a bare body (conv1, layer1 ...), or of a trunk or detector (backbone.body.).
-    """
-
-    says: str
-    tensors: Tensors
-
-
-def recognise(tensors: Mapping[str, Tensor], body: str) -> Recognised:
-    """Whose names tensors have, and they in torchvision's.
+def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
+    """The layout of a file, and its tensors in torchvision's names.
 
     Args:
         tensors: tensors of a file.
         body: pattern of the names that the wanted body's tensors begin with, such as conv1|bn1|layer1.
+
+    Returns:
+        The project and the part that was taken, for people ("" if the names are boxless' own); and the tensors of a
+        bare body (conv1, layer1 ...), or of a trunk or detector (backbone.body.).
 
     Raises:
         UserError: for weights that would load and be wrong.
@@ -84,7 +73,7 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> Recognised:
     own = re.compile(rf"({body})(\..+)?")
     if any(key.startswith("backbone.body.") for key in inner):
         whole = any(key.startswith(("rpn.", "roi_heads.", "head.")) for key in inner)
-        return Recognised(f"a detector in torchvision's names ({around}backbone.body.*)" if whole else "", inner)
+        return f"a detector in torchvision's names ({around}backbone.body.*)" if whole else "", inner
     found = _of_detectors(inner, around)
     if found is not None:
         return found
@@ -95,15 +84,15 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> Recognised:
             body_only = {key: value for key, value in taken.items() if own.fullmatch(key)}
             if more:
                 body_only = {f"backbone.body.{key}": value for key, value in body_only.items()} | more
-            return Recognised(f"{layout.name} ({around}{layout.prefix}*)", body_only)
+            return f"{layout.name} ({around}{layout.prefix}*)", body_only
     best = max(_OTHERS, key=lambda prefix: sum(bool(own.fullmatch(key)) for key in without(inner, prefix)))
     taken = {key: value for key, value in without(inner, best).items() if own.fullmatch(key)}
     if not taken:
-        return Recognised("", dict(tensors))
-    return Recognised(f"a backbone in torchvision's or timm's names ({around}{best}*)", taken)
+        return "", dict(tensors)
+    return f"a backbone in torchvision's or timm's names ({around}{best}*)", taken
 
 
-def _of_detectors(tensors: Tensors, around: str) -> Recognised | None:
+def _of_detectors(tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
     """Recognise Detectron2, MMDetection, SoCo (named like MMDetection) and Hugging Face."""
     if any(re.fullmatch(r"(res_?)?conv1_w|res2_0_branch2a_w", key) for key in tensors):
         raise UserError(
@@ -119,18 +108,16 @@ def _of_detectors(tensors: Tensors, around: str) -> Recognised | None:
         found, _ = detectron2.to_torchvision(tensors)
         where = next(key for key in tensors if key.endswith("stem.conv1.weight")).removesuffix("stem.conv1.weight")
         warning = "right where it was trained on RGB with STRIDE_IN_1X1 False, which names do not show"
-        return Recognised(f"Detectron2 ({around}{where}res2.*; {warning})", found)
+        return f"Detectron2 ({around}{where}res2.*; {warning})", found
     if "neck.lateral_convs.0.conv.weight" in tensors and "encoder.conv1.weight" in tensors:
         found, _ = mmdetection.to_torchvision(_soco(tensors))
-        return Recognised(f"SoCo ({around}encoder.*, {around}neck.*, {around}head.*)", found)
+        return f"SoCo ({around}encoder.*, {around}neck.*, {around}head.*)", found
     if any(key.startswith(("neck.lateral_convs.", "rpn_head.", "roi_head.", "bbox_head.")) for key in tensors):
         found, _ = mmdetection.to_torchvision(tensors)
         if found:
-            return Recognised(f"MMDetection ({around}backbone.*; right for style='pytorch' and RGB)", found)
+            return f"MMDetection ({around}backbone.*; right for style='pytorch' and RGB)", found
     if transformers.is_layout(tensors):
-        return Recognised(
-            "Hugging Face transformers (embedder.*, encoder.stages.*)", transformers.to_torchvision(tensors)
-        )
+        return "Hugging Face transformers (embedder.*, encoder.stages.*)", transformers.to_torchvision(tensors)
     return None
 
 

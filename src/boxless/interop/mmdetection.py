@@ -13,7 +13,7 @@ from torch import Tensor
 from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import FasterRCNNConfig, MaskRCNNConfig, TwoStageConfig
+from boxless.detectors.two_stage import FasterRCNNConfig, MaskRCNNConfig
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 CONFIGS: dict[type[DetectorConfig], tuple[str, str]] = {
@@ -80,7 +80,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         lines += [f"model.roi_head.shared_head.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)"]
         if detector is not None:
             lines += ["model.roi_head.shared_head.type = 'ResLayerExtraNorm'  # of OpenMMLab's MMSelfSup"]
-    if isinstance(detector, TwoStageConfig):
+    if isinstance(detector, FasterRCNNConfig):
         lines += [f"model.roi_head.bbox_head.num_classes = {classes}"]
         if isinstance(detector, MaskRCNNConfig):
             lines += [f"model.roi_head.mask_head.num_classes = {classes}"]
@@ -152,7 +152,7 @@ def _anchors(detector: DetectorConfig, single: bool) -> list[str]:
     if isinstance(detector, RetinaNetConfig):
         scale = f"octave_base_scale={detector.anchor_sizes[0] / 8:g}"
         return [f"model.bbox_head.anchor_generator.{scale}  # if each level's are twice the last one's"]
-    assert isinstance(detector, TwoStageConfig)
+    assert isinstance(detector, FasterRCNNConfig)
     sizes = detector.anchor_sizes
     if single:
         return [f"model.rpn_head.anchor_generator.scales = {[size / 16 for size in sizes]}"]

@@ -2,7 +2,7 @@
 
 from boxless.detectors.one_stage import FCOSConfig, RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig, TwoStageConfig
+from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig
 
 HEADS = {"swin_t": "head", "mobilenet_v2": "classifier"}
 """Attributes of the classifiers, where they are not `fc`."""
@@ -124,7 +124,7 @@ def pretrained_code(trunk: TrunkConfig, file: str) -> list[str]:
 
 
 def detector_code(
-    trunk: TrunkConfig, settings: TwoStageConfig, sizes: tuple[int, int], classes: int, keypoints: int, file: str
+    trunk: TrunkConfig, settings: FasterRCNNConfig, sizes: tuple[int, int], classes: int, keypoints: int, file: str
 ) -> list[str]:
     """The constructor with what differs from torchvision's defaults at test; sizes of training are left out."""
     width = trunk.fpn_channels

@@ -17,15 +17,13 @@ from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.detr import DETRConfig
 from boxless.detectors.hybrid_encoder import library as rt_detr_library
 from boxless.detectors.rt_detr import RTDETRConfig
+from boxless.detectors.transformer import library as detr_library
 from boxless.detectors.trunk import TrunkConfig
 from boxless.interop.names import Tensors, resnet_modules
 
 _BODY = "model.backbone.model."
 """Prefix of the body's names in detectors as written now; a file's own prefix is read from its keys."""
 _STEM = "embedder.embedder.convolution.weight"
-
-MODELS: dict[type[DetectorConfig], str] = {DETRConfig: "Detr", RTDETRConfig: "RTDetrV2"}
-"""The detectors that the library has, and how the names of its classes begin."""
 
 _PARTS = {
     "transformer.bbox_predictor.": "bbox_predictor.",
@@ -96,7 +94,8 @@ def save(
     Returns:
         The number of tensors.
     """
-    model, processor = _MAKERS[type(detector)](trunk, detector, classes, sizes)
+    _, make = MODELS[type(detector)]
+    model, processor = make(trunk, detector, classes, sizes)
     own, given = model.state_dict(), from_torchvision(tensors)
     given |= {key: torch.tensor(0) for key in own if key.endswith("num_batches_tracked") and key not in given}
     given |= {key: given[source] for key, source in _twice(own, given).items()}
@@ -119,7 +118,7 @@ def _save_quietly(model: Any, folder: Path) -> None:
 
 def how_to_load(detector: DetectorConfig, folder: str) -> str:
     """The lines of Python that load the folder there."""
-    name = MODELS[type(detector)]
+    name, _ = MODELS[type(detector)]
     note = "# The network takes sides that are multiples of 32; boxless keeps an image's shape and pads it to them."
     return "\n".join(
         [
@@ -165,27 +164,10 @@ def _resnet(trunk: TrunkConfig, maps: Sequence[int]) -> Any:
 def _detr(
     trunk: TrunkConfig, detector: DETRConfig, classes: Sequence[str], sizes: tuple[int, int]
 ) -> tuple[Any, dict[str, Any]]:
-    from transformers import DetrConfig, DetrForObjectDetection
-
-    own = trunk.transformer
-    config = DetrConfig(
-        backbone_config=_resnet(trunk, (1, 2, 3, 4)),
-        d_model=own.width,
-        encoder_layers=own.encoder_layers,
-        decoder_layers=own.decoder_layers,
-        encoder_attention_heads=own.heads,
-        decoder_attention_heads=own.heads,
-        encoder_ffn_dim=own.feedforward,
-        decoder_ffn_dim=own.feedforward,
-        dropout=own.dropout,
-        attention_dropout=own.dropout,
-        activation_dropout=own.dropout,
-        num_queries=own.queries,
-        eos_coefficient=detector.no_object,
-        **_labels(classes),
-    )
+    more = {"backbone_config": _resnet(trunk, (1, 2, 3, 4)), "eos_coefficient": detector.no_object, **_labels(classes)}
+    detr, settings = detr_library(trunk.transformer, **more)
     size = {"shortest_edge": sizes[0], "longest_edge": sizes[1]}
-    return DetrForObjectDetection(config), _processor("DetrImageProcessor", trunk, size)
+    return detr.DetrForObjectDetection(settings), _processor("DetrImageProcessor", trunk, size)
 
 
 def _rt_detr(
@@ -208,10 +190,12 @@ def _rt_detr(
     return model, _processor("RTDetrImageProcessor", trunk, {"height": side, "width": side})
 
 
-_MAKERS: dict[type[DetectorConfig], Callable[..., tuple[Any, dict[str, Any]]]] = {
-    DETRConfig: _detr,
-    RTDETRConfig: _rt_detr,
+Maker = Callable[..., tuple[Any, dict[str, Any]]]
+MODELS: dict[type[DetectorConfig], tuple[str, Maker]] = {
+    DETRConfig: ("Detr", _detr),
+    RTDETRConfig: ("RTDetrV2", _rt_detr),
 }
+"""The detectors that the library has: the beginning of its classes' names, and what makes model and processor."""
 
 
 def _labels(classes: Sequence[str]) -> dict[str, Any]:

@@ -174,19 +174,19 @@ def _share(module: nn.Module, prefix: str, fitting: Tensors) -> float:
 
 
 def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Tensors]:
-    """Whose names a file's tensors have, and they in the trunk's."""
+    """The layout of a file, for people, and its tensors in the trunk's names."""
     body = _network(trunk)
     heads = {key.removeprefix(body).partition(".")[0] for key in trunk.state_dict() if key.startswith(body)}
     heads |= {"layer4"} if trunk.config.neck == "c4" else set()
     try:
-        found = recognise(tensors, "|".join(map(re.escape, sorted(heads))))
+        says, found = recognise(tensors, "|".join(map(re.escape, sorted(heads))))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    named = {_in_trunk(key, body, heads): value for key, value in found.tensors.items()}
+    named = {_in_trunk(key, body, heads): value for key, value in found.items()}
     # Convolutions of a pyramid have biases if it has no norms: it is another one, and the trunk's is new.
     if "backbone.fpn.inner_blocks.0.0.bias" in named and "backbone.fpn.inner_blocks.0.1.weight" in trunk.state_dict():
         named = {_as_another(key): value for key, value in named.items()}
-    return found.says, _last_stage_placed(_levels_placed(named, trunk), trunk)
+    return says, _last_stage_placed(_levels_placed(named, trunk), trunk)
 
 
 def _in_trunk(key: str, body: str, heads: set[str]) -> str:

@@ -62,7 +62,7 @@ def choose(recipe: R, changes: Mapping[str, object]) -> R:
         old: Any = functools.reduce(getattr, group.split("."), recipe)
         names = [name for name, entry in _walk(recipe, "") if _is_group(entry.value)]
         new = dict(_flatten(changes, names, "")).get(f"{group}.{dataclasses.fields(old)[0].name}")
-        if isinstance(new, str) and new in classes and not isinstance(old, classes[new]):
+        if isinstance(new, str) and new in classes and type(old) is not classes[new]:
             ours = {field.name for field in dataclasses.fields(old)[1:]}
             kept = {f.name: getattr(old, f.name) for f in dataclasses.fields(classes[new])[1:] if f.name in ours}
             recipe = _rebuilt(recipe, {group: classes[new](**kept)}, "")
@@ -93,7 +93,7 @@ def _of_chosen(flat: Mapping[str, object], group: str, chosen: object, classes: 
         key, _, rest = name.removeprefix(f"{group}.").partition(".")
         if not name.startswith(f"{group}.") or not (key in others or key in classes):
             result[name] = value
-        elif key in classes and isinstance(chosen, classes[key]):
+        elif key in classes and type(chosen) is classes[key]:
             inner = value if isinstance(value, Mapping) else {rest: value}
             result |= {f"{group}.{each}": content for each, content in inner.items()}
     return result

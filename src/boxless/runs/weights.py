@@ -1,4 +1,4 @@
-"""Which file a user means by weights, and which trunk it is of."""
+"""The file that a user means by weights, and the trunk to build for it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
