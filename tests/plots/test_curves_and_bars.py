@@ -5,12 +5,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from boxless.data.annotations.read import LabelledImage
 from boxless.errors import UserError
 from boxless.evaluation.average_precision import Detections, masks_to_rle
+from boxless.evaluation.correspondence import Pair
 from boxless.evaluation.precision_recall import IOUS, PrecisionRecall
 from boxless.evaluation.probes import Score
 from boxless.plots.curves import training_curves
@@ -199,9 +201,9 @@ def test_images_are_shown_in_the_frame_of_boxes() -> None:
 
 
 def test_matches_are_marked_where_the_cells_look() -> None:
-    image = np.zeros((33, 97, 3), np.uint8)
+    image = torch.zeros(3, 33, 97)
     truth, found = np.array([3, 2, 1, 0, 7, 6, 5, 4]), np.array([3, 2, 1, 0, 7, 6, 5, 0])
-    _, panel = match_panels(image, image, {"x": found}, truth, columns=4).axes[:2]
+    _, panel = match_panels(Pair(0, image, image), {"x": found}, columns=4).axes[:2]
     marks = [tuple(float(value) for (value,) in line.get_data()) for line in panel.lines]
     assert marks == [(32 * (cell % 4) + 0.5, 32 * (cell // 4) + 0.5) for cell in truth]
     (arrow,) = panel.texts

@@ -10,14 +10,20 @@ from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.evaluation.average_precision import Detections
 from boxless.evaluation.matching import CORRECT, EXTRA, MISSING, WRONG_CLASS, confusion, match
 from boxless.evaluation.precision_recall import precision_recall
-from boxless.plots.correlation import correlation_matrix, cross_correlation
-from boxless.plots.correspondence import RIGHT, WRONG, ViewPair, view_matches
 from boxless.plots.features import attention_panels, level_maps, pca_colours, pca_panels
 from boxless.plots.outcomes import GROUPS, HUES, MatchedImage, examples, outcome_counts, outcome_pairs
+from boxless.plots.pairs import (
+    RIGHT,
+    WRONG,
+    ViewPair,
+    correlation_matrix,
+    cross_correlation,
+    transport_plan,
+    view_matches,
+)
 from boxless.plots.proposals import SHOWN, proposal_statistics, proposals_on_images, recall_curves
 from boxless.plots.scores import CLASSES, class_gains, confusion_matrix, precision_recall_curves
 from boxless.plots.style import blank, read_captions, save
-from boxless.plots.transport import transport_plan
 from boxless.plots.views import show_views
 
 RANDOM = np.random.default_rng(0)

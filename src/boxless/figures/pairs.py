@@ -20,7 +20,6 @@ from boxless.evaluation.correspondence import (
     best_matches,
     cell_places,
     correspondence_accuracy,
-    mirrored_cells,
 )
 from boxless.evaluation.probes import mean_score
 from boxless.figures.views import Picture, existing_proposals, make_views, sample_images
@@ -31,10 +30,8 @@ from boxless.losses import cell_weights, sinkhorn
 from boxless.methods.method import as_module
 from boxless.methods.modules import pooled
 from boxless.methods.self_emd import SelfEMD, SelfEMDConfig
-from boxless.plots.correlation import correlation_matrix, cross_correlation
-from boxless.plots.correspondence import ViewPair, view_matches
+from boxless.plots.pairs import ViewPair, correlation_matrix, cross_correlation, transport_plan, view_matches
 from boxless.plots.probes import match_panels, score_bars
-from boxless.plots.transport import transport_plan
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.feature_extractor import FeatureExtractor
 from boxless.training.checkpoint import checkpoints
@@ -183,11 +180,9 @@ def _flipped(networks: Sequence[FeatureExtractor], index: ImageIndex, seed: int)
             mean_score(network.name, "cells found", correspondence_accuracy(matches, height, columns).numpy())
         )
         examples[network.name] = matches[0].numpy()
-    image, changed = ((each * 255).byte().permute(1, 2, 0).numpy() for each in (pairs[0].image, pairs[0].changed))
-    truth = mirrored_cells(matches.shape[1] // columns, columns).numpy()
     yield Picture(
         "correspondence-flip",
-        match_panels(image, changed, examples, truth, columns),
+        match_panels(pairs[0], examples, columns),
         "An image, and its mirrored copy in other colours with the cells that each of the weights found or mistook.",
     )
     listed = ", ".join(f"{score.weights} {100 * score.value:.0f} %" for score in scores)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from boxless.evaluation.correspondence import cell_places
+from boxless.evaluation.correspondence import Pair, cell_places, mirrored_cells
 from boxless.evaluation.probes import Score
 from boxless.plots.style import INK, MUTED, blank, colour, name_lines, show_image, styled
 
@@ -96,24 +96,18 @@ def _number(score: Score) -> int:
 
 
 @styled()
-def match_panels(
-    image: npt.NDArray[np.uint8],
-    changed: npt.NDArray[np.uint8],
-    matches: Mapping[str, npt.NDArray[np.int64]],
-    truth: npt.NDArray[np.int64],
-    columns: int,
-) -> Figure:
+def match_panels(pair: Pair, matches: Mapping[str, npt.NDArray[np.int64]], columns: int) -> Figure:
     """An image, and for each of the weights its changed copy with arrows from where cells are to where they were found.
 
     In lines from the image to its mirrored copy, all of one row would lie upon each other.
 
     Args:
-        image: (H, W, 3) uint8.
-        changed: the same size.
+        pair: the image and its copy.
         matches: name of the weights -> cell of the copy for each cell of the image (h * w), row by row.
-        truth: the right cell for each.
         columns: w, cells per row.
     """
+    image, changed = ((view * 255).round().byte().permute(1, 2, 0).numpy() for view in (pair.image, pair.changed))
+    truth = mirrored_cells(len(next(iter(matches.values()))) // columns, columns).numpy()
     across = min(3, len(matches) + 1)
     down = -(-(len(matches) + 1) // across)
     figure = blank(4.4 * across, 0.5 + 4.7 * down)

@@ -17,7 +17,7 @@ from boxless.data.open import index_images
 from boxless.detectors.trunk import LEVELS
 from boxless.errors import UserError
 from boxless.evaluation import probes, svm
-from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy, mirrored_cells
+from boxless.evaluation.correspondence import PairDataset, correspondence_accuracy
 from boxless.evaluation.probes import Score
 from boxless.files import make_folder, write_text
 from boxless.plots.probes import match_panels, score_bars, score_curves
@@ -225,7 +225,5 @@ def _draw_matches(
     """The matches of the first image that can be read, for each of the weights."""
     row = next(row for row in range(len(index)) if index.path(row) not in skipped)
     pair = PairDataset(index, settings.size, settings.seed)[row]
-    pixels = [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in (pair.image, pair.changed)]
     first = {name: found[0] for name, found in matches.items()}
-    truth = mirrored_cells(len(next(iter(first.values()))) // columns, columns).numpy()
-    save(match_panels(pixels[0], pixels[1], first, truth, columns), out / "figures" / "correspondence-example")
+    save(match_panels(pair, first, columns), out / "figures" / "correspondence-example")
