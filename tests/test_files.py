@@ -67,7 +67,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         write_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     with pytest.raises(
-        UserError, match=r"x/file: cannot be written to \(Read-only file system\); what was kept before"
+        UserError, match=r"x/file: cannot be written to \(Read-only file system\); what was saved stays"
     ):
         refused(tmp_path / "x" / "file")
 

@@ -21,7 +21,7 @@ ROOMS = {
     "data": {"geometry", "parallel", "training"},
     "detectors": {"geometry"},
     "interop": {"detectors"},
-    "proposals": {"data", "parallel", "training"},
+    "proposals": {"geometry", "data", "parallel", "training"},
     "methods": {"geometry", "data", "detectors", "losses", "training"},
     "evaluation": {"geometry", "data", "detectors"},
     "plots": {"geometry", "data", "evaluation"},

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import boxless
-from boxless.data import retry as returning
+from boxless.data import retry
 from boxless.data.open import index_images
 from boxless.data.shards.pack import _check_seen, pack_images
 from boxless.data.shards.read import open_shards
@@ -254,7 +254,7 @@ class Fresh:
 
     def run(self, function, tasks):
         for number, task in enumerate(tasks):
-            with patch.object(returning, "_known", set()):
+            with patch.object(retry, "_known", set()):
                 result = function(task)
             yield task, result
             if not number:
@@ -263,7 +263,7 @@ class Fresh:
 
 @pytest.mark.parametrize("command", ["pack", "propose"])
 def test_a_folder_that_vanishes_on_all_machines_costs_no_image(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(returning, "PATIENCE", 0.2)
+    monkeypatch.setattr(retry, "PATIENCE", 0.2)
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     for number in range(9):

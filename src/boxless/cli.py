@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import boxless
 from boxless.errors import Unfinished, UserError, is_out_of_memory
-from boxless.files import place_in_words
+from boxless.files import explain_path_errors
 from boxless.launch import Processes
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "WORLD_SIZE" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # PyTorch's advice to programmers, once per process
     try:
-        with place_in_words():
+        with explain_path_errors():
             _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return 0

@@ -44,7 +44,7 @@ def written(path: Path, alone: bool = True) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}{'' if alone else f'.{socket.gethostname()}-{os.getpid()}'}{PARTIAL}")
     try:
-        with place_in_words(path), in_words(path):
+        with explain_path_errors(path), explain_write_errors(path):
             yield partial
             (content_to_disk if partial.is_dir() else to_disk)(partial)
             os.replace(partial, path)
@@ -68,7 +68,7 @@ def make_folder(path: Path) -> None:
     Raises:
         UserError: if there cannot be one: below a file, say.
     """
-    with place_in_words(path):
+    with explain_path_errors(path):
         new = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for each in new:
@@ -96,46 +96,43 @@ def content_to_disk(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_words(place: Path) -> Iterator[None]:
-    """Let what a disk refuses in the block (full, read-only, broken) become one line that names the place.
+def explain_write_errors(place: Path) -> Iterator[None]:
+    """Turn what a disk refuses in the block (full, read-only, broken) into one line that names the place.
 
     Raises:
         UserError: with that line.
     """
-    try:
-        with silent_threads(lambda error: _refusal(error) is not None):  # TensorBoard's is refused what the run is
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = _refusal(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"{place}: cannot be written to ({reason}); what was saved stays: fix that and repeat "
-            "the command to continue"
-        ) from error
+    rest = "what was saved stays: fix that and repeat the command to continue"
+    # TensorBoard's threads are refused what the run is
+    with silent_threads(lambda error: _refusal(error) is not None), _explained(place, "written to", _REFUSED, rest):
+        yield
 
 
 @contextlib.contextmanager
-def place_in_words(place: Path | None = None) -> Iterator[None]:
-    """Let a path that the system refuses in the block (no permission, below a file, too long) become one line.
+def explain_path_errors(place: Path | None = None) -> Iterator[None]:
+    """Turn a path that the system refuses in the block (no permission, below a file, too long) into one line.
 
-    Unlike that of `in_words` it says nothing of what was kept, for there may be nothing yet. Without `place` it names
-    the path that the error does.
+    Unlike `explain_write_errors` it says nothing of what was saved, because there may be nothing yet. Without `place`
+    it names the path that the error does.
 
     Raises:
         UserError: with that line.
     """
+    with _explained(place, "used", _NO_PLACE, "fix that, or name another place"):
+        yield
+
+
+@contextlib.contextmanager
+def _explained(place: Path | None, verb: str, numbers: Sequence[int], rest: str) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        where, reason = place or getattr(error, "filename", None), _refusal(error, _NO_PLACE)
+        where, reason = place or getattr(error, "filename", None), _refusal(error, numbers)
         if not where or reason is None:  # without a path it is of something else: a semaphore, say
             raise
-        raise UserError(f"{where}: cannot be used ({reason}); fix that, or name another place") from error
+        raise UserError(f"{where}: cannot be {verb} ({reason}); {rest}") from error
 
 
 @contextlib.contextmanager
@@ -174,7 +171,7 @@ def lock(path: Path, what: str) -> IO[str]:
         UserError: if another process holds it, saying which; where the path cannot be written to.
     """
     while True:
-        with place_in_words(path):
+        with explain_path_errors(path):
             file = path.open("a+")
         try:
             if fcntl is not None:

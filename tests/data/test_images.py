@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxless.data.images import BadImage, decode, decode_reduced, image_size, opened
+from boxless.data.images import BadImage, decode, decode_reduced, image_size, open_image
 
 GOOD, REFUSED = sorted(good_images()), sorted([*refused_images(), "folder.jpg", "dangling.jpg"])
 
@@ -107,7 +107,7 @@ def test_plain_jpegs_have_pillow_s_pixels_at_a_scale_that_the_width_tells(size, 
         path = f"{folder}/a.jpg"
         Image.fromarray(picture(*size[::-1])).convert(mode).save(path, "JPEG", **options)
         pixels, full = decode_reduced(path, min_scale)
-        source = opened(path)
+        source = open_image(path)
         with Image.open(path) as image:
             step = round(size[0] / pixels.shape[1])
             image.draft(None, (size[0] // step, size[1] // step))

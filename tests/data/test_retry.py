@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from boxless.data import retry as returning
+from boxless.data import retry
 from boxless.data.images import BadImage, decode, image_size
 from boxless.errors import UserError
 
@@ -16,7 +16,7 @@ from boxless.errors import UserError
 @pytest.fixture
 def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mounted folder with two folders of images, one of which was read from."""
-    monkeypatch.setattr(returning, "_known", set())
+    monkeypatch.setattr(retry, "_known", set())
     for name in ("mnt/a/1.png", "mnt/a/2.png", "mnt/b/3.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def test_images_of_a_folder_that_comes_back_are_read(
 
 
 def test_a_folder_that_stays_away_ends_with_its_name(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(returning, "PATIENCE", 0.2)
+    monkeypatch.setattr(retry, "PATIENCE", 0.2)
     unmount(drive)
     with pytest.raises(UserError, match=f"{drive}: vanished, and did not return in 0 s; mount it again"):
         decode(str(drive / "a/2.png"))
@@ -76,9 +76,9 @@ def test_what_alone_is_missing_or_was_never_there_is_not_waited_for(drive: Path)
 
 def test_a_storage_that_fails_for_a_moment_is_asked_again(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
-    monkeypatch.setattr(returning, "PAUSES", (0.0, 0.0, 0.01))
+    monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.01))
 
-    @returning.patient
+    @retry.retry
     def read(path: str | Path) -> str:
         if failures:
             raise OSError(failures.pop(), "failed")

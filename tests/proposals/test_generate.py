@@ -15,7 +15,7 @@ from boxless.data.open import index_images
 from boxless.errors import UserError
 from boxless.proposals import generate as production
 from boxless.proposals.baselines import Grid
-from boxless.proposals.generate import ensure_proposals, make_proposals, parts_folder, settings_of
+from boxless.proposals.generate import make_proposals, parts_folder, settings_of
 from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable
 
@@ -115,7 +115,7 @@ def test_broken_parts_are_discarded_and_other_ones_refused_with_a_word(folder, u
     good = ProposalTable.open(undisturbed).take(np.arange(20))
     good.write(parts / "good.parquet")
     replace(good, settings={**good.settings, "max_side": 7}).write(parts / "other.parquet")
-    with pytest.raises(UserError, match=r"unfinished run with other settings \(max_side was 7, is 96\); give these"):
+    with pytest.raises(UserError, match=r"unfinished run with other settings \(max_side was 7, is 96\); restore these"):
         make_proposals(index_images(folder), out, SMALL, workers=1)
     (parts / "other.parquet").unlink()
     (parts / "broken.parquet").write_bytes((parts / "good.parquet").read_bytes()[:500])
@@ -153,11 +153,10 @@ def test_a_table_made_otherwise_is_not_overwritten(folder, undisturbed, tmp_path
     assert (tmp_path / "thesis.parquet").read_text() == "years of work"
 
 
-def test_training_takes_a_complete_table_as_it_is(folder, undisturbed, tmp_path):
-    index = index_images(folder)
-    assert ensure_proposals(index, undisturbed).settings["max_side"] == 96
-    made = ensure_proposals(index.subset([0]), tmp_path / "new" / "p.parquet", Grid(), workers=1, quiet=True)
-    assert len(made) == 1 and (tmp_path / "new" / "p.parquet").exists()
+def test_a_folder_that_is_not_there_is_made(folder, tmp_path):
+    out = tmp_path / "new" / "p.parquet"
+    made = make_proposals(index_images(folder).subset([0]), out, Grid(), workers=1, quiet=True)
+    assert len(made.table) == 1 and out.exists()
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from chaos_cases import Case, Started, cases, ran, rooms, start, wait_for
 from power_cut import leave, recorded
 
 import boxless
-from boxless.data import retry as returning
+from boxless.data import retry
 from boxless.files import write_text
 from boxless.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
@@ -240,7 +240,7 @@ class Chaos:
         line = self._line(case, folder / "out", data=data)
 
         def patience() -> None:
-            returning.PATIENCE = 0.5 if stays else 60.0
+            retry.PATIENCE = 0.5 if stays else 60.0
 
         started = start(line, folder / "log", before=patience)
         time.sleep(random.uniform(0.1, 0.9) * self.seconds[case.name])

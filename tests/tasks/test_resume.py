@@ -178,7 +178,7 @@ def same_weights(run: Run, undisturbed: Run) -> None:
 def test_images_that_vanish_end_a_run_with_all_of_it_kept(
     workers: int, scenes: Path, tmp_path: Path, whole: Run
 ) -> None:
-    from boxless.data import retry as returning
+    from boxless.data import retry
     from boxless.data.unlabelled import ViewDataset
 
     out = tmp_path / "run"
@@ -194,7 +194,7 @@ def test_images_that_vanish_end_a_run_with_all_of_it_kept(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ViewDataset, "__getitem__", vanishing)
-        patch.setattr(returning, "PATIENCE", 0.3)
+        patch.setattr(retry, "PATIENCE", 0.3)
         try:
             with pytest.raises(
                 UserError, match=r"unlabelled: vanished, .*; \d of 8 steps are kept, repeat the command"

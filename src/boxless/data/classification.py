@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import Role, formats_in, read_labels
 from boxless.data.annotations.types import LabelledData
-from boxless.data.images import BadImage, check_size, opened
+from boxless.data.images import BadImage, check_size, open_image
 from boxless.data.open import index_images
 from boxless.data.transforms.crops import Window, cut, draw_window, extended, least_scale
 from boxless.data.transforms.specs import Photometric, ViewSpec
@@ -204,7 +204,7 @@ class ExampleDataset(Dataset[Examples]):
         return Examples(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2), rows)
 
     def _cut(self, path: str, rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        source = opened(path)
+        source = open_image(path)
         width, height = source.size
         if self.data.sizes is not None:
             for labelled in self.data.sizes[rows].tolist():  # labels may list an image twice

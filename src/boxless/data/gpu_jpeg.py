@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxless.data.dataloader import make_loader
-from boxless.data.images import BadImage, opened
+from boxless.data.images import BadImage, open_image
 from boxless.data.transforms.crops import Window
 from boxless.data.transforms.specs import ViewSpec
 from boxless.data.unlabelled import Batch, Sample, ViewDataset, collate
@@ -81,7 +81,7 @@ class EncodedDataset(Dataset[Sample | Encoded]):
         """The JPEG of a row with the windows of an epoch; the sample of what is none or cannot be read."""
         _, row = place
         try:
-            image = opened(self.dataset.index.path(row))
+            image = open_image(self.dataset.index.path(row))
         except BadImage:
             return self.dataset[place]
         if image.jpeg is None:

@@ -23,7 +23,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from boxless.data.retry import patient
+from boxless.data.retry import retry
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -71,7 +71,7 @@ class StoredImage(str):
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenImage:
     """An image of which the header was read.
 
     Attributes:
@@ -91,11 +91,11 @@ class Opened:
         return decode_reduced(self.path, min_scale)[0] if pixels is None else pixels
 
 
-@patient
-def opened(path: str | Path) -> Opened:
+@retry
+def open_image(path: str | Path) -> OpenImage:
     """Read an image's header, and its file where it is a plain JPEG; raises `BadImage` like `image_size`."""
     with _open(path) as (image, orientation):
-        return Opened(path, upright_size(image, orientation), _plain_jpeg(image, orientation))
+        return OpenImage(path, upright_size(image, orientation), _plain_jpeg(image, orientation))
 
 
 def decode(path: str | Path) -> np.ndarray:
@@ -111,7 +111,7 @@ def decode(path: str | Path) -> np.ndarray:
     return decode_reduced(path, 1.0)[0]
 
 
-@patient
+@retry
 def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the image, shrunken by at most `min_scale` where that is cheaper to decode, and its full size (W, H).
 
@@ -134,7 +134,7 @@ def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tupl
         return _array(image), full
 
 
-@patient
+@retry
 def image_size(path: str | Path) -> tuple[int, int]:
     """Return (W, H) in px after EXIF orientation, from the header only; raises `BadImage` like `decode`."""
     with _open(path) as (image, orientation):
@@ -153,7 +153,7 @@ def check_size(path: str | Path, size: tuple[int, int], labelled: tuple[int, int
 
 
 def _plain_jpeg(image: Image.Image, orientation: int) -> bytes | None:
-    """The file of an image that is not loaded yet, where `Opened.jpeg` is one."""
+    """The file of an image that is not loaded yet, where `OpenImage.jpeg` is one."""
     if orientation != 1 or not isinstance(image, JpegImageFile) or not _is_plain(image):
         return None
     assert image.fp is not None, "no pixel was loaded"

@@ -27,7 +27,7 @@ _known: set[str] = set()
 """Folders that something was read from, and those above them; a forked data worker begins with its run's."""
 
 
-def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatenate[str | Path, P], T]:
+def retry(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatenate[str | Path, P], T]:
     """A function that reads a file (its first argument), tried again where the storage fails and not the file.
 
     Raises:
@@ -35,7 +35,7 @@ def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatena
     """
 
     @wraps(read)
-    def patiently(path: str | Path, /, *arguments: P.args, **named: P.kwargs) -> T:
+    def retried(path: str | Path, /, *arguments: P.args, **named: P.kwargs) -> T:
         pauses = list(PAUSES)
         while True:
             try:
@@ -43,7 +43,7 @@ def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatena
             except Exception as error:
                 cause = error if isinstance(error, OSError) else error.__cause__
                 failed = isinstance(cause, OSError) and cause.errno is not None
-                if await_folder(path):
+                if wait_for_folder(path):
                     continue
                 if not failed or not pauses:
                     raise
@@ -51,17 +51,17 @@ def patient(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatena
                 if isinstance(cause, FileNotFoundError | IsADirectoryError | PermissionError):
                     pauses.clear()
             else:
-                remember(path)
+                remember_folder(path)
                 return result
 
-    return patiently
+    return retried
 
 
-status = patient(os.stat)
-"""`os.stat` of a file, patiently."""
+stat = retry(os.stat)
+"""`os.stat` of a file, tried again."""
 
 
-def await_folder(path: str | Path) -> bool:
+def wait_for_folder(path: str | Path) -> bool:
     """Wait for the folder of a file, where it has vanished; whether it had.
 
     Raises:
@@ -99,7 +99,7 @@ def _bare(folder: str) -> bool:
         return True
 
 
-def remember(path: str | Path) -> None:
+def remember_folder(path: str | Path) -> None:
     """Take down that a file was read (by another process, say): where its folder vanishes, it is waited for."""
     folder = os.path.dirname(path)
     if folder in _known or not os.path.isdir(folder or "."):  # an image in a shard has no folder

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler
 
 from boxless.data.dataloader import make_loader, to_device
-from boxless.data.images import BadImage, alike, opened
+from boxless.data.images import BadImage, alike, open_image
 from boxless.data.index import ImageIndex
 from boxless.data.transforms.crops import Window, cut, draw_window, least_scale, on_grid
 from boxless.data.transforms.specs import ViewSpec
@@ -149,7 +149,7 @@ class ViewDataset(Dataset[Sample]):
         return crop_and_resize(torch.tensor(windows), side, side).unbind()
 
     def _sample(self, row: int, place: tuple[int, int], skipped: list[tuple[str, str]]) -> Sample:
-        source = opened(self.index.path(row))
+        source = open_image(self.index.path(row))
         boxes, windows = self.drawn(row, place, source.size)
         # Large JPEGs are decoded at 1/2, 1/4 or 1/8, where no view needs more.
         image = source.pixels(least_scale(windows, self.sizes))

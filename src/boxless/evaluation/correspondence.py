@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
-from boxless.data.images import BadImage, opened
+from boxless.data.images import BadImage, open_image
 from boxless.data.index import ImageIndex
 from boxless.data.transforms.color import augment
 from boxless.data.transforms.crops import cut, least_scale, on_grid
@@ -92,7 +92,7 @@ class PairDataset(Dataset[Pair]):
     def __getitem__(self, row: int) -> Pair:
         path = self.paths.path(row)
         try:
-            source = opened(path)
+            source = open_image(path)
             width, height = source.size
             window = (0.0, 0.0, float(width), float(height))
             image = source.pixels(least_scale([window], [self.size]))

@@ -25,7 +25,7 @@ from boxless.geometry.view import View
 from boxless.methods.soco import shared_boxes
 from boxless.plots.proposals import proposal_statistics, proposals_on_images, recall_curves
 from boxless.plots.views import show_views
-from boxless.proposals.generate import ensure_proposals
+from boxless.proposals.generate import make_proposals
 from boxless.proposals.recall import best_overlaps, labelled_pairs
 from boxless.proposals.table import ProposalTable
 from boxless.recipes.schema import PretrainRecipe
@@ -125,7 +125,7 @@ def existing_proposals(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> 
 def make_few_proposals(few: ImageIndex, recipe: PretrainRecipe) -> ProposalTable:
     """The boxes of a few images, made now and not kept."""
     with TemporaryDirectory() as folder:
-        return ensure_proposals(few, Path(folder) / "few.parquet", proposal_method(recipe), 1, quiet=True)
+        return make_proposals(few, Path(folder) / "few.parquet", proposal_method(recipe), 1, quiet=True).table
 
 
 def draw_views(index: ImageIndex, recipe: PretrainRecipe, out: Path, seed: int) -> Picture:

@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 
 from boxless.data.images import BadImage, decode
 from boxless.data.index import ImageIndex
-from boxless.data.retry import remember, status
+from boxless.data.retry import remember_folder, stat
 from boxless.errors import UserError
-from boxless.files import in_words, locked, make_folder
+from boxless.files import explain_write_errors, locked, make_folder
 from boxless.parallel import Engine, Local, WorkerDied, available_cores
 from boxless.proposals.baselines import Grid, RandomBoxes
 from boxless.proposals.selective_search import PRESETS, SelectiveSearch
@@ -78,7 +78,7 @@ def make_proposals(
     """
     out, started, settings = Path(out), time.monotonic(), settings_of(method)
     make_folder(out.parent)
-    with locked(out.with_name(f".{out.name}.lock"), str(out)), in_words(out):
+    with locked(out.with_name(f".{out.name}.lock"), str(out)), explain_write_errors(out):
         old = existing(out, index, settings)
         finished = _load_parts(out, settings, quiet)
         if finished:
@@ -97,24 +97,6 @@ def make_proposals(
             say(f"{out}: nothing to do, it has all {len(index)} images", quiet)
         shutil.rmtree(parts_folder(out), ignore_errors=True)
     return Produced(out, table, len(todo), time.monotonic() - started)
-
-
-def ensure_proposals(
-    index: ImageIndex, out: str | Path, method: Method | None = None, workers: int | None = None, quiet: bool = False
-) -> ProposalTable:
-    """Return the table at `out`, made or completed where it lacks images of the index; the call that training makes.
-
-    Without `method` a complete table is taken whatever its settings are, and anything to be made uses the preset
-    `fast`. Of a distributed run only one process may call it: two at once would remove each other's parts.
-
-    Raises:
-        UserError: as `make_proposals`.
-    """
-    if method is None and Path(out).exists():
-        table = ProposalTable.open(out)
-        if not len(_lacking(index, [table])):
-            return table
-    return make_proposals(index, out, method or PRESETS["fast"], workers, quiet).table
 
 
 def existing(out: Path, index: ImageIndex, settings: dict[str, Any]) -> list[ProposalTable]:
@@ -227,7 +209,7 @@ def _check_seen(block: Block, table: ProposalTable) -> None:
     paths = dict(block)
     skipped = dict(table.skipped_images())
     for key in paths.keys() - skipped.keys():
-        remember(paths[key])
+        remember_folder(paths[key])
     for key, reason in skipped.items():
         if reason == "no such file" and _exists_here(paths[key]):
             raise UserError(
@@ -238,7 +220,7 @@ def _check_seen(block: Block, table: ProposalTable) -> None:
 
 def _exists_here(path: str) -> bool:
     try:
-        status(path)
+        stat(path)
     except OSError:
         return False
     return True

@@ -9,7 +9,7 @@ from boxless.data.unlabelled import Proposals
 from boxless.errors import UserError
 from boxless.proposals.baselines import Grid, RandomBoxes
 from boxless.proposals.generate import Method as ProposalMethod
-from boxless.proposals.generate import ensure_proposals, settings_of
+from boxless.proposals.generate import make_proposals, settings_of
 from boxless.proposals.selective_search import PRESETS
 from boxless.proposals.table import ProposalTable, settings_hash
 from boxless.recipes.schema import PretrainRecipe
@@ -31,7 +31,7 @@ def prepare_boxes(index: ImageIndex, recipe: PretrainRecipe, out: Path, quiet: b
     file = proposal_file(index, recipe, out)
     if rank() > 0:  # the first process has made it
         return ProposalTable.open(_wait_for(file)).aligned_to(index)
-    return ensure_proposals(index, file, method, workers, quiet).aligned_to(index)
+    return make_proposals(index, file, method, workers, quiet).table.aligned_to(index)
 
 
 def _in_shards(index: ImageIndex, method: ProposalMethod, quiet: bool) -> Proposals | None:

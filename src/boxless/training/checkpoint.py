@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from boxless.errors import UserError
-from boxless.files import PARTIAL, in_words, make_folder, sha256_of, to_disk
+from boxless.files import PARTIAL, explain_write_errors, make_folder, sha256_of, to_disk
 
 KEEP = 2
 """Number of checkpoints that stay on disk."""
@@ -32,7 +32,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     make_folder(folder)
     partial = folder / f"step{PARTIAL}"
     try:
-        with in_words(folder):
+        with explain_write_errors(folder):
             with partial.open("wb") as file:
                 torch.save({"step": step, **state}, file)
             to_disk(partial)

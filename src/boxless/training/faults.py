@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import distributed
 
 from boxless.errors import UserError
-from boxless.files import in_words, silent_threads
+from boxless.files import explain_write_errors, silent_threads
 from boxless.training.distributed import world_size
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def one_line_faults(out: Path) -> Iterator[None]:
         UserError: with that line.
     """
     try:
-        with in_words(out), silent_threads(_lost_connection):
+        with explain_write_errors(out), silent_threads(_lost_connection):
             yield
     except (RuntimeError, *_LOST) as error:
         line = _line(error)

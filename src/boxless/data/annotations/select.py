@@ -1,7 +1,6 @@
 """Labelled data put together of several sets, and the images of it that a run learns from."""
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from boxless.data.annotations.types import LabelledData, LabelledImage
 from boxless.errors import UserError
+from boxless.untrusted import parse_json
 
 Choice = Literal["random", "first"]
 
@@ -170,7 +170,7 @@ def _names(file: Path) -> list[tuple[str, bool]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".json":
-            content = json.loads(text)
+            content = parse_json(text)
             images = content["images"] if isinstance(content, dict) else content
             names = [_name(image) if isinstance(image, dict) else (str(image), False) for image in images]
         else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from boxless.data.retry import patient
+from boxless.data.retry import retry
 from boxless.errors import UserError
 from boxless.files import sha256_of, to_disk
 
@@ -107,14 +107,14 @@ class ShardFile:
                 raise _Damaged(f"altered since it was packed: its SHA-256 is not {self.sha256[:16]}...; copy it again")
 
         try:
-            patiently(self.place, transfer)
+            with_retries(self.place, transfer)
             to_disk(part)  # what has its name is taken for whole from then on
             os.replace(part, kept)
         finally:
             part.unlink(missing_ok=True)
 
 
-@patient
+@retry
 def _bytes(path: str | Path, offset: int, size: int) -> bytes:
     with open(path, "rb") as file:
         file.seek(offset)
@@ -135,7 +135,7 @@ def read_whole(place: str) -> bytes:
             content: bytes = files.cat_file(path)
             return content
 
-        return patiently(place, transfer)
+        return with_retries(place, transfer)
     try:
         return Path(place).read_bytes()
     except OSError as error:
@@ -155,7 +155,7 @@ def file_system(url: str) -> tuple[Any, str]:
     return files, path
 
 
-def patiently(place: str, transfer: Callable[[], _Result]) -> _Result:
+def with_retries(place: str, transfer: Callable[[], _Result]) -> _Result:
     """Return what a transfer returns, tried three times; what goes wrong becomes a `UserError` that names the place."""
     for pause in (*PAUSES, None):
         try:

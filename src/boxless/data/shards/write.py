@@ -18,7 +18,7 @@ import numpy as np
 
 from boxless.data.images import EXTENSIONS
 from boxless.data.index import ImageIndex
-from boxless.data.retry import patient, status
+from boxless.data.retry import retry, stat
 from boxless.data.shards.read import FORMAT
 from boxless.errors import UserError
 from boxless.files import written
@@ -143,7 +143,7 @@ def write_shard(task: ShardTask, advance: Callable[[int], None] = lambda images:
     return part
 
 
-@patient
+@retry
 def _content(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
@@ -198,7 +198,7 @@ def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
     ends, used = [], END
     for place, row in enumerate(rows.tolist()):
         try:
-            size = status(index.path(row)).st_size
+            size = stat(index.path(row)).st_size
         except OSError:
             size = 0
         beside = extras(row)
