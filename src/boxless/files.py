@@ -137,7 +137,7 @@ def _explained(place: Path | None, verb: str, numbers: Sequence[int], rest: str)
 
 @contextlib.contextmanager
 def silent_threads(known: Callable[[BaseException], bool]) -> Iterator[None]:
-    """Let other threads end without a traceback where the main thread says of the same error what there is to say."""
+    """Let other threads end without a traceback if the main thread reports the same error."""
     before = threading.excepthook
     if main := threading.current_thread() is threading.main_thread():
         threading.excepthook = lambda of: None if of.exc_value and known(of.exc_value) else before(of)
@@ -216,7 +216,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _let_go() -> None:
-    """A forked data worker outlives by seconds a run that was killed, and would hold its locks so long."""
+    """Close locks in forked data workers, which may outlive a killed run by seconds."""
     for file in _held:
         with contextlib.suppress(OSError):
             os.close(file.fileno())  # the file object shares its buffer with nobody

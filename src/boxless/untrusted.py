@@ -19,7 +19,7 @@ YAML_DEPTH = 50
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Pause Python's cycle collector, which would walk the millions of lists or elements parsed so far, and again."""
+    """Pause Python's cycle collector, which would walk millions of parsed lists or elements again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -30,7 +30,7 @@ def no_collection() -> Iterator[None]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The content of JSON; whatever is wrong with it is a ValueError, nesting without end included."""
+    """Parse JSON; anything wrong with it, such as endless nesting, is a ValueError."""
     before = sys.getrecursionlimit()  # which PyTorch raises beyond what Python's stack has room for
     sys.setrecursionlimit(min(before, 1000))
     try:
@@ -42,7 +42,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of YAML: plain values alone, none of them twice.
+    """Parse YAML with plain values only and no duplicate keys.
 
     Aliases (`*name`) are refused: with them a file of a kilobyte holds lists of lists that no memory has room for.
 
@@ -58,7 +58,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The file that `name` says in a folder, perhaps in one below it; None where the name leads out of the folder.
+    """The file that `name` says in a folder, perhaps in one below it; None if the name leads out of the folder.
 
     Links are followed: who made the folder made them.
     """

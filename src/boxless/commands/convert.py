@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def convert(file: str, out: str, quiet: bool = False) -> Path:
-    """Keep the tensors alone of a checkpoint that holds other things too, without running code from it.
+    """Keep only the tensors of a checkpoint that also holds other objects, without running its code.
 
     Once is enough: pretrain, compare and finetune take what it writes. Names stay as they are.
 

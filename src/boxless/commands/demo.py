@@ -11,7 +11,7 @@ DEFAULT_RECIPE = "demo"
 
 
 def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
-    """See on embedded data, without any download, what pretraining buys.
+    """Run the whole workflow on built-in data, without any download, and show the gain of pretraining.
 
     Draws scenes of real handwritten digits on real photographs, pretrains on those without labels, fine-tunes a
     detector on few labelled ones, with and without it, and ends with the table, the figure and drawn detections.

@@ -30,7 +30,7 @@ def export(
     ] = "torchvision-backbone",
     quiet: bool = False,
 ) -> Path:
-    """Write what a run trained as another library takes it, for use without boxless.
+    """Write a run's trained weights in another library's format, for use without boxless.
 
     Beside it comes a text of the same name, .README.txt, with the lines of Python that load it.
 

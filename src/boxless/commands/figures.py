@@ -34,7 +34,7 @@ def figures(
     seed: int = 0,
     quiet: bool = False,
 ) -> FiguresResult:
-    """Draw what a run did and found, as the papers draw it: PNG and SVG files in the run's folder figures/.
+    """Draw figures of a run like those in the papers: PNG and SVG files in the run's folder figures/.
 
     Of any run: curves (loss, rates, health). Of a pretraining: views (as the network sees them), proposals, maps (of
     each pyramid level), pca (features as colours), attention, correspondence (of two views, and under flip and colour),

@@ -52,7 +52,7 @@ def pack(
     ray_address: str | None = None,
     quiet: bool = False,
 ) -> PackResult:
-    """Pack images, with their labels and proposals, into tar files that are fast to read, copy and fetch.
+    """Pack images, with their labels and proposals, into tar files that are fast to read, copy and download.
 
     The files follow WebDataset's convention; images keep their bytes. A run that is stopped goes on when the same
     command is given again; once all is packed, it checks every file and writes those that are broken again.

@@ -23,7 +23,7 @@ def probe(
     workers: int | None = None,
     quiet: bool = False,
 ) -> "ProbeResult":
-    """Measure what the frozen features of pretrained weights are worth, beside those of random weights.
+    """Measure the frozen features of pretrained weights and compare them with those of random weights.
 
     The feature of an image is the mean of the backbone's last map (C5). Features are computed once per weights and kept
     in the output folder, for the next probe too. KIND.md, KIND.csv and figures/KIND.png are written there.

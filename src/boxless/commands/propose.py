@@ -19,7 +19,7 @@ class ProposeResult:
         images: images of the data.
         computed: images that this run computed.
         boxes_per_image: median over the usable images.
-        seconds_per_image: wall time per computed image, nan where there was nothing to do.
+        seconds_per_image: wall time per computed image, nan if there was nothing to do.
         fallback: images that no box fitted, so that limits were given up.
         missing: images without a row (only with `boxes_from`); training uses the whole image.
         skipped: (key, reason) of the images that could not be used.

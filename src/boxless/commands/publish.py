@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def publish(run: str, to: str, quiet: bool = False) -> str:
-    """Put a finished run where others can take it from, with a model card made from it.
+    """Publish a finished run with a model card, to a folder or the Hugging Face Hub.
 
     The card (README.md) tells recipe, data, results with their spread over seeds, use and limits; read it and say where
     the data are from. Names and pictures of your images, and paths of your machine, stay behind.

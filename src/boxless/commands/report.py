@@ -25,7 +25,7 @@ def report(
     port: int = 8765,
     quiet: bool = False,
 ) -> ReportResult:
-    """Write one HTML page that tells what runs did, what they cost, whether they are well, and what to do next.
+    """Write one HTML page about runs: what they did, what they cost, whether they are healthy, and what to do next.
 
     The page has curves to zoom, the run's pictures (boxless figures), its detections to look through (boxless evaluate)
     and, of several runs, what differs and who scores how much. It opens without a network and sends nothing.

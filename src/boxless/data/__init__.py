@@ -1,1 +1,1 @@
-"""From files to batches: images, labels, views and the order in which they come."""
+"""Images, labels, views and batches, read from files."""

@@ -168,7 +168,7 @@ class Examples:
     """The examples of one image.
 
     Attributes:
-        views: (n, 3, size, size) uint8; none where the image could not be read.
+        views: (n, 3, size, size) uint8; none if the image could not be read.
         rows: rows of the examples in the data.
         skipped: (path, reason) of an image that could not be read.
     """

@@ -60,7 +60,7 @@ class EncodedBatch:
         jpegs: in the order of the batch.
         lengths: lengths of their files, bytes.
         files: (bytes,) uint8, one after another.
-        others: the images that the worker decoded, in the order of the batch; None where there are none.
+        others: the images that the worker decoded, in the order of the batch; None if there are none.
         encoded: for each image of the batch, true if it is among `jpegs`.
     """
 
@@ -162,7 +162,7 @@ class Decoder:
 
 
 def decode_on(device: torch.device, files: list[Tensor]) -> list[Tensor]:
-    """JPEG files, (bytes,) uint8, as (3, H, W) uint8 RGB on a device; RuntimeError where one of them is refused."""
+    """JPEG files, (bytes,) uint8, as (3, H, W) uint8 RGB on a device; RuntimeError if one of them is refused."""
     from torchvision.io import ImageReadMode, decode_jpeg  # deprecated since 0.29: a run without it must not need it
 
     if device.type == "cuda":
@@ -174,7 +174,7 @@ def decode_on(device: torch.device, files: list[Tensor]) -> list[Tensor]:
 
 
 def require_gpu_decoder(device: torch.device) -> None:
-    """Raise UserError where a device has no JPEG decoder that works."""
+    """Raise UserError if a device has no JPEG decoder that works."""
     if device.type != "cuda":
         raise UserError("decoder=gpu: needs a CUDA device, and there is none; set decoder=processor")
     file = BytesIO()

@@ -165,7 +165,7 @@ def _plain_jpeg(image: Image.Image, orientation: int) -> bytes | None:
 
 
 def _decode_jpeg(file: bytes, size: tuple[int, int], min_scale: float) -> np.ndarray | None:
-    """A plain JPEG of (W, H) px, reduced as in `decode_reduced`; None where it is damaged."""
+    """A plain JPEG of (W, H) px, reduced as in `decode_reduced`; None if it is damaged."""
     shrink = _shrink(size, min_scale, 1)
     width, height = (-(-side // shrink) for side in size)
     try:
@@ -205,7 +205,7 @@ def _open(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 that is still to be applied; 1 where there is none or it is broken."""
+    """EXIF orientation 1..8 that is still to be applied; 1 if there is none or it is broken."""
     if image.format == "TIFF":  # Pillow turns TIFF itself
         return 1
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
@@ -238,7 +238,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _scale(values: np.ndarray) -> np.ndarray:
-    """Wide grey values (H, W) to 0..255: by 65535 or 1 where all fit, else stretched from minimum to maximum."""
+    """Wide grey values (H, W) to 0..255: by 65535 or 1 if all fit, else stretched from minimum to maximum."""
     finite = values[np.isfinite(values)].astype(np.float64)
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     full = 1.0 if values.dtype.kind == "f" else 65535.0

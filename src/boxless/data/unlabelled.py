@@ -33,7 +33,7 @@ class Proposals(Protocol):
         """(N, 4), source px."""
 
     def size(self, row: int) -> tuple[int, int] | None:
-        """Width and height of the image that the boxes were made for, px; None where that is not known."""
+        """Width and height of the image that the boxes were made for, px; None if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ViewDataset(Dataset[Sample]):
     Args:
         index: the images.
         specs: the method's views.
-        proposals: boxes of the images, or None where the method needs none.
+        proposals: boxes of the images, or None if the method needs none.
         seed: seed of the run.
     """
 

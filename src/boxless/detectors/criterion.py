@@ -60,7 +60,7 @@ class Matching(NamedTuple):
     """Assignment of queries to objects.
 
     Attributes:
-        query: (L, B, T), per layer, image and object; 0 where no query does.
+        query: (L, B, T), per layer, image and object; 0 if no query does.
         matched: (L, B, T), false for padding and, if objects outnumber queries, for those left over.
     """
 

@@ -106,7 +106,7 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
         Args:
             features: by torchvision's names, (B, C, h, w) each.
             rois: (R, 5), image index and xyxy in the frame; where they are on the CPU, nothing waits for the device.
-            levels: (R,), beside them; where there is no map of a level, the nearest one is taken.
+            levels: (R,), beside them; if there is no map of a level, the nearest one is taken.
             frame: height and width of the images that the boxes live in, px. Boxes are scaled by each level's own size
                 and not by 1 / stride: P5 of a 112 px view has 4 cells, not 3.5.
 

@@ -46,7 +46,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's summary, each 0..1 and nan where there is no ground truth; `per_class` has each class's AP.
+    """COCO's summary, each 0..1 and nan if there is no ground truth; `per_class` has each class's AP.
 
     Small objects are those below 32 x 32 source px, large ones those from 96 x 96. By keypoints COCO scores 20
     detections per image and class, not 100, and leaves small objects out. `by_frequency`: LVIS's APr, APc and APf.

@@ -11,7 +11,7 @@ from boxless.data.annotations.class_maps import VOID
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Each 0..1; `per_class` has each class's IoU, nan where neither labels nor predictions have it."""
+    """Each 0..1; `per_class` has each class's IoU, nan if neither labels nor predictions have it."""
 
     mean_iou: float
     pixel_accuracy: float

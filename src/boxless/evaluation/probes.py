@@ -36,8 +36,8 @@ class Score:
     Attributes:
         weights: their name.
         measure: name of the measure.
-        value: 0..1; NaN where there was nothing to measure.
-        low: lower end of its interval; NaN where none is known.
+        value: 0..1; NaN if there was nothing to measure.
+        low: lower end of its interval; NaN if none is known.
         high: upper end.
         n: number of examples, draws, episodes or images of the interval.
     """

@@ -127,7 +127,7 @@ def low_shot(
 
 
 def mean_known(values: Floats) -> float:
-    """The mean of what is not NaN; NaN where all is."""
+    """The mean of what is not NaN; NaN if all is."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
 

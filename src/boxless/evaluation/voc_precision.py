@@ -57,7 +57,7 @@ def _stacked(
 def _best_overlaps(
     boxes: NDArray[np.float64], group: NDArray[np.int64], gt_boxes: NDArray[np.float64], gt_group: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """For each box the largest IoU with an object of its group and that object; 0 and -1 where there is none."""
+    """For each box the largest IoU with an object of its group and that object; 0 and -1 if there is none."""
     order = np.argsort(gt_group, kind="stable")
     first, last = (np.searchsorted(gt_group[order], group, side) for side in ("left", "right"))
     count = last - first

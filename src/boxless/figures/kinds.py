@@ -26,7 +26,7 @@ class FigureContext:
 
     Attributes:
         runs: folders; the first one's figures are drawn, the others stand beside it.
-        data: images or labels, None where none were given.
+        data: images or labels, None if none were given.
         seed: chooses images and draws views.
         quiet: print nothing.
     """
@@ -63,7 +63,7 @@ class FigureContext:
 
     @cached_property
     def no_labels(self) -> str:
-        """Why the data are no labels; empty where they are."""
+        """Why the data are no labels; empty if they are."""
         if not isinstance(self.data, str):
             return f"--data {' '.join(self.data or ())}: are images; name COCO JSON, VOC or YOLO labels"
         try:

@@ -50,7 +50,7 @@ def _few(index: ImageIndex, count: int, seed: int) -> ImageIndex:
 
 
 def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
-    """The method with all its heads as the newest checkpoint has them; None where a run kept none.
+    """The method with all its heads as the newest checkpoint has them; None if a run kept none.
 
     The weights of a finished run are those of the trunk alone.
     """

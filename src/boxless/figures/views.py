@@ -117,7 +117,7 @@ def make_views(few: ImageIndex, specs: tuple[ViewSpec, ...], boxes: Proposals | 
 
 
 def existing_proposals(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> ProposalTable | None:
-    """The table that the run has, or None where it has not made it yet."""
+    """The table that the run has, or None if it has not made it yet."""
     file = proposal_file(index, recipe, out)
     return ProposalTable.open(file) if recipe.proposals.file is not None or file.is_file() else None
 

@@ -39,7 +39,7 @@ def fetch(where: str) -> Path:
 
 
 def upload(folder: Path, where: str) -> str:
-    """Put a folder into a repository, which is made, and kept private, where there is none; returns its page.
+    """Put a folder into a repository, which is made, and kept private, if there is none; returns its page.
 
     Raises:
         UserError: if the hub refuses.

@@ -33,7 +33,7 @@ class WeightsReport:
         parameter_share: share of all the trunk's parameters that were loaded, 0..1.
         unused: keys of the file that the trunk has no place for.
         mismatched: (key, shape in the file, shape in the trunk).
-        recognised: whose names the file has; empty where they are boxless' own.
+        recognised: whose names the file has; empty if they are boxless' own.
     """
 
     origin: str

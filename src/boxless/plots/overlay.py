@@ -76,7 +76,7 @@ def draw_tag(
     font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> None:
-    """Name above the box, or inside it where there is no room above; always within the image's width."""
+    """Name above the box, or inside it if there is no room above; always within the image's width."""
     ascent, descent = font.getmetrics()
     height, width = ascent + descent, font.getlength(text) + ascent / 2
     x = max(0.0, min(float(box[0]), size[0] - width))

@@ -138,7 +138,7 @@ def transport_plan(
         plan: (h, w, h, w), not negative; sums to 1. A heat map's values are those of its cell's part (h, w).
         boxes: (h * w, 4), what each cell of either view looks at, px; they touch, and may reach out of the view.
         cells: rows of the figure, cells of the first view counted row by row.
-        truth: the box (4,) of the second view that shows each of these cells, px, or None where none does.
+        truth: the box (4,) of the second view that shows each of these cells, px, or None if none does.
     """
     rows, columns = plan.shape[:2]
     figure = blank(14, 0.9 + 3.4 * len(cells))

@@ -65,7 +65,7 @@ def _histogram(axes: Any, values: npt.NDArray[Any], name: str, counted: str) -> 
 def recall_curves(overlaps: Mapping[str, npt.NDArray[Any]], boxes_per_image: float) -> Figure:
     """Share of labelled objects that some box covers, over the IoU that is asked for.
 
-    `overlaps`: a group of objects -> (N,), the IoU of each with the box that fits it best, 0 where there is none.
+    `overlaps`: a group of objects -> (N,), the IoU of each with the box that fits it best, 0 if there is none.
     """
     figure = blank(9.6, 5.4)
     axes = figure.add_subplot()

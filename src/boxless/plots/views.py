@@ -26,7 +26,7 @@ def show_views(
 
     `images[row][view]`: (H, W, 3) uint8 RGB; `boxes[row][view]`: (K, 4), view px, xyxy, the same K objects across a
     row; `visible[row][view]`: (K,) bool, False where the view does not show the object, which is then not drawn.
-    `titles`: one per column. `points[row][view]`: (N, 2), view px, xy, the same N places across a row, NaN where the
+    `titles`: one per column. `points[row][view]`: (N, 2), view px, xy, the same N places across a row, NaN if the
     view does not show one. `windows[row]`: (V, 4), px of the row's first image, what the views 1 to V show of it.
     """
     columns = max(len(row) for row in images)

@@ -80,7 +80,7 @@ def _matches(index: ImageIndex, names: list[str]) -> dict[str, int]:
     """Return the row of each file name that fits exactly one key, and this key no other name.
 
     Of names that fit one key (train/x.png and val/x.png both fit x.png) the one counts that the image's whole path ends
-    in; where there is none, or several, the image counts as not listed.
+    in; if there is none, or several, the image counts as not listed.
     """
     by_last: dict[str, list[int]] = defaultdict(list)
     wanted = {PurePosixPath(name).name for name in names}

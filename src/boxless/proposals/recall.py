@@ -20,7 +20,7 @@ SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**
 
 @dataclass(frozen=True)
 class Recall:
-    """Share (0..1) of objects that some box of their image covers with IoU >= `iou`; nan where there is no object.
+    """Share (0..1) of objects that some box of their image covers with IoU >= `iou`; nan if there is no object.
 
     Attributes:
         iou: the threshold.

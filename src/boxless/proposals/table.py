@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
     Attributes:
         key: name of the image.
-        size: (W, H) px; 0 where it could not be used.
+        size: (W, H) px; 0 if it could not be used.
         boxes: (N, 4), source px xyxy.
         fallback: steps back from the limits, see `limits.keep_fitting`.
         skipped: why it could not be used.
@@ -221,7 +221,7 @@ class ProposalTable:
         )
 
     def rows_of(self, index: ImageIndex) -> NDArray[np.int64]:
-        """Return (N,) the row of each of the index's N images, -1 where there is none."""
+        """Return (N,) the row of each of the index's N images, -1 if there is none."""
         return np.asarray(pc.fill_null(pc.index_in(index.keys(), value_set=self.keys), -1)).astype(np.int64)
 
     def aligned_to(self, index: ImageIndex) -> "ProposalTable":

@@ -146,7 +146,7 @@ def parse(key: str, expected: Any, value: object) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """The value itself; raises ValueError where it is NaN or infinite, which no setting is."""
+    """The value itself; raises ValueError if it is NaN or infinite, which no setting is."""
     for number in value if isinstance(value, tuple | list) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(number)

@@ -16,7 +16,7 @@ Loggers = tuple[Literal["wandb", "mlflow"], ...]
 
 
 def _check_least(settings: object, least: int, *names: str) -> None:
-    """Raise ValueError where a number, or one of several, is less than `least`; None and words (auto) are none."""
+    """Raise ValueError if a number, or one of several, is less than `least`; None and words (auto) are none."""
     for name in names:
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):

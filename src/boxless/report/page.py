@@ -32,7 +32,7 @@ class Table:
         title: title of the comparison.
         head: headings of the columns.
         rows: their entries, as text.
-        ranges: for each row the gain and its half width, in percent points; None where there is none.
+        ranges: for each row the gain and its half width, in percent points; None if there is none.
         levels: for each row how its last entry is meant.
         note: explanation of the numbers.
     """

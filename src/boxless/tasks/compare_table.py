@@ -174,7 +174,7 @@ def read_table(file: Path) -> list[Cell]:
     """The cells of a comparison.csv that `write_table` wrote; older ones do not name their only detector.
 
     Raises:
-        UserError: if it is none; OSError where it cannot be read.
+        UserError: if it is none; OSError if it cannot be read.
     """
     own = ("detector", "method", "fraction", "images", "seed", "seconds")
     try:

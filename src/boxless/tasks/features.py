@@ -1,4 +1,4 @@
-"""FeatureExtractor features of images: from networks and data to tensors, computed once and kept on disk."""
+"""Features of images: from networks and data to tensors, computed once and kept on disk."""
 
 import hashlib
 import json

@@ -41,13 +41,13 @@ LEAST_LOADED = 0.99
 
 
 class PretrainTask:
-    """A trunk in a method: views of a batch to the method's loss; the trunk's weights are what comes out.
+    """A trunk in a method: views of a batch give the method's loss; the result is the trunk's weights.
 
     Args:
         recipe: settings; the seed draws what no weights fill.
         fabric: device, precision and processes.
         out: folder of the run.
-        index: images; None where only `build` and `loss` are called.
+        index: images; None if only `build` and `loss` are called.
         proposals: boxes without labels, for methods that need them.
         init: weights to start from.
         quiet: print nothing.
@@ -173,7 +173,7 @@ class PretrainTask:
             )
 
     def evaluate(self) -> Mapping[str, float]:
-        """Nothing: images without labels have no scores."""
+        """Return no scores: the images have no labels."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class PretrainTask:
         return {"health": health, "init": self.start}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self.start = state.get("init")
         for step, values in state["health"]:
             self.health.add(step, Health(*values))

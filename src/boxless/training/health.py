@@ -75,7 +75,7 @@ class Health:
 
 @torch.no_grad()
 def measure(online: Tensor, target: Tensor) -> Health:
-    """Measure aligned embeddings (N, D) of the online network and of what it chases; nan where one is not finite."""
+    """Measure aligned embeddings (N, D) of the online network and of what it chases; nan if one is not finite."""
     if not (online.isfinite().all() and target.isfinite().all()):  # no singular values; the loop stops at the loss
         return Health(*[math.nan] * 4)
     x, y = normalize(online.float(), dim=1), normalize(target.float(), dim=1)

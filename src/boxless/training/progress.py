@@ -105,14 +105,14 @@ class Display:
             print(report, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Show a line that stays, above the bar where there is one."""
+        """Show a line that stays, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         elif self.mode in ("bar", "plain"):
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was; the bar stays where it came to."""
+        """Restore the terminal; the bar stays at its last position."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -130,7 +130,7 @@ class Display:
 
 @contextmanager
 def progress(total: int, quiet: bool = False, what: str = "proposals") -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many more of `total` images are done."""
+    """Yield a function to call with the number of further finished images, of `total`."""
     display, started, done = Display(quiet), time.monotonic(), 0
     shown, pause = started, max(0.1, SECONDS_BETWEEN.get(display.mode, 0.0))
 
@@ -158,7 +158,7 @@ def _mode() -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 2.5 h, 12 min, 40 s."""
+    """Format seconds for people: 2.5 h, 12 min, 40 s."""
     minutes, hours = seconds / 60, seconds / 3600
     return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 

@@ -107,7 +107,7 @@ class Task(Protocol):
         """Contents of checkpoints besides module, optimizer, skipped images and alarms."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
 
     def remedy(self, error: OutOfMemory | NonFiniteStep) -> str:
         """Advice for the user about a step that failed."""

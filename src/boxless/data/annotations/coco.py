@@ -125,7 +125,7 @@ class _Reader:
         return classes, tuple(category_ids), {number: index.get(name, -1) for number, name in name_of.items()}
 
     def frequencies(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return LVIS's frequency group of each class; nothing where no category has one."""
+        """Return LVIS's frequency group of each class; nothing if no category has one."""
         entries = [entry for entry in self.data["categories"] if type(entry) is dict and type(entry.get("name")) is str]
         known = {entry["name"]: entry["frequency"] for entry in entries if entry.get("frequency") in ("r", "c", "f")}
         return tuple(known.get(name, "") for name in classes) if known else ()
@@ -245,7 +245,7 @@ class _Reader:
         return None
 
     def keypoints(self, entry: dict[str, Any]) -> np.ndarray:
-        """Return the entry's keypoints, (K, 3); none of them labelled where there are none, or broken ones."""
+        """Return the entry's keypoints, (K, 3); none of them labelled if there are none, or broken ones."""
         values, count = entry.get("keypoints"), len(self.skeleton.names)
         if values and entry["category_id"] in self.with_skeleton:
             message = number_problem(values, 3 * count)

@@ -70,7 +70,7 @@ def _edges(category: dict[str, Any], count: int) -> tuple[tuple[int, int], ...]:
 def from_coco(values: Sequence[float]) -> npt.NDArray[np.float32]:
     """An annotation's 3 K numbers as (K, 3): x and y in source px, and 0 not labelled, 1 hidden, 2 visible.
 
-    x and y are 0 where a keypoint is not labelled.
+    x and y are 0 if a keypoint is not labelled.
     """
     points = np.asarray(values, np.float64).reshape(-1, 3)
     points[:, :2] += HALF

@@ -65,7 +65,7 @@ def joined(parts: Sequence[LabelledData], union: bool) -> LabelledData:
 
 
 def _frequencies(parts: Sequence[LabelledData], classes: Sequence[str]) -> tuple[str, ...]:
-    """LVIS's group of each class; nothing where one of the sets is not LVIS's, for then not all of it is."""
+    """LVIS's group of each class; nothing if one of the sets is not LVIS's, for then not all of it is."""
     if not all(part.frequencies for part in parts):
         return ()
     known: dict[str, tuple[str, str]] = {}

@@ -168,7 +168,7 @@ def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def number_problem(values: Any, count: int) -> str:
-    """Say why `values` is not a list of `count` ordinary numbers; empty where it is."""
+    """Say why `values` is not a list of `count` ordinary numbers; empty if it is."""
     if type(values) is not list or len(values) != count:
         found = f"has {len(values)}" if type(values) is list else f"is {type(values).__name__}"
         return f"wrong number of coordinates: expected {count}, {found}"

@@ -93,7 +93,7 @@ def _names(path: Path, config: dict[str, Any]) -> dict[int, str]:
 
 
 def _pose_fields(path: Path, config: dict[str, Any]) -> int | None:
-    """Return how many fields a line of pose labels has; None where the labels are boxes or polygons."""
+    """Return how many fields a line of pose labels has; None if the labels are boxes or polygons."""
     shape = config.get("kpt_shape")
     if shape is None:
         return None
@@ -218,7 +218,7 @@ def _read_image(
 
 
 def _lines(source: Path, problems: list[Problem]) -> list[tuple[int, str]]:
-    """Return the numbered lines of a label file, none where there is no file."""
+    """Return the numbered lines of a label file, none if there is no file."""
     try:
         lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").split("\n")]
     except FileNotFoundError:

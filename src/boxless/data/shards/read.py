@@ -191,7 +191,7 @@ def open_shards(where: str | Path) -> ShardIndex:
 
 
 def read_manifest(place: str) -> dict[str, Any]:
-    """Return the content of a manifest; raises `UserError` where there is none."""
+    """Return the content of a manifest; raises `UserError` if there is none."""
     try:
         manifest: dict[str, Any] = parse_json(read_whole(place))
         if manifest["format"] != FORMAT:
