@@ -26,7 +26,7 @@ from boxless.export.weights import (
 )
 from boxless.interop import detectron2, mmdetection, onnx, timm, torchvision, transformers
 from boxless.interop.files import read_tensors
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe, TrainingRecipe
 from boxless.runs.run import Run
 from boxless.tasks.detect import load_detector, skeleton_of
 
@@ -73,7 +73,7 @@ def to_torchvision_detector(run: Run, file: str) -> Export:
     return of_tensors(tensors, readme(about, trunk, [*IMPORTS, *code]))
 
 
-def _check_torchvision(run: Run, recipe: PretrainRecipe | FinetuneRecipe) -> None:
+def _check_torchvision(run: Run, recipe: TrainingRecipe) -> None:
     trunk = recipe.trunk
     detector = recipe.detector if isinstance(recipe, FinetuneRecipe) else None
     reasons = {

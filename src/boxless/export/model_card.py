@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from boxless.detectors.detector import DetectorConfig
 from boxless.export.weights import LICENCE
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe, TrainingRecipe
 from boxless.runs.run import Run
 
 Scores = dict[str, dict[str, float | None]]
@@ -61,10 +61,11 @@ def _header(detector: DetectorConfig | None) -> str:
     return yaml.safe_dump(header, sort_keys=False)
 
 
-def _title(recipe: PretrainRecipe | FinetuneRecipe) -> str:
-    if isinstance(recipe, PretrainRecipe):
-        return f"{recipe.trunk.backbone} pretrained by {recipe.method.name}, without labels"
-    return f"{recipe.detector.kind} on {recipe.trunk.backbone}"
+def _title(recipe: TrainingRecipe) -> str:
+    if isinstance(recipe, FinetuneRecipe):
+        return f"{recipe.detector.kind} on {recipe.trunk.backbone}"
+    assert isinstance(recipe, PretrainRecipe)
+    return f"{recipe.trunk.backbone} pretrained by {recipe.method.name}, without labels"
 
 
 def _scores_of_seeds(run: Run) -> list[Scores]:

@@ -13,7 +13,7 @@ from boxless.figures import features, pairs, scores, views
 from boxless.figures.views import Picture
 from boxless.plots.style import save
 from boxless.recipes.overrides import did_you_mean
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import PretrainRecipe, TrainingRecipe
 from boxless.runs.run import Run
 from boxless.tasks.compare_table import is_comparison
 from boxless.tasks.feature_extractor import FeatureExtractor, load_feature_extractors
@@ -42,7 +42,7 @@ class FigureContext:
         return Path(self.runs[0])
 
     @cached_property
-    def recipe(self) -> PretrainRecipe | FinetuneRecipe | None:
+    def recipe(self) -> TrainingRecipe | None:
         """The run's recipe; None of a comparison."""
         if is_comparison(self.folder):
             return None

@@ -1,13 +1,14 @@
 """Recipes as frozen dataclasses, one per command: every number has one default and one place."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from boxless.data.segmentation import CropConfig
 from boxless.detectors.all import DETECTORS
 from boxless.detectors.detector import DetectorConfig
-from boxless.detectors.trunk import TrunkConfig, with_neck
+from boxless.detectors.trunk import Neck, TrunkConfig, with_neck
 from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.methods.method import MethodConfig
 
@@ -22,6 +23,19 @@ def _check_least(settings: object, least: int, *names: str) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and number < least:
                 raise ValueError(f"{name}: expected {least} or more, got {number}")
+
+
+@runtime_checkable
+class TrainingRecipe(Protocol):
+    """A recipe of a run that trains a trunk: pretraining or fine-tuning."""
+
+    @property
+    def trunk(self) -> TrunkConfig:
+        """Settings of the trunk."""
+
+    @property
+    def necks(self) -> Sequence[Neck]:
+        """The necks that the trunk may have, the usual one first."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,11 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         _check_least(self, 0, "epochs", "workers", "seed")
         _check_least(self, 1, "batch_size", "checkpoint_every", "health_every")
+
+    @property
+    def necks(self) -> Sequence[Neck]:
+        """The neck of the trunk, whatever the weights have."""
+        return (self.trunk.neck,)
 
 
 @dataclass(frozen=True)
@@ -226,6 +245,11 @@ class FinetuneRecipe:
         _check_least(self, 0, "workers", "seed")
         _check_least(self, 1, "batch_size", "accumulate", "min_size", "max_size", "checkpoint_every")
         object.__setattr__(self, "trunk", with_neck(self.trunk, self.detector.necks))
+
+    @property
+    def necks(self) -> Sequence[Neck]:
+        """The necks that the detector takes, the usual one first."""
+        return self.detector.necks
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from boxless.files import PARTIAL, make_folder, write_text
 from boxless.files import lock as lock_file
 from boxless.launch import Processes
 from boxless.recipes.load import describe, load
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import TrainingRecipe
 from boxless.runs.reading import Metrics, flat, read_json, read_metrics
 from boxless.training.checkpoint import checkpoints
 from boxless.training.distributed import broadcast, on_rank_zero
@@ -96,14 +96,14 @@ class Run:
         return self.path / "recipe.yaml"
 
     @property
-    def recipe(self) -> PretrainRecipe | FinetuneRecipe:
+    def recipe(self) -> TrainingRecipe:
         """The recipe that the run was made by.
 
         Raises:
             UserError: if it cannot be read, or is of another command.
         """
         recipe = load(self.recipe_file, object)
-        if not isinstance(recipe, PretrainRecipe | FinetuneRecipe):
+        if not isinstance(recipe, TrainingRecipe):
             raise UserError(
                 f"run {self.path}: has a {type(recipe).__name__}, no weights; name a run of pretrain or finetune"
             )

@@ -10,10 +10,10 @@ from boxless.errors import UserError
 from boxless.interop.hub import fetch, is_address
 from boxless.interop.weights import parts_in
 from boxless.recipes.load import load
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import TrainingRecipe
 from boxless.runs.run import Run
 
-R = TypeVar("R", PretrainRecipe, FinetuneRecipe)
+R = TypeVar("R", bound=TrainingRecipe)
 
 
 def local(where: str | None) -> str | None:
@@ -54,7 +54,7 @@ def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
     if path not in (run.path, run.weights) or not run.recipe_file.is_file():
         return None
     recipe: object = load(run.recipe_file, object)
-    return recipe.trunk if isinstance(recipe, PretrainRecipe | FinetuneRecipe) else None
+    return recipe.trunk if isinstance(recipe, TrainingRecipe) else None
 
 
 def resolve_trunk(own: TrunkConfig, weights: str | Path | None, necks: Sequence[Neck]) -> TrunkConfig:
@@ -89,5 +89,5 @@ def resolve_trunk(own: TrunkConfig, weights: str | Path | None, necks: Sequence[
 
 def with_trunk_of(recipe: R, weights: str | Path | None) -> R:
     """A recipe of pretraining or fine-tuning with the trunk of its weights; see `resolve_trunk`."""
-    necks = recipe.detector.necks if isinstance(recipe, FinetuneRecipe) else (recipe.trunk.neck,)
-    return replace(recipe, trunk=resolve_trunk(recipe.trunk, weights, necks))
+    trunk = resolve_trunk(recipe.trunk, weights, recipe.necks)
+    return replace(recipe, trunk=trunk)  # type: ignore[type-var] # a dataclass

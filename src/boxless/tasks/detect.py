@@ -29,7 +29,7 @@ from boxless.evaluation.average_precision import Detections, masks_to_rle
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import clip, transform_boxes
 from boxless.interop.files import read_tensors
-from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
+from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.training.device import make_fabric, worker_count
 
@@ -42,7 +42,7 @@ def load_detector(where: str | Path) -> tuple[nn.Module, tuple[str, ...], Finetu
     """
     run = Run.open(where, trained=True)
     recipe = run.recipe
-    if isinstance(recipe, PretrainRecipe):
+    if not isinstance(recipe, FinetuneRecipe):
         raise UserError(
             f"run {where}: is a pretraining run, which has no detector yet; "
             f"make one with boxless finetune --weights {where}, or measure it with boxless compare"
