@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from boxless.data.annotations.read import read_labels
 from boxless.data.annotations.types import LabelledData, LabelledImage
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections, average_precision, judged
+from boxless.evaluation.average_precision import Detections, average_precision, verified
 from boxless.evaluation.precision_recall import precision_recall
 
 CLASSES, GROUPS = ("a", "b", "c", "d"), ("r", "c", "f", "f")
@@ -189,7 +189,7 @@ def test_curves_have_the_areas_that_ap_has():
     data, found = data_of(images), found_in(detected)
     result = average_precision(data, found, federated=True)
     assert (result.ap50, result.ap75) == (pytest.approx(0.75), pytest.approx(0.5))
-    for each in (found, judged(data, found)):
+    for each in (found, verified(data, found)):
         np.testing.assert_allclose(precision_recall(data, each).means.mean(1), [result.ap50, result.ap75], atol=1e-12)
 
 
@@ -198,11 +198,11 @@ def test_what_labels_speak_of_keeps_its_masks_and_keypoints():
     boxes, labels = np.arange(16, dtype=np.float32).reshape(4, 4), np.array([2, 0, 3, 1])
     masks = [{"size": [64, 64], "counts": str(n)} for n in range(4)]
     found = Detections(boxes, np.float32([0.9, 0.8, 0.7, 0.6]), labels, masks, boxes.reshape(4, 2, 2))
-    (kept,) = judged(data_of(images), [found])
+    (kept,) = verified(data_of(images), [found])
     assert kept.labels.tolist() == [0, 1] and kept.masks == [masks[1], masks[3]]
     for name in ("boxes", "scores", "keypoints"):
         assert np.array_equal(getattr(kept, name), getattr(found, name)[[1, 3]])
-    assert judged(data_of(images, ()), [found]) == [found]  # other labels speak of all classes
+    assert verified(data_of(images, ()), [found]) == [found]  # other labels speak of all classes
 
 
 def test_the_300_surest_of_an_image_count():

@@ -102,7 +102,7 @@ def average_precision(
     return replace(result, ar100=math.nan, by_frequency=_by_frequency(truth, result)) if federated else result
 
 
-def judged(truth: LabelledData, detections: Sequence[Detections]) -> list[Detections]:
+def verified(truth: LabelledData, detections: Sequence[Detections]) -> list[Detections]:
     """Detections, one entry per image of `truth` in its order, without those of which its labels say nothing.
 
     Such are in LVIS's labels, and in no others, those of a class that an image is neither known to show nor known not
@@ -129,7 +129,7 @@ def precision_tables(
         for classes without objects, and the names of the areas.
     """
     if federated:
-        detections = judged(truth, [_surest(found) for found in detections])
+        detections = verified(truth, [_surest(found) for found in detections])
     results = coco_results(truth, detections)
     labels = truth.as_coco()
     if kind == "segm":

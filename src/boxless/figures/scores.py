@@ -10,7 +10,7 @@ import torch
 from boxless.data.annotations.read import LabelledData
 from boxless.data.images import BadImage, decode
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections, judged
+from boxless.evaluation.average_precision import Detections, verified
 from boxless.evaluation.matching import IGNORED, Matches, balanced_score, confusion, match
 from boxless.evaluation.precision_recall import precision_recall
 from boxless.figures.views import Picture, shrink
@@ -68,7 +68,7 @@ class MatchedDetections:
         found, skipped = detect_labelled(detector, labels, recipe)
         kept = [row for row, image in enumerate(labels.images) if str(image.path) not in skipped]
         self.labels: LabelledData = labels.subset(kept)
-        self.found: list[Detections] = judged(self.labels, [found[row] for row in kept])
+        self.found: list[Detections] = verified(self.labels, [found[row] for row in kept])
         self.score = min(0.5, balanced_score(self.labels, self.found))
         pairs = zip(self.labels.images, self.found, strict=True)
         self.matches: list[Matches] = [match(image, each, self.score) for image, each in pairs]

@@ -15,7 +15,7 @@ from boxless.data.annotations.read import LabelledData, read_labels
 from boxless.data.detection import decode_labelled
 from boxless.data.images import decode, skipped_report
 from boxless.errors import UserError
-from boxless.evaluation.average_precision import Detections, Scores, average_precision, coco_results, judged
+from boxless.evaluation.average_precision import Detections, Scores, average_precision, coco_results, verified
 from boxless.evaluation.matching import balanced_score
 from boxless.evaluation.mean_iou import SegmentationScores, confusion, mean_iou
 from boxless.evaluation.voc_precision import voc_average_precision
@@ -230,7 +230,7 @@ def _draw_detections(path: Path, labels: LabelledData, found: Sequence[Detection
     from boxless.plots.detections import detection_pairs
     from boxless.plots.style import save
 
-    found = judged(labels, found)
+    found = verified(labels, found)
     rows = _spread([row for row in _readable(labels, skipped) if len(labels.images[row].boxes)])
     if rows:
         truths = [labels.images[row] for row in rows]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.images import BadImage, decode_reduced
-from boxless.evaluation.average_precision import Detections, judged
+from boxless.evaluation.average_precision import Detections, verified
 from boxless.evaluation.matching import MISSING, balanced_score, confusion, match
 from boxless.runs.run import write_json
 
@@ -30,7 +30,7 @@ def write_gallery(folder: Path, labels: LabelledData, found: Sequence[Detections
 
     Detections of classes that the labels do not speak of (LVIS) are left out, as AP leaves them out.
     """
-    found = judged(labels, found)
+    found = verified(labels, found)
     rows = [row for row, image in enumerate(labels.images) if str(image.path) not in skipped]
     data, found = labels.subset(rows), [found[row] for row in rows]
     score = min(0.5, balanced_score(data, found))

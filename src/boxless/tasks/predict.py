@@ -2,13 +2,12 @@
 
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from PIL.Image import Image
 from torch import nn
@@ -25,9 +24,7 @@ from boxless.plots.overlay import overlay
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import begin_results, check_results, write_json
 from boxless.tasks.detect import detect_images, find_images, load_detector, segment_images, skeleton_of
-from boxless.training.progress import say
-
-T = TypeVar("T")
+from boxless.training.progress import progress
 
 FILE = "predictions.json"
 WRITER = {"description": "boxless predict"}
@@ -73,8 +70,10 @@ def run_prediction(run: str, data: str | list[str], out: str, score: float, quie
         return _predict_classes(detector, classes, recipe, index, folder, quiet)
     skipped: dict[str, str] = {}
     skeleton = skeleton_of(run)
-    with PredictionFile(folder / FILE, classes, skeleton) as predictions:
-        for sample, found in _reported(detect_images(detector, index, recipe, score), len(index), quiet):
+    done = progress(len(index), quiet, "predict")
+    with PredictionFile(folder / FILE, classes, skeleton) as predictions, done as advance:
+        for sample, found in detect_images(detector, index, recipe, score):
+            advance(1)
             path = index.path(sample.row)
             if sample.skipped is not None:
                 skipped[path] = sample.skipped[1]
@@ -98,17 +97,19 @@ def _predict_classes(
 ) -> PredictResult:
     skipped: dict[str, str] = {}
     images = []
-    for sample, found in _reported(segment_images(detector, index, recipe), len(index), quiet):
-        path = index.path(sample.row)
-        if sample.skipped is not None:
-            skipped[path] = sample.skipped[1]
-            continue
-        target = _target(folder, index.key(sample.row), "class_maps")
-        _save(class_png(found), target, "PNG")
-        images.append({**_image(path, sample.source_size), "class_map": target.relative_to(folder).as_posix()})
-        if max(sample.source_size) <= JPEG_LIMIT:
-            drawn = class_overlay(decode(path), found, classes)
-            _save(drawn, _target(folder, index.key(sample.row), "images"))
+    with progress(len(index), quiet, "predict") as advance:
+        for sample, found in segment_images(detector, index, recipe):
+            advance(1)
+            path = index.path(sample.row)
+            if sample.skipped is not None:
+                skipped[path] = sample.skipped[1]
+                continue
+            target = _target(folder, index.key(sample.row), "class_maps")
+            _save(class_png(found), target, "PNG")
+            images.append({**_image(path, sample.source_size), "class_map": target.relative_to(folder).as_posix()})
+            if max(sample.source_size) <= JPEG_LIMIT:
+                drawn = class_overlay(decode(path), found, classes)
+                _save(drawn, _target(folder, index.key(sample.row), "images"))
     content = {"info": WRITER, "classes": classes, "images": images, "skipped": _listed(skipped)}
     write_json(folder / FILE, content)
     return PredictResult(folder / FILE, len(images), None, skipped)
@@ -226,14 +227,3 @@ def _save(image: Image, path: Path, form: str = "JPEG") -> None:
     partial = path.with_name(path.name + ".partial")
     image.save(partial, format=form, quality=92)
     partial.replace(path)  # thousands of pictures that can be drawn again: none waits for the disk
-
-
-def _reported(results: Iterable[T], total: int, quiet: bool) -> Iterator[T]:
-    """The results, with a line on standard error every ten seconds."""
-    began = last = time.monotonic()
-    for done, result in enumerate(results, start=1):
-        now = time.monotonic()
-        if now - last >= 10:
-            last = now
-            say(f"predict: {done} of {total} images, {done / (now - began):.1f} images/s", quiet)
-        yield result
