@@ -19,7 +19,7 @@ from boxless.methods.soco import SoCoConfig
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneOptim, PretrainRecipe
 from boxless.tasks.finetune import make_detector_optimizer
-from boxless.training import distributed
+from boxless.training import sync_norms
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'boxless[timm]'")
 
@@ -190,9 +190,9 @@ def test_norms_over_all_processes_keep_them_too(monkeypatch: pytest.MonkeyPatch)
     body = build_body("timm:regnetx_002", "sync").eval()
     image = torch.rand(2, 3, 64, 64)
     before = body(image)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    after = distributed.synchronize_norms(body)(image)
-    assert any(isinstance(module, distributed.SynchronizedBatchNorm) for module in body.modules())
+    monkeypatch.setattr(sync_norms, "world_size", lambda: 2)
+    after = sync_norms.synchronize_norms(body)(image)
+    assert any(isinstance(module, sync_norms.SynchronizedBatchNorm) for module in body.modules())
     for name, value in before.items():
         torch.testing.assert_close(after[name], value)
 
