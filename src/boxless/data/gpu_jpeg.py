@@ -78,7 +78,7 @@ class EncodedDataset(Dataset[Sample | Encoded]):
         self.dataset = dataset
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | Encoded:
-        """The JPEG of a row with the windows of an epoch; the sample of what is none or cannot be read."""
+        """Return a row's JPEG with an epoch's windows, or the finished sample if it is not a plain JPEG."""
         _, row = place
         try:
             image = open_image(self.dataset.index.path(row))
@@ -133,7 +133,7 @@ class Decoder:
         return replace(whole, views=views)
 
     def _cut(self, jpegs: Sequence[Encoded], device: torch.device) -> list[Sample]:
-        """Samples of JPEGs, their views in float; the one that is refused is found by halves."""
+        """Cut samples of JPEGs, with views in float; a refused image is found by bisection."""
         try:
             images = decode_on(device, [jpeg.file for jpeg in jpegs if jpeg.file is not None])
             return [self._sample(*each) for each in zip(jpegs, images, strict=True)]

@@ -66,7 +66,7 @@ class StoredImage(str):
         raise NotImplementedError
 
     def stamp(self) -> str:
-        """A text that is another one where the bytes are."""
+        """A text that differs if the bytes differ."""
         raise NotImplementedError
 
 
@@ -93,7 +93,7 @@ class OpenImage:
 
 @retry
 def open_image(path: str | Path) -> OpenImage:
-    """Read an image's header, and its file where it is a plain JPEG; raises `BadImage` like `image_size`."""
+    """Read an image's header, and its file if it is a plain JPEG; raises `BadImage` like `image_size`."""
     with _open(path) as (image, orientation):
         return OpenImage(path, upright_size(image, orientation), _plain_jpeg(image, orientation))
 
@@ -113,7 +113,7 @@ def decode(path: str | Path) -> np.ndarray:
 
 @retry
 def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the image, shrunken by at most `min_scale` where that is cheaper to decode, and its full size (W, H).
+    """Return the image, reduced by at most `min_scale` if that is cheaper to decode, and its full size (W, H).
 
     JPEG is decoded at 1/2, 1/4 or 1/8, the smallest that is >= `min_scale`; all else in full, as are images so small
     that s were not exact. With s = round(W / w), source pixel x lies at exactly x / s: w = ceil(W / s), so the last
@@ -147,13 +147,13 @@ def alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def check_size(path: str | Path, size: tuple[int, int], labelled: tuple[int, int]) -> None:
-    """Raise `BadImage` where an image of `size`, (W, H) px, is not the one of the size that its labels are for."""
+    """Raise `BadImage` if an image of `size`, (W, H) px, is not the one of the size that its labels are for."""
     if not alike(size, labelled):
         raise BadImage(path, f"is {size[0]} x {size[1]} px, its labels are for {labelled[0]} x {labelled[1]}")
 
 
 def _plain_jpeg(image: Image.Image, orientation: int) -> bytes | None:
-    """The file of an image that is not loaded yet, where `OpenImage.jpeg` is one."""
+    """Return the file of an image that is not loaded yet, if it is a plain JPEG."""
     if orientation != 1 or not isinstance(image, JpegImageFile) or not _is_plain(image):
         return None
     assert image.fp is not None, "no pixel was loaded"

@@ -1,4 +1,4 @@
-"""Which images there are: their keys and files, sorted, in one compact `ImageIndex`."""
+"""The images of a data set: keys and files, sorted, in one compact `ImageIndex`."""
 
 import hashlib
 import os

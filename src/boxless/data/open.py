@@ -1,4 +1,4 @@
-"""From a folder, a list, a labelled data set or shards to an `ImageIndex`.
+"""Open a folder, a list, a labelled data set or shards as an `ImageIndex`.
 
 The index of a folder is cached as an Arrow file that is memory-mapped, so a million paths cost neither a scan nor
 memory; the cache holds as long as no folder (or list file) below has been modified.
@@ -183,7 +183,7 @@ def _refuse_nested(places: Sequence[str | Path]) -> None:
 
 
 def _prefixes(places: Sequence[str | Path]) -> list[str]:
-    """Return one prefix per place, the fewest last path parts that tell all of them apart: `a/`, `b/`."""
+    """Return one prefix per place, the fewest last path parts that distinguish all of them: `a/`, `b/`."""
     parts = [Path(os.path.abspath(place)).parts for place in places]
     for depth in range(1, max(map(len, parts)) + 1):
         prefixes = ["/".join(p[-depth:]) + "/" for p in parts]
@@ -193,7 +193,7 @@ def _prefixes(places: Sequence[str | Path]) -> list[str]:
 
 
 def _load(stored: Path, root: str) -> ImageIndex | None:
-    """Return the cached index where nothing below `root` has changed, else None."""
+    """Return the cached index if nothing below `root` has changed, else None."""
     try:
         with pa.memory_map(str(stored)) as file:
             table = pa.ipc.open_file(file).read_all()

@@ -1,4 +1,4 @@
-"""Folders that vanish while they are in use, as network drives do: what lies there is waited for, and not left out.
+"""Folders that vanish while they are in use, as network drives do: their files are waited for, not skipped.
 
 A folder has vanished when it, or one above it, is missing, empty (where a drive was mounted) or cannot be listed, and
 files were read from it before. A file that alone is missing or broken is another matter.
@@ -28,7 +28,7 @@ _known: set[str] = set()
 
 
 def retry(read: Callable[Concatenate[str | Path, P], T]) -> Callable[Concatenate[str | Path, P], T]:
-    """A function that reads a file (its first argument), tried again where the storage fails and not the file.
+    """Wrap a function that reads a file (its first argument) to try again if the storage fails, not the file.
 
     Raises:
         UserError: if the file's folder has vanished and does not return in `PATIENCE` seconds.
@@ -62,7 +62,7 @@ stat = retry(os.stat)
 
 
 def wait_for_folder(path: str | Path) -> bool:
-    """Wait for the folder of a file, where it has vanished; whether it had.
+    """Wait for the folder of a file if it has vanished, and return whether it had.
 
     Raises:
         UserError: if it does not return in `PATIENCE` seconds.
@@ -100,7 +100,7 @@ def _bare(folder: str) -> bool:
 
 
 def remember_folder(path: str | Path) -> None:
-    """Take down that a file was read (by another process, say): where its folder vanishes, it is waited for."""
+    """Record that a file was read, for example by another process: if its folder vanishes, it is waited for."""
     folder = os.path.dirname(path)
     if folder in _known or not os.path.isdir(folder or "."):  # an image in a shard has no folder
         return

@@ -192,7 +192,7 @@ def _blend(canvas: Array, alpha: Array, colour: Array) -> None:
 
 
 def _contrasting(rng: np.random.Generator, against: Array) -> Array:
-    """A random colour (3,) of 0..255 that a person can tell from `against`."""
+    """A random colour (3,) of 0..255 that people can distinguish from `against`."""
     for _ in range(20):
         colour = rng.uniform(0, 255, 3).astype(np.float32)
         # luminance weights of ITU-R BT.601: the eye reads a shape by brightness far more than by hue

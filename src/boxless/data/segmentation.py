@@ -101,7 +101,7 @@ class SegmentationDataset(Dataset[DetectionSample]):
 
 
 def read_pair(labelled: LabelledImage, classes: int) -> tuple[Pixels, Pixels, tuple[str, str] | None]:
-    """An image (H, W, 3) and its class map (H, W); or grey, void and (path, reason) where one of them is unusable."""
+    """An image (H, W, 3) and its class map (H, W); or grey, void and (path, reason) if one of them is unusable."""
     try:
         source, numbers = decode(labelled.path), class_map(labelled, classes)
     except BadImage as error:

@@ -1,4 +1,4 @@
-"""From images without labels to batches of views: what each worker does with one image.
+"""Batches of views from images without labels: the work of a data worker on each image.
 
 Every random number of a sample comes from (seed, epoch, row), so that batches do not depend on the number of workers.
 """
@@ -210,7 +210,7 @@ def view_batches(
 
 
 def equally_wide(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, with room for as many boxes per image as any process has, so that all draw alike among them."""
+    """Pad the batches' boxes to the largest number of any process, so that all processes draw alike."""
     for batch in batches:
         more = largest(batch.boxes.shape[1]) - batch.boxes.shape[1]
         boxes, valid = pad(batch.boxes, (0, 0, 0, more)), pad(batch.valid, (0, more))

@@ -72,7 +72,7 @@ def keep_above(detector: nn.Module, score: float) -> None:
 
 
 class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's transform without its resizing: the loader has resized, so that the maps stay in one place.
+    """torchvision's transform without resizing: the loader has already resized, so the maps stay in one place.
 
     torchvision's own `_skip_resize` holds in training only; at test it would enlarge every image to 800 px.
     """
@@ -93,7 +93,7 @@ def frames(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
 
 
 def surest_pairs(logits: Tensor, corners: Tensor, size: tuple[int, int], count: int, above: float) -> dict[str, Tensor]:
-    """The surest of all pairs of a box and a class in an image, where each class has a score of its own.
+    """The most confident pairs of a box and a class in an image, if each class has its own score.
 
     Args:
         logits: (N, classes).

@@ -35,7 +35,7 @@ VOID = 255
 
 @dataclass(frozen=True)
 class FCNConfig:
-    """FCN's settings: which network, and how it looks at an image at test."""
+    """FCN's settings: the network, and how it reads an image at test time."""
 
     kind: Literal["fcn"] = "fcn"
     head: Literal["d8", "16s"] = "d8"

@@ -137,7 +137,7 @@ def _is_plain(value: object) -> TypeGuard[Tensor]:
 
 
 class _Nothing(argparse.Namespace):
-    """Stands in for an object of a class that is not to be imported."""
+    """A placeholder for an object of a class that is not imported."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Recognising whose names a file has by its keys, and its tensors in torchvision's names.
+"""Recognise the layout of a file by its keys, and rename its tensors to torchvision's names.
 
 The prefix of a body's names, and the keys beside it, tell projects apart (their own files were read for it). Released
 bodies often have nothing around them: those of Barlow Twins, VICReg, DetCo and DenseCL are then named as torchvision's.

@@ -34,7 +34,7 @@ class _OneImage(nn.Module):
 
 
 def require() -> None:
-    """See to it that ONNX and its runtime are there.
+    """Check that ONNX and its runtime are installed.
 
     Raises:
         UserError: if they are not.

@@ -81,7 +81,7 @@ def save(
     classes: Sequence[str],
     sizes: tuple[int, int],
 ) -> int:
-    """Write what `from_pretrained` takes: configuration, weights, and the image processor's settings.
+    """Write a folder for `from_pretrained`: configuration, weights, and the image processor's settings.
 
     Args:
         folder: exists.

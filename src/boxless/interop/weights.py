@@ -83,7 +83,7 @@ def parts_in(path: Path) -> set[str]:
 
 
 def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
-    """Load what a file has for this trunk and say what that was.
+    """Load a file's tensors for this trunk and report what was loaded.
 
     Files of boxless runs, torchvision, timm, Detectron2, MMDetection and transformers and those of the self-supervised
     methods' authors are recognised by their keys; see `layouts`.

@@ -1,4 +1,4 @@
-"""AP against how many images were labelled: the figure that pretraining is judged by."""
+"""AP over the number of labelled images: the figure by which pretraining is judged."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Detections sorted by what became of them: correct, extra, missing, of the wrong class (course report, fig. 1)."""
+"""Detections sorted by outcome: correct, extra, missing, of the wrong class (course report, fig. 1)."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ CLASSES = 15
 
 @dataclass(frozen=True, eq=False)
 class MatchedImage:
-    """An image with its labels, its detections and what became of them.
+    """An image with its labels, its detections and their outcomes.
 
     Attributes:
         image: (H, W, 3) uint8, perhaps smaller than its source.

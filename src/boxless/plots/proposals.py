@@ -1,4 +1,4 @@
-"""Boxes without labels: on their images, how many and how large they are, and what they cover (SoCo, figs. 2 and 3)."""
+"""Plots of proposals: on their images, their numbers and sizes, and their recall (SoCo, figs. 2 and 3)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

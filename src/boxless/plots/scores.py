@@ -1,4 +1,4 @@
-"""Scores of detectors beyond one number: precision over recall, what is taken for what, and gains class by class."""
+"""Scores of detectors beyond one number: precision over recall, confusion, and gains class by class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The one look of every figure, and how a figure is written to disk."""
+"""The common style of all figures, and writing figures to disk."""
 
 import json
 from collections.abc import Iterator, Sequence

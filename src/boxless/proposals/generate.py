@@ -205,7 +205,7 @@ def _propose(key: str, path: str, method: Method) -> Row:
 
 
 def _check_seen(block: Block, table: ProposalTable) -> None:
-    """Raise `UserError` where a worker on another machine lacked a file that is there, or its folder has vanished."""
+    """Raise `UserError` if a worker on another machine lacked a file that is there, or its folder has vanished."""
     paths = dict(block)
     skipped = dict(table.skipped_images())
     for key in paths.keys() - skipped.keys():

@@ -243,7 +243,7 @@ def start_run(out: Path, recipe: str, inputs: dict[str, Any], allow_changes: boo
 
 
 def check_place(out: Path) -> None:
-    """Raise UserError where `out` is neither free for a run nor one."""
+    """Raise UserError if `out` is neither free for a run nor one."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder for the run")
     if out.is_dir() and not (out / "recipe.yaml").exists() and any(not _begun(path.name) for path in out.iterdir()):
@@ -251,7 +251,7 @@ def check_place(out: Path) -> None:
 
 
 def check_results(folder: Path, file: str) -> None:
-    """Raise UserError where `folder` is neither free for results nor holds `file`, which is theirs, whole or begun."""
+    """Raise UserError if `folder` is neither free for results nor holds `file`, which is theirs, whole or begun."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out {folder}: is a file; name a folder")
     ours = any((folder / name).exists() for name in (file, file + PARTIAL))

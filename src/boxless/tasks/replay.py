@@ -1,4 +1,4 @@
-"""A step that gave NaN or infinity: kept as it was, and taken again to find where that began."""
+"""A step that gave NaN or infinity: saved unchanged, and repeated to find the first bad value."""
 
 import math
 import re
@@ -31,7 +31,7 @@ AROUND = Path("tasks/replay.py"), Path("tasks/pretrain.py")
 
 
 def keep(out: Path, error: NonFiniteStep) -> Path:
-    """Write the step that an error is about into a run's folder, in place of one before; its file.
+    """Write the step of an error into a run's folder, in place of an earlier one, and return its file.
 
     It holds the module before the step's update, and the batch as it was cut (uint8). Of several processes the first
     whose own share broke writes it, with that share.
@@ -57,7 +57,7 @@ def keep(out: Path, error: NonFiniteStep) -> Path:
 
 
 def replay(path: Path) -> str:
-    """Take a kept step again in float32, without moving a weight; one line that says what first was not finite.
+    """Repeat a saved step in float32 without changing a weight; return a line on the first value that is not finite.
 
     Random draws are those of the step. A share of several processes' batch is taken alone: norms then see no others,
     and flips and colours are drawn again.
@@ -132,7 +132,7 @@ def _first(task: PretrainTask, batch: Batch, step: int) -> str | None:
 
 @contextmanager
 def _watched(module: nn.Module) -> Iterator[list[str]]:
-    """A list that is told of parts of a module whose output is not finite, in their order."""
+    """Yield a list that collects the parts of a module whose output is not finite, in order."""
     found: list[str] = []
 
     def look(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""The only loop, and what it needs: optimisers, checkpoints, the journal, the health report. Knows nothing of boxes."""
+"""The training loop and its parts: optimizers, checkpoints, logging, health. It knows nothing of boxes."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, checked when read, the one before kept.
+"""Checkpoints of a run: written whole or not at all, checked when read; the previous one is kept.
 
 A checkpoint's name holds its checksum, `step-<n>-<first 16 digits of its SHA-256>.pt`, so that there is no moment in
 which one is there without its proof. Runs of version 0.1 before had the proof in a file beside it, and are read too.
@@ -24,7 +24,7 @@ _NAME = re.compile(r"step-(\d+)(?:-([0-9a-f]{16}))?\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write a state (tensors, numbers, strings, lists, dicts) of a step; of earlier ones the newest stays.
+    """Write a step's state (tensors, numbers, strings, lists, dicts); the newest earlier one stays.
 
     Raises:
         UserError: if the disk is full, say; the checkpoints before stay as they are.
@@ -53,7 +53,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest state whose checksum holds, or None; what is damaged is removed, saying so."""
+    """Load the newest state with a correct checksum, or None; damaged ones are removed with a message."""
     for path in reversed(checkpoints(folder)):
         try:
             whole = _holds(path)
@@ -80,7 +80,7 @@ def _loaded(path: Path) -> dict[str, Any]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer the memory that a checkpoint holds; its settings, which may be changed ones, stay its own."""
+    """Restore an optimizer's state from a checkpoint; its settings, which may have changed, stay its own."""
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):

@@ -48,7 +48,7 @@ class Autocast(MixedPrecision):
 
 
 def _widen(conv: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Zeros beside a narrow map, as the padding has them: what the convolution gives stays the same."""
+    """Pad a narrow map with zeros like the padding's: the convolution's result stays the same."""
     assert isinstance(conv, nn.Conv2d)
     (maps,) = inputs
     missing = conv.stride[1] - maps.shape[3]
@@ -56,7 +56,7 @@ def _widen(conv: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def make_fabric(precision: str) -> Fabric:
-    """Fabric on the GPU where there is one, in the asked precision."""
+    """Make a Fabric on the GPU, if there is one, in the requested precision."""
     _set_up()
     return Fabric(accelerator="auto", devices=1, plugins=[precision_plugin(precision)])
 
@@ -152,7 +152,7 @@ def has_fast_bf16() -> bool:
 
 
 def worker_count(asked: int | None, most: int) -> int:
-    """Data workers of this process: as asked, else one for each core that is its share."""
+    """Number of data workers of this process: as requested, or else one for each core in its share."""
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Processes that train together: tensors of a whole batch, work that the first one does, values that they exchange.
+"""Processes that train together: gathered tensors, work of the first process, exchanged values.
 
 Work and values (`on_rank_zero`, `broadcast`, ...) go over TCP (gloo), so that nothing waits for a GPU, and may wait for
 days: proposals of a million images take the first process hours; Fabric's own barriers give up after half an hour.

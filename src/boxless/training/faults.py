@@ -56,7 +56,7 @@ def _line(error: Exception) -> str | None:
 
 
 def until_lost(batches: Iterable[T], keep: Callable[[], str]) -> Iterator[T]:
-    """The batches; where the next one cannot be had, what was learned is kept first, for it is whole.
+    """Yield the batches; if the next one cannot be read, save the finished steps first.
 
     `keep`: writes a checkpoint and says what that is of.
 

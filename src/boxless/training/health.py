@@ -47,7 +47,7 @@ LOST_SCALE = 1.0
 
 @dataclass(frozen=True)
 class Alarm:
-    """A scalar that a person should hear of: `kind` is its name, `value` how many times too large or small it is."""
+    """A scalar to warn about: `kind` is its name, `value` the factor by which it is too large or too small."""
 
     step: int
     kind: str
@@ -75,7 +75,7 @@ class Health:
 
 @torch.no_grad()
 def measure(online: Tensor, target: Tensor) -> Health:
-    """Measure aligned embeddings (N, D) of the online network and of what it chases; nan if one is not finite."""
+    """Measure aligned embeddings (N, D) of the online network and its targets; nan if one is not finite."""
     if not (online.isfinite().all() and target.isfinite().all()):  # no singular values; the loop stops at the loss
         return Health(*[math.nan] * 4)
     x, y = normalize(online.float(), dim=1), normalize(target.float(), dim=1)
@@ -92,7 +92,7 @@ def measure(online: Tensor, target: Tensor) -> Health:
 
 @dataclass
 class HealthRecord:
-    """The measures of a run and the alarms beside them, and what they say."""
+    """The measures and alarms of a run, and the verdict on them."""
 
     steps: list[int] = field(default_factory=list)
     values: list[Health] = field(default_factory=list)
@@ -105,7 +105,7 @@ class HealthRecord:
 
     @property
     def collapsed_at(self) -> int | None:
-        """The step at which the embeddings became the same for good, or None."""
+        """The step from which on all embeddings were the same, or None."""
         low = [health.spread < SPREAD_FLOOR or health.rank < RANK_FLOOR for health in self.values]
         if len(low) < PATIENCE or not all(low[-PATIENCE:]):
             return None

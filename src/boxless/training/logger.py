@@ -136,7 +136,7 @@ class MetricLogger:
             self._tell(self._folder, step, values["loss"], last)
 
     def close(self) -> None:
-        """Finish the files; progress.json gets the last word on the run."""
+        """Close the files and write the final progress.json."""
         if self._folder is None:
             return
         if self._report is not None:

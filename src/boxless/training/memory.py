@@ -49,13 +49,13 @@ class MicroBatches:
         return [batch[first : first + self.size] for first in range(0, len(batch), self.size)]
 
     def shrink(self) -> bool:
-        """Take the next larger number of parts; whether there is one."""
+        """Use the next larger number of parts, and return whether there is one."""
         before = self.parts
         self.parts = next((parts for parts in self._numbers() if parts >= 2 * before), before)
         return self.parts > before
 
     def restore(self, size: int) -> None:
-        """Take parts no larger than `size` images, which fitted before, perhaps with other processes."""
+        """Use parts of at most `size` images, which fitted before, perhaps with other processes."""
         if self.adaptive:
             self.parts = next(parts for parts in self._numbers() if self.images // parts <= max(1, size))
 
@@ -71,7 +71,7 @@ def release() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for the tensors of its next step; whether that took effect.
+    """Let this process keep freed memory for the tensors of its next step; return whether that took effect.
 
     glibc hands large blocks back to Linux, which clears each page again when the next tensor of that size is made: a
     tenth to a third of a training step on a processor. Elsewhere (musl, macOS, Windows) nothing happens.

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite, caught before it moves a weight."""
+"""Detection of a step whose loss or gradient is not finite, before it changes a weight."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ class _Held:
 
 
 class NanGuard:
-    """Looks at each step's scalars before the optimizer moves.
+    """Checks each step's scalars before the optimizer changes weights.
 
     To wait for a GPU at each step would leave it idle. There a step is looked at when the next one's backward pass is
     under way, and the weights are copied before each update, within the device's memory.
@@ -79,7 +79,7 @@ class NanGuard:
         torch._foreach_copy_(list(self._copy.values()), list(self._live.values()))
 
     def settle(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Look at what has not been looked at yet, as before a checkpoint: one after a broken loss is worth nothing."""
+        """Check the remaining scalars, for example before a checkpoint, which is useless after a broken loss."""
         held, self._held = self._held, None
         if held is not None:
             yield self._verified(held, self._copy)

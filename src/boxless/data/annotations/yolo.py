@@ -62,7 +62,7 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Return the data.yaml as a dict; raises `UserError` where it is not YAML or has no `names`."""
+    """Return the data.yaml as a dict; raises `UserError` if it is not YAML or has no `names`."""
     try:
         config = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

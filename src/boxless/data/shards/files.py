@@ -1,4 +1,4 @@
-"""Files of packed data sets, here or behind a URL: those elsewhere are fetched whole, checked, and kept for a while.
+"""Files of packed data sets, local or behind a URL: remote ones are downloaded whole, checked, and cached.
 
 Fetched files lie in ~/.cache/boxless/shards under their SHA-256, for all processes of a machine. The oldest ones go
 when there are more than BOXLESS_CACHE_GB (100) of them or the disk is full; one that is missed is fetched again. fsspec
@@ -24,12 +24,12 @@ _Result = TypeVar("_Result")
 
 
 class _Damaged(Exception):
-    """A file that came, but not as it was packed."""
+    """A file that was downloaded but differs from the packed one."""
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A file as it was packed: its `place`, a path or a URL; its size in bytes and its SHA-256 in hex."""
+    """A packed file: its `place`, a path or a URL; its size in bytes and its SHA-256 in hex."""
 
     place: str
     size: int
@@ -41,7 +41,7 @@ class ShardFile:
         return is_remote(self.place)
 
     def check(self) -> None:
-        """Raise `UserError` where a file that is here is missing or has another size; takes no time."""
+        """Raise `UserError` if a file that is here is missing or has another size; takes no time."""
         if self.remote:
             return
         try:
@@ -127,7 +127,7 @@ def is_remote(where: str | Path) -> bool:
 
 
 def read_whole(place: str) -> bytes:
-    """Return the content of a small file, a path or a URL; raises `UserError` where it cannot be read."""
+    """Return the content of a small file, a path or a URL; raises `UserError` if it cannot be read."""
     if is_remote(place):
 
         def transfer() -> bytes:
@@ -156,7 +156,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def with_retries(place: str, transfer: Callable[[], _Result]) -> _Result:
-    """Return what a transfer returns, tried three times; what goes wrong becomes a `UserError` that names the place."""
+    """Try a transfer three times and return its result; failures become a `UserError` that names the place."""
     for pause in (*PAUSES, None):
         try:
             return transfer()
@@ -174,12 +174,12 @@ def with_retries(place: str, transfer: Callable[[], _Result]) -> _Result:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what was fetched."""
+    """Return the folder of downloaded files."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "boxless" / "shards"
 
 
 def cache_limit() -> int:
-    """Return how many bytes of fetched files are kept."""
+    """Return the number of bytes of downloaded files that are kept."""
     text = os.environ.get("BOXLESS_CACHE_GB", "100")
     try:
         return int(float(text) * 1e9)
@@ -188,7 +188,7 @@ def cache_limit() -> int:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Delete the oldest files of a folder until there is room for `size` bytes; who has one open keeps it."""
+    """Delete the oldest files of a folder until there is room for `size` bytes; open files stay readable."""
     files = []
     for path in folder.glob("*.tar"):
         with contextlib.suppress(FileNotFoundError):  # others make room too

@@ -1,4 +1,4 @@
-"""From images to shards: tar files with the images' own bytes, what is known of each, and an index of what lies where.
+"""Pack images into shards: tar files with the images' own bytes and metadata, and an index of their places.
 
 Images are distributed over the shards in a random order that follows from the data, so that shards read one after
 another show images of all folders. Each shard is written for itself, by a thread or on another machine (`write.py`),
@@ -124,7 +124,7 @@ class _Packer:
         return len(lacking)
 
     def _not_intact(self, entries: dict[int, dict[str, Any]]) -> list[int]:
-        """The numbers of the plan's shards that are not as `entries`, their bytes and SHA-256, have them."""
+        """The numbers of the plan's shards whose size or SHA-256 differ from `entries`."""
         lacking = set(range(len(self.plan.ends)))
         files = [(number, _file(self.out.absolute() / shard_name(number), entry)) for number, entry in entries.items()]
         with closing(self.engine.run(_is_intact, files)) as checked:
@@ -153,7 +153,7 @@ class _Packer:
             self._tidy()  # what workers that died have left
 
     def _noted(self) -> dict[int, Part]:
-        """The shards that an earlier try has noted, but for those that lack an image which can be read here.
+        """The shards that an earlier try has noted, except those that lack an image which can be read here.
 
         A worker on another machine did not see it, and the command may have ended before `_check_seen`.
         """
@@ -175,7 +175,7 @@ def _is_intact(shard: tuple[int, ShardFile]) -> bool:
 
 
 def _check_seen(task: ShardTask, part: Part) -> None:
-    """Raise `UserError` where a worker on another machine left out an image that can be read here."""
+    """Raise `UserError` if a worker on another machine left out an image that can be read here."""
     paths = {image.row: image.image for image in task.images}
     for path, reason in part.missed(paths.__getitem__):
         raise UserError(
@@ -229,7 +229,7 @@ def _finish(plan: Plan, parts: list[Part], facts: dict[str, Any], out: Path) -> 
 
 
 def _refuse_other(plan: Plan, hash: str, made: dict[str, Any], out: Path) -> None:
-    """Raise `UserError` where a folder's shards, or parts of them, are of another plan, saying in what."""
+    """Raise `UserError` if a folder's shards, or parts of them, are of another plan, saying in what."""
     if hash == plan.hash:
         return
     other = [f"{key} was {made[key]}, is {now}" for key, now in plan.made.items() if made.get(key, now) != now]

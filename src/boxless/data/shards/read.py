@@ -1,4 +1,4 @@
-"""Packed data sets as input: an index of what lies where, and images read from the middle of a tar file.
+"""Packed data sets as input: an index of places, and images read from the middle of a tar file.
 
 A folder (or a prefix behind a URL) holds `shard-000000.tar` ..., `index.arrow` and `manifest.json`. The index has a row
 per image, sorted by key: key string, shard int32, offset int64 and size int64 (of the sample, bytes) and crc32 uint32.
@@ -130,7 +130,7 @@ class ShardIndex(ImageIndex):
         return hashlib.sha256(self.fingerprint.encode() + self.columns["crc32"].tobytes()).hexdigest()[:16]
 
     def sample(self, i: int) -> PackedSample:
-        """Return where image `i` and what belongs to it lie."""
+        """Return the place of image `i` and its other members."""
         shard, offset, size, crc32 = (int(column[i]) for column in self.columns.values())
         return PackedSample(self.files[shard], offset, size, crc32)
 
@@ -154,7 +154,7 @@ class ShardIndex(ImageIndex):
         return ShardIndex(self.roots, keys, self.place, self.files, columns, self.proposals, self.categories)
 
     def require_room(self, shards: int) -> None:
-        """Raise `UserError` where fewer than `shards` shards that were fetched can be kept at a time."""
+        """Raise `UserError` if fewer than `shards` shards that were fetched can be kept at a time."""
         size = shards * max(file.size for file in self.files)
         if self.remote and cache_limit() < min(size, sum(file.size for file in self.files)):
             raise UserError(
@@ -164,7 +164,7 @@ class ShardIndex(ImageIndex):
 
 
 def open_shards(where: str | Path) -> ShardIndex:
-    """Open a packed data set by its manifest or the folder of it, a path or a URL; shards are looked for, not read.
+    """Open a packed data set by its manifest or folder, a path or a URL; shards are checked for existence, not read.
 
     Raises:
         UserError: the manifest or a shard is missing, cut short or something else.

@@ -1,4 +1,4 @@
-"""The order of images when few shards are read at a time: those that are fetched, or that lie on a spinning disk.
+"""The order of images when few shards are read at a time: downloaded ones, or those on a spinning disk.
 
 Shards are fetched in the background before their first image is due.
 """

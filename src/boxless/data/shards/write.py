@@ -51,7 +51,7 @@ class Unpacked:
     beside: dict[str, bytes]
 
     def packed(self) -> bytes:
-        """The part of a tar file that holds it; raises `OSError` where the image cannot be read."""
+        """The part of a tar file that holds it; raises `OSError` if the image cannot be read."""
         return sample_bytes(self.name, {self.extension: _content(self.image), **self.beside})
 
 
@@ -192,7 +192,7 @@ class Plan:
 
 
 def plan_shards(index: ImageIndex, extras: Extras, limit: int) -> Plan:
-    """Deal images to shards of at most `limit` bytes; only an image that is larger by itself makes a larger one."""
+    """Assign images to shards of at most `limit` bytes; only a larger image makes a larger shard."""
     rows = np.random.default_rng(int(index.fingerprint, 16)).permutation(len(index))
     sha = hashlib.sha256(f"{FORMAT} {limit}".encode())
     ends, used = [], END

@@ -42,7 +42,7 @@ def radius_of(sigma: float, side: int) -> int:
 
 
 def one_by_one(image: Tensor, flipped: Tensor, steps: list[Step]) -> Tensor:
-    """Flip images left and right where `flipped` (B,), then take the steps.
+    """Flip images left and right if `flipped` (B,), then apply the steps.
 
     Args:
         image: (B, 3, H, W) uint8, best with its channels last in memory.

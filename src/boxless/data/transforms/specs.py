@@ -29,7 +29,7 @@ class Photometric:
     """Probability of inverting all values from 128 on."""
 
     def at_scale(self, scale: float) -> "Photometric":
-        """The same look on views that are `scale` times as large: the blur is what counts in pixels."""
+        """The same augmentation for views that are `scale` times as large: only the blur is measured in pixels."""
         low, high = self.blur_sigma
         return replace(self, blur_sigma=(low * scale, high * scale))
 
