@@ -6,7 +6,7 @@ from pathlib import Path
 def publish(run: str, to: str, quiet: bool = False) -> str:
     """Publish a finished run with a model card, to a folder or the Hugging Face Hub.
 
-    The card (README.md) tells recipe, data, results with their spread over seeds, use and limits; read it and say where
+    The card (README.md) has recipe, data, results with their spread over seeds, use and limits; read it and say where
     the data are from. Names and pictures of your images, and paths of your machine, stay behind.
 
     Args:

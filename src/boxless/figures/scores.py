@@ -90,16 +90,16 @@ def draw_detections(results: MatchedDetections) -> Iterator[Picture]:
             counts[outcome] = counts.get(outcome, 0) + 1
         counts["missing"] += len(matched.missing)
     numbers = ", ".join(f"{counts[group]} {group}" for group in GROUPS)
-    said = f"{numbers} in {len(results.labels)} images, at IoU 0.5 and score {100 * results.score:.0f} and above"
+    summary = f"{numbers} in {len(results.labels)} images, at IoU 0.5 and score {100 * results.score:.0f} and above"
     yield Picture(
         "detections",
         outcome_pairs(groups, results.labels.classes),
-        f"Pairs of labels (left) and detections (right), sorted by what became of them: {said}.",
+        f"Pairs of labels (left) and detections (right), sorted by what became of them: {summary}.",
     )
     yield Picture(
         "detections-counts",
         outcome_counts(results.labels, results.found, results.matches, _overlaps(results)),
-        f"What became of the objects of each class, and how well detections fit objects: {said}.",
+        f"What became of the objects of each class, and how well detections fit objects: {summary}.",
     )
 
 

@@ -53,9 +53,9 @@ def together(reports: Sequence[RunReport]) -> list[Advice]:
     for (level, title), items in groups.items():
         reasons = dict.fromkeys(advice.reason for _, advice in items)
         names = "all runs" if len(items) == len(reports) else _listed([name for name, _ in items])
-        said = [f"{name}: {advice.reason}" for name, advice in items[:3]]
+        reasons_by_run = [f"{name}: {advice.reason}" for name, advice in items[:3]]
         more = [f"And {len(items) - 3} more."] if len(items) > 3 else []
-        reason = f"{items[0][1].reason} ({names})" if len(reasons) == 1 else " ".join(said + more)
+        reason = f"{items[0][1].reason} ({names})" if len(reasons) == 1 else " ".join(reasons_by_run + more)
         commands = {advice.command for _, advice in items}
         merged.append(Advice(level, title, reason, commands.pop() if len(commands) == 1 else ""))
     return _gravest_first(merged)
@@ -91,8 +91,8 @@ def _unfinished(report: RunReport) -> Advice:
 
 def _pretrained(report: RunReport) -> Advice:
     word = str(report.summary.get("health", "unknown"))
-    said = str(report.summary.get("health_report", ""))
-    reason, _, numbers = said.partition(" - ")[2].partition("\n")
+    health = str(report.summary.get("health_report", ""))
+    reason, _, numbers = health.partition(" - ")[2].partition("\n")
     level: Level = "good" if word == "healthy" else "warn" if word in ("unknown", "collapsing") else "bad"
     sentence = reason or "no measure of the embeddings was taken"
     measures = "; ".join(line.strip() for line in numbers.replace("->", "to").splitlines())

@@ -64,8 +64,10 @@ def make_page(sources: Sequence[Report], live: str = "") -> str:
     if len(sources) == 1 and isinstance(single, RunReport):
         curves = [("", [(0, single.name, single.metrics)])]
         pictures = [(single.name, single.path)]
-        said = _about(single)
-        return render(Page(single.name, said, [single], curves, [single], pictures, advice=advise(single), live=live))
+        subtitle = _about(single)
+        return render(
+            Page(single.name, subtitle, [single], curves, [single], pictures, advice=advise(single), live=live)
+        )
     reports = [each for each in sources if isinstance(each, RunReport)]
     comparisons = [each for each in sources if isinstance(each, Comparison)]
     inner = [report for each in comparisons for report in each.pretrained]

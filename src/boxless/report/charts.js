@@ -17,7 +17,7 @@
     node.append(...children);
     return node;
   };
-  const said = (value) => {
+  const formatted = (value) => {
     const size = Math.abs(value);
     return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
   };
@@ -63,7 +63,7 @@
       this.node = html("figure", { className: `card chart${group.single ? " single" : ""}` },
         html("h3", { textContent: chart.title }), html("p", { className: "note", textContent: chart.note }), this.plot, this.readout);
       this.plot.setAttribute("aria-label", `${chart.title}: ${this.series.filter((s) => s.y.length).map((s) =>
-        `${s.name} from ${said(s.y[0])} to ${said(s.y[s.y.length - 1])} at step ${said(s.x[s.x.length - 1])}`).join("; ")}`);
+        `${s.name} from ${formatted(s.y[0])} to ${formatted(s.y[s.y.length - 1])} at step ${formatted(s.x[s.x.length - 1])}`).join("; ")}`);
       this.plot.addEventListener("pointerdown", (event) => this.press(event));
       this.plot.addEventListener("pointermove", (event) => this.move(event));
       this.plot.addEventListener("pointerup", (event) => this.release(event));
@@ -95,10 +95,10 @@
         svg("rect", { x: left, y: 0, width: Math.max(0, this.width - left - right), height: height - bottom + 2 }))];
       for (const value of ticks(low, high, 4)) {
         parts.push(svg("line", { class: "grid-line", x1: left, x2: this.width - right, y1: this.y(value), y2: this.y(value) }));
-        parts.push(svg("text", { class: "axis", x: left - 6, y: this.y(value) + 4, "text-anchor": "end" }, said(value)));
+        parts.push(svg("text", { class: "axis", x: left - 6, y: this.y(value) + 4, "text-anchor": "end" }, formatted(value)));
       }
       for (const value of ticks(range[0], range[1], Math.max(2, this.width / 90))) {
-        parts.push(svg("text", { class: "axis", x: this.x(value), y: height - 5, "text-anchor": "middle" }, said(value)));
+        parts.push(svg("text", { class: "axis", x: this.x(value), y: height - 5, "text-anchor": "middle" }, formatted(value)));
       }
       const lines = svg("g", { "clip-path": `url(#${this.clip})` });
       const path = (xs, ys) => xs.map((x, k) => `${k ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(ys[k]).toFixed(1)}`).join("");
@@ -121,11 +121,11 @@
         const k = nearest(s.x, step), x = this.x(s.x[k]);
         if (number === 0) {
           this.over.append(svg("line", { class: "cursor", x1: x, x2: x, y1: top, y2: height - bottom }));
-          this.readout.append(`step ${said(s.x[k])} `);
+          this.readout.append(`step ${formatted(s.x[k])} `);
         }
         this.over.append(svg("circle", { class: `dot s${s.run % 8}`, cx: x, cy: this.y(s.y[k]), r: 4 }));
         const several = this.shown().length > 1;
-        this.readout.append(" ", ...(several ? [html("span", { className: `key s${s.run % 8}` }), `${s.name} `] : []), html("b", { textContent: said(s.y[k]) }));
+        this.readout.append(" ", ...(several ? [html("span", { className: `key s${s.run % 8}` }), `${s.name} `] : []), html("b", { textContent: formatted(s.y[k]) }));
       }
     }
     press(event) {

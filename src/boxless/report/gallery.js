@@ -93,9 +93,9 @@
       return { image, items };
     }).filter((each) => each.items.length || (label === null && kinds.size === 4));
     grid.replaceChildren(...shown.map(({ image, items }, place) => {
-      const { inner, picture } = overlay(image, items, false), said = `${image.file}: ${counted(items)}`;
-      picture.alt = `${said}. ${items.map((item) => `${item.kind}: ${words(item)}`).join("; ")}`;
-      const button = node("button", { type: "button" }, node("div", { className: "frame" }, inner), node("span", { className: "said", textContent: said }));
+      const { inner, picture } = overlay(image, items, false), caption = `${image.file}: ${counted(items)}`;
+      picture.alt = `${caption}. ${items.map((item) => `${item.kind}: ${words(item)}`).join("; ")}`;
+      const button = node("button", { type: "button" }, node("div", { className: "frame" }, inner), node("span", { className: "caption", textContent: caption }));
       button.addEventListener("click", () => { opener = button; view(place); });
       return button;
     }));

@@ -1,4 +1,4 @@
-"""The page itself: what is said of runs, as one HTML text."""
+"""The page as one HTML text."""
 
 import base64
 import hashlib

@@ -86,7 +86,7 @@ class Run:
         if not run.recipe_file.is_file():
             reason = "is not a run (no recipe.yaml in it)" if run.path.is_dir() else "no such folder"
             raise UserError(f"run {where}: {reason}; name the folder that boxless pretrain or finetune wrote")
-        if trained and run.recipe is not None and not run.weights.is_file():
+        if trained and run.recipe and not run.weights.is_file():  # the recipe of a comparison raises
             raise UserError(f"run {where}: did not finish (no weights.safetensors); repeat its command to continue it")
         return run
 
