@@ -109,7 +109,10 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     whole = tmp_path / "whole.parquet"
     table_of({"a": 3}).write(whole)
     (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-20])
-    for name in ("empty", "other", "cut", "absent"):
+    rows = pq.read_table(whole)
+    nulls = pa.array([None], pa.int32())
+    pq.write_table(rows.set_column(1, rows.schema.field("width"), nulls), tmp_path / "null.parquet")
+    for name in ("empty", "other", "cut", "null", "absent"):
         with pytest.raises(UserError, match=f"{name}.parquet: .*boxless propose"):
             ProposalTable.open(tmp_path / f"{name}.parquet")
 

@@ -152,11 +152,15 @@ class ProposalTable:
                     from boxless.proposals.mapped import mapped_rows
 
                     rows, mapping = mapped_rows(path, lambda: _read(file, values))
+                return cls._of(rows, settings, mapping)
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; make it with `boxless propose`") from error
         except (OSError, LookupError, ValueError, MemoryError, pa.ArrowException) as error:
             message = f"{path}: broken, or no table of proposals; delete it and make it again with `boxless propose`"
             raise UserError(message) from error
+
+    @classmethod
+    def _of(cls, rows: pa.Table, settings: dict[str, Any], mapping: tuple[str, bytes] | None) -> "ProposalTable":
         columns = {name: rows[name].chunk(0) for name in rows.column_names}
         offsets = np.asarray(columns["boxes"].offsets) // 4
         return cls(
