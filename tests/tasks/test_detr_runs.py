@@ -10,7 +10,8 @@ from small_runs import FINETUNE, finetuning, pretraining
 from boxless import finetune, pretrain
 from boxless.detectors import detr as detrs
 from boxless.errors import UserError
-from boxless.export import export as exporting
+from boxless.export.libraries import to_torchvision_detector
+from boxless.export.weights import body_tensors
 from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
@@ -52,9 +53,8 @@ def test_up_detr_hands_its_whole_detector_over(scenes: Path, pretrained: Run, tm
     found = [detections for _, detections in detect_images(detector, index, recipe, score=0.0)]
     assert len(found) == 8 and all(len(one.boxes) == 6 for one in found)
     with pytest.raises(UserError, match="torchvision has no DETR"):
-        exporting.detector(str(run.path), "x.safetensors")
-    body, _ = exporting.backbone(str(run.path), "x.safetensors")
-    assert "layer4.1.bn2.running_var" in body
+        to_torchvision_detector(run, "x.safetensors")
+    assert "layer4.1.bn2.running_var" in body_tensors(run)
 
 
 def test_frozen_backbone_is_saved_as_it_came(scenes: Path, pretrained: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from boxless.detectors.hybrid_encoder import HybridConfig
 from boxless.detectors.rt_detr import RTDETR
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
-from boxless.export import export as exporting
+from boxless.export.libraries import to_torchvision_detector
 from boxless.geometry.affine import identity
 from boxless.geometry.view import View
 from boxless.methods.joint import JointConfig
@@ -64,7 +64,7 @@ def test_soco_hands_backbone_and_hybrid_encoder_over(scenes: Path, pretrained: R
     assert len(twice[0]) == 8 and all(len(found.boxes) for found in twice[0])
     assert all((a.boxes == b.boxes).all() for a, b in zip(*twice, strict=True))
     with pytest.raises(UserError, match="torchvision has no RT-DETR"):
-        exporting.detector(str(run.path), "x.safetensors")
+        to_torchvision_detector(run, "x.safetensors")
 
     again = rt_detr(scenes, tmp_path / "again", str(run.path))
     assert "backbone ok, hybrid encoder ok" in again.summary["weights"]
