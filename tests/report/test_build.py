@@ -326,6 +326,21 @@ def test_pictures_become_smaller_until_they_fit(tmp_path: Path, monkeypatch: pyt
     assert whole[0].width == 400 > small.width and len(small.data) <= len(whole[0].data) // 2
 
 
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"curves.png": {"x": 1}}'])
+def test_damaged_captions_cost_the_captions_alone(content: str, tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "run", FLAT)
+    pictured(run / "figures", 1)[0].rename(run / "figures" / "curves.png")
+    (run / "figures" / "captions.json").write_text(content)
+    assert "data:image/webp" in make_page(read_reports([str(run)]))
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"run": 3}'])
+def test_an_evaluation_that_does_not_name_its_run_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match="does not say which run it is of"):
+        read_reports([str(tmp_path)])
+
+
 def test_an_evaluation_elsewhere_is_told_with_its_run(tmp_path: Path) -> None:
     run = finetuned(tmp_path / "run", CLASSES)
     results = tmp_path / "results"

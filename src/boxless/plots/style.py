@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from boxless.files import make_folder, write_text, written
+from boxless.untrusted import parse_json
 
 # Okabe and Ito, "Color Universal Design" (2008), told apart by colour-blind readers; without its yellow, which
 # vanishes on white.
@@ -159,10 +160,11 @@ def save(figure: Figure, path: Path | str, caption: str = "") -> tuple[Path, Pat
 def read_captions(folder: Path | str) -> dict[str, str]:
     """The captions of a folder's figures by the names of their PNG files; of files that exist, in order of writing."""
     try:
-        known: dict[str, str] = json.loads((Path(folder) / CAPTIONS).read_text())
+        known = parse_json((Path(folder) / CAPTIONS).read_text())
     except (OSError, ValueError):
         return {}
-    return {name: text for name, text in known.items() if (Path(folder) / name).is_file()}
+    captions = known.items() if isinstance(known, dict) else ()
+    return {name: str(text) for name, text in captions if (Path(folder) / name).is_file()}
 
 
 def _write_caption(picture: Path, caption: str) -> None:

@@ -1,6 +1,5 @@
 """Build the page from folders of runs, evaluations and comparisons."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from boxless.report.comparison import (
 from boxless.report.page import Page, render
 from boxless.report.run_report import RunReport, read_run
 from boxless.report.tables import table_of_runs, tables_of_comparison
+from boxless.runs.reading import read_json
 from boxless.tasks.compare_table import REFERENCE, SCRATCH, is_comparison
 from boxless.training.progress import duration
 
@@ -50,12 +50,10 @@ def _read(path: Path, name: str) -> Report:
 
 def _evaluated(path: Path) -> Path:
     """The run that a folder of boxless evaluate is of."""
-    try:
-        return Path(json.loads((path / "evaluation.json").read_text())["run"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path / 'evaluation.json'}: does not say which run it is of; name the run's folder"
-        ) from error
+    run = read_json(path / "evaluation.json", []).get("run")
+    if not isinstance(run, str):
+        raise UserError(f"{path / 'evaluation.json'}: does not say which run it is of; name the run's folder")
+    return Path(run)
 
 
 def make_page(sources: Sequence[Report], live: str = "") -> str:
