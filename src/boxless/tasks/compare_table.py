@@ -158,12 +158,11 @@ NOTE = (
 def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
     """comparison.csv, comparison.md and a figure for each detector, into a folder."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    score_names = list(dict.fromkeys(name for cell in cells for name in cell.scores))
-    writer.writerow(["detector", "method", "fraction", "images", "seed", *score_names, "seconds"])
-    for c in cells:
-        scores = [c.scores.get(name, math.nan) for name in score_names]
-        writer.writerow([c.detector, c.method, c.fraction, c.images, c.seed, *scores, c.seconds])
+    scores = dict.fromkeys(name for cell in cells for name in cell.scores)
+    columns = ["detector", "method", "fraction", "images", "seed", *scores, "seconds"]
+    writer = csv.DictWriter(text, columns, restval=math.nan, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**vars(cell), **cell.scores} for cell in cells)
     write_text(out / "comparison.csv", text.getvalue())
     write_text(out / "comparison.md", f"{table(rows)}\n\n{NOTE}\n")
     for name, figure, caption in efficiency_figures(cells):
@@ -199,15 +198,9 @@ def efficiency_figures(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure, str
     detectors = list(dict.fromkeys(cell.detector for cell in cells))
     for detector in detectors:
         entries = [
-            {
-                "method": SCRATCH if c.method == REFERENCE else c.method,
-                "fraction": c.fraction,
-                "seed": c.seed,
-                "images": c.images,
-                **c.scores,
-            }
-            for c in cells
-            if c.detector == detector
+            {**vars(cell), **cell.scores, "method": SCRATCH if cell.method == REFERENCE else cell.method}
+            for cell in cells
+            if cell.detector == detector
         ]
         name = "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}"
         starts = ", ".join(dict.fromkeys(str(entry["method"]) for entry in entries))
