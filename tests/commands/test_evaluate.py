@@ -206,13 +206,13 @@ def test_of_lvis_only_what_its_labels_speak_of_is_called_wrong(tmp_path, own_lab
     for truth, each in zip(truths, shown, strict=True):
         assert each.labels.tolist() == [*truth.labels, *truth.negative]  # the first image is the one example
 
-    looked = picture_scores.Looked("run", file, quiet=True)
-    said = [picture.caption for picture in picture_scores.draw_detections(looked)]
+    matched = picture_scores.MatchedDetections("run", file, quiet=True)
+    said = [picture.caption for picture in picture_scores.draw_detections(matched)]
     assert all(f"{objects} correct" in each and " 1 extra" in each for each in said)
-    said = picture_scores.draw_confusion(looked).caption
+    said = picture_scores.draw_confusion(matched).caption
     assert f"{objects} of their class, 0 of another one, 0 missed, 1 extra" in said
     assert average_precision(labels, found, federated=True).ap50 == 1 > average_precision(labels, found).ap50
-    assert "AP50 100.0, AP75 100.0" in picture_scores.draw_precision_recall(looked).caption
+    assert "AP50 100.0, AP75 100.0" in picture_scores.draw_precision_recall(matched).caption
 
 
 def test_labels_of_other_classes_are_refused(runs, own_labels):
