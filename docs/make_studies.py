@@ -190,7 +190,7 @@ def studies() -> Iterator[tuple[str, list[Cell]]]:
 
 
 def ranked(name: str, rows: list[Row]) -> list[str]:
-    """The starts of a study but the reference, as they shall stand in it."""
+    """The starts of a study but the reference, in their order there."""
     gains: dict[str, list[float]] = {}
     for row in rows:
         if row.gain is not None:

@@ -104,7 +104,7 @@ class RayCluster:
             return function(task)
 
         remote = self.ray.remote(max_retries=RETRIES)(boxless_task)
-        room = lambda: self.workers or 2 * self.slots  # noqa: E731 (asked anew, for clusters grow and shrink)
+        room = lambda: self.workers or 2 * self.slots  # noqa: E731 (asked each time: clusters grow and shrink)
         try:
             yield from _finished(tasks, room, lambda task: remote.remote(task).future())
         except self.ray.exceptions.RayTaskError as error:

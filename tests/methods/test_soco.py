@@ -271,7 +271,7 @@ def test_batch_with_too_few_boxes_for_batch_norms_teaches_nothing(count: int) ->
     trained = [p for p in method.parameters() if p.requires_grad]
     assert all(p.grad is not None and not p.grad.any() for p in trained)
     assert all(value.isfinite().all() for value in method.state_dict().values())
-    assert set(output.terms) == set(run(method, views, *padded(SOURCES)).terms)  # the journal averages by name
+    assert set(output.terms) == set(run(method, views, *padded(SOURCES)).terms)  # the logger averages by name
 
 
 def test_jitter_moves_boxes_of_the_first_view_only() -> None:

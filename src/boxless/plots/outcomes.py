@@ -95,7 +95,7 @@ def _draw_found(axes: Axes, matched: MatchedImage, classes: Sequence[str]) -> No
     drawn: list[tuple[npt.NDArray[Any], str, str]] = []
     named: list[npt.NDArray[Any]] = []
     room = np.array([0.4, 0.08]) * (matched.image.shape[1], matched.image.shape[0])
-    for row, outcome in zip(matched.matches.kept, matched.matches.outcomes, strict=True):  # the surest are named first
+    for row, outcome in zip(matched.matches.kept, matched.matches.outcomes, strict=True):  # by descending score
         box, text = matched.boxes[row], f"{classes[matched.found.labels[row]]} {100 * matched.found.scores[row]:.0f}"
         free = not any((np.abs(box[:2] - other) < room).all() for other in named)
         drawn.append((box, HUES[outcome], _tag(matched, box, text) if free else ""))

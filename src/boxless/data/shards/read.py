@@ -238,8 +238,8 @@ def _members(sample: PackedSample) -> dict[str, bytes]:
     block = sample.shard.read(sample.offset, sample.size)
     if zlib.crc32(block) != sample.crc32:
         raise UserError(
-            f"{sample.shard.place}: altered since it was packed: wrong checksum at byte {sample.offset}; copy it anew, "
-            "or pack again where it was packed, which mends it"
+            f"{sample.shard.place}: altered since it was packed: wrong checksum at byte {sample.offset}; copy it "
+            "again, or pack again where it was packed, which repairs it"
         )
     members, at = {}, 0
     try:
