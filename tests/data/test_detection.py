@@ -10,7 +10,7 @@ from PIL import Image
 from boxless.data.annotations.keypoints import Skeleton
 from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.dataloader import make_loader
-from boxless.data.detection import DetectionDataset, draw_window, resize
+from boxless.data.detection import AugmentConfig, DetectionDataset, draw_window, resize
 from boxless.data.sampler import TrainingSampler
 from boxless.geometry.affine import invert, transform_points
 from boxless.geometry.boxes import transform_boxes
@@ -219,3 +219,36 @@ def test_crops_are_for_training_alone_and_leave_other_draws_as_they_were(data: L
         sample for epoch in range(9) if not torch.equal((sample := cropped[epoch, 1]).image, whole[0, 1].image)
     )
     assert sample.skipped is not None and len(sample.target["boxes"]) == 0  # of a file that is no image
+
+
+def test_augmented_objects_stay_on_their_pixels_and_stop_where_told(data: LabelledData) -> None:
+    augment = AugmentConfig(vertical_flip=True, zoom=(0.5, 2.0))
+    made = DetectionDataset(data, (100,), 160, True, True, 0, False, augment)
+    upside_down, widths, counts = set(), set(), set()
+    for epoch in range(40):
+        sample = made[epoch, 0]
+        upside_down.add(bool(sample.from_source[1, 1] < 0))
+        height, width = sample.image.shape[1:]
+        widths.add(width)
+        counts.add(len(sample.target["boxes"]))
+        for box, mask, label in zip(*(sample.target[key] for key in ("boxes", "masks", "labels")), strict=True):
+            channel = {3: 0, 1: 1, 2: 2}[int(label)]  # rectangles of a colour each
+            bright = (sample.image[channel] > 130) & (sample.image.float().sum(0) < 400)
+            x1, y1, x2, y2 = box.round().int().tolist()
+            assert bright[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].all() and mask.shape == (height, width)
+            outside = bright.clone()
+            outside[max(0, y1 - 2) : y2 + 2, max(0, x1 - 2) : x2 + 2] = False
+            assert not outside.any()
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    assert upside_down == {True, False} and len(widths) > 10 and min(counts) < 3 == max(counts)
+    made.augmented_epochs = 10
+    assert {made[epoch, 0].image.shape[2] for epoch in range(10, 20)} == {160}
+
+
+def test_colours_change_and_places_do_not(data: LabelledData) -> None:
+    plain, coloured = (
+        DetectionDataset(data, (100,), 160, True, True, 0, False, AugmentConfig(color=chance))[3, 0]
+        for chance in (0.0, 1.0)
+    )
+    assert torch.equal(plain.target["boxes"], coloured.target["boxes"])
+    assert plain.image.shape == coloured.image.shape and not torch.equal(plain.image, coloured.image)

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,11 @@ def same_results(run: Run, undisturbed: Run) -> None:
     }
 
 
-def killed_then_continued(command: Callable[..., Run], scenes: Path, out: Path, *arguments: str) -> Run:
+def killed_then_continued(
+    command: Callable[..., Run], scenes: Path, out: Path, *arguments: str, **settings: object
+) -> Run:
     """Kill the command at a random moment after its first checkpoint, and give it again."""
-    process = in_process(command, scenes, out, *arguments)
+    process = in_process(partial(command, **settings), scenes, out, *arguments)
     wait_for(lambda: list(out.glob("checkpoints/step-*.pt")), process)
     delay = random.uniform(0, 0.3)
     time.sleep(delay)
@@ -39,7 +42,7 @@ def killed_then_continued(command: Callable[..., Run], scenes: Path, out: Path, 
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL and not Run(out).finished
-    return command(scenes, out, *arguments)
+    return command(scenes, out, *arguments, **settings)
 
 
 @pytest.mark.parametrize("method", ["soco", "byol"])
@@ -50,9 +53,13 @@ def test_killed_pretraining_goes_on_bit_for_bit(method: str, scenes: Path, tmp_p
     same_results(continued, undisturbed)
 
 
-def test_killed_finetuning_goes_on_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
-    undisturbed = finetuning(scenes, tmp_path / "whole")
-    continued = killed_then_continued(finetuning, scenes, tmp_path / "killed")
+AVERAGED = {"ema": 0.5, "augment.color": 1.0, "augment.zoom": (0.5, 2.0), "augment.until": 0.8}
+
+
+@pytest.mark.parametrize("settings", [{}, {**AVERAGED, "augment.vertical_flip": True, "optim.schedule": "cosine"}])
+def test_killed_finetuning_goes_on_bit_for_bit(settings: dict[str, object], scenes: Path, tmp_path: Path) -> None:
+    undisturbed = finetuning(scenes, tmp_path / "whole", **settings)
+    continued = killed_then_continued(finetuning, scenes, tmp_path / "killed", **settings)
     assert continued.finished and continued.summary["steps"] == undisturbed.summary["steps"]
     same_results(continued, undisturbed)
 

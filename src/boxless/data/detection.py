@@ -1,5 +1,6 @@
 """Labelled images as a detector takes them: resized, sometimes flipped or cropped, with boxes and masks that follow."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,12 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
 
 from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.data.images import BadImage, check_size, decode
 from boxless.data.transforms.crops import Window, extended
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
+
+LEAST_VISIBLE = 0.25
+"""Share of an object's box that a zoomed image must show; objects of which less is seen are left out."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,28 @@ class DetectionSample:
         return replace(self, image=self.image.pin_memory())
 
 
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training images, beside sizes and horizontal flips."""
+
+    vertical_flip: bool = False
+    """Flip every second image upside down too, for images without a top (microscopy, surfaces, aerial images)."""
+    color: float = 0.0
+    """Probability of brightness 0.875 to 1.125, contrast and saturation 0.5 to 1.5 (D-FINE: 0.5)."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the scale that an image is shown at: below 1 it is smaller, above 1 a part of it fills the frame."""
+    until: float = 1.0
+    """Share of the run after which images are flipped and resized only."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.color <= 1:
+            raise ValueError(f"color: expected 0 to 1, got {self.color}")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"zoom: expected two scales above 0, the smaller first, got {self.zoom}")
+        if not 0 <= self.until <= 1:
+            raise ValueError(f"until: expected 0 to 1, got {self.until}")
+
+
 class DetectionDataset(Dataset[DetectionSample]):
     """Reads labelled images.
 
@@ -55,6 +82,10 @@ class DetectionDataset(Dataset[DetectionSample]):
         masks: if true, rasterise the masks.
         seed: seed of the run.
         random_crop: show a part of every second training image; objects outside of it are left out.
+        augment: of training images.
+
+    Attributes:
+        augmented_epochs: epochs after which images are flipped and resized only.
     """
 
     def __init__(
@@ -66,8 +97,11 @@ class DetectionDataset(Dataset[DetectionSample]):
         masks: bool,
         seed: int = 0,
         random_crop: bool = False,
+        augment: AugmentConfig | None = None,
     ) -> None:
         self.data, self.min_sizes, self.max_size = data, tuple(min_sizes), max_size
+        self.augment = augment if training else None
+        self.augmented_epochs = math.inf
         self.training, self.masks, self.seed = training, masks, seed
         self.random_crop = training and random_crop
 
@@ -89,9 +123,19 @@ class DetectionDataset(Dataset[DetectionSample]):
         shorter = int(random.choice(self.min_sizes)) if self.training else self.min_sizes[-1]
         cropped = self.random_crop and random.random() < 0.5
         window = draw_window(source.shape[1], source.shape[0], random) if cropped else None
-        image, from_source = resize(source, shorter, self.max_size, flipped, window)
+        longest, visible, upside_down, colors = self.max_size, 0.0, False, None
+        if self.augment is not None:
+            upside_down = self.augment.vertical_flip and random.random() < 0.5
+            if epoch < self.augmented_epochs:
+                scale = random.uniform(*self.augment.zoom)
+                if window is None and scale > 1:
+                    window, visible = zoom_window(source.shape[1], source.shape[0], scale, random), LEAST_VISIBLE
+                shorter, longest = (max(1, round(side * min(scale, 1))) for side in (shorter, longest))
+                colors = draw_colors(random) if random.random() < self.augment.color else None
+        image, from_source = resize(source, shorter, longest, flipped, window, upside_down)
+        image = image if colors is None else recolor(image, *colors)
         height, width = image.shape[-2:]
-        target = self._target(labelled, from_source, width, height, flipped, window)
+        target = self._target(labelled, from_source, width, height, (flipped, upside_down), window, visible)
         return DetectionSample(image, from_source, target, row, (source.shape[1], source.shape[0]), skipped)
 
     def _target(
@@ -100,26 +144,27 @@ class DetectionDataset(Dataset[DetectionSample]):
         from_source: Tensor,
         width: int,
         height: int,
-        flipped: bool,
+        flips: tuple[bool, bool],
         window: Window | None,
+        visible: float,
     ) -> dict[str, Tensor]:
         boxes = transform_boxes(from_source[None], torch.from_numpy(labelled.boxes)[None])[0]
         keep = ~labelled.crowd
         if window is not None:
-            boxes = clip(boxes, width, height)
-            keep = keep & (area(boxes) > 0).numpy()
+            whole, boxes = area(boxes), clip(boxes, width, height)
+            keep = keep & (area(boxes) > visible * whole).numpy()
         boxes = boxes[torch.from_numpy(keep)]
         target = {"boxes": boxes, "labels": torch.from_numpy(labelled.labels[keep]) + 1}
         if self.data.skeleton.names:
             points = torch.from_numpy(self.data.keypoints_of(labelled)[keep])
-            points = move_keypoints(from_source, points, self.data.skeleton.mirrored if flipped else None)
+            points = move_keypoints(from_source, points, self.data.skeleton.mirrored if flips[0] != flips[1] else None)
             target["keypoints"] = points if window is None else _within(points, width, height)
         if self.masks:
             masks = labelled.masks or (None,) * len(keep)  # an image may have boxes only where others have masks
             kept = [mask for mask, chosen in zip(masks, keep, strict=True) if chosen]
             shown = window or (0, 0, labelled.width, labelled.height)
             rasters = [
-                _rasterise(mask, shown, (width, height))[:, :: -1 if flipped else 1]
+                _rasterise(mask, shown, (width, height))[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
                 if mask
                 else _filled(width, height, box)
                 for mask, box in zip(kept, boxes, strict=True)
@@ -145,8 +190,31 @@ def draw_window(width: int, height: int, random: np.random.Generator) -> Window:
     return x1, y1, x2, y2
 
 
+def zoom_window(width: int, height: int, scale: float, random: np.random.Generator) -> Window:
+    """A part of a width x height px image of 1 / `scale` of its sides, anywhere in it."""
+    left, top = (random.uniform(0, side - side / scale) for side in (width, height))
+    return left, top, left + width / scale, top + height / scale
+
+
+def draw_colors(random: np.random.Generator) -> tuple[float, float, float]:
+    """Factors of brightness, contrast and saturation in D-FINE's ranges."""
+    return random.uniform(0.875, 1.125), random.uniform(0.5, 1.5), random.uniform(0.5, 1.5)
+
+
+def recolor(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """An image (3, H, W) uint8 in other colours; factors of 1 leave it as it is."""
+    image = functional.adjust_contrast(functional.adjust_brightness(image, brightness), contrast)
+    changed: Tensor = functional.adjust_saturation(image, saturation)
+    return changed
+
+
 def resize(
-    source: NDArray[np.uint8], shorter: int, longest: int, flipped: bool = False, window: Window | None = None
+    source: NDArray[np.uint8],
+    shorter: int,
+    longest: int,
+    flipped: bool = False,
+    window: Window | None = None,
+    upside_down: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """An image (H, W, 3) with its shorter side at `shorter` px unless the longer would pass `longest` px.
 
@@ -164,6 +232,9 @@ def resize(
     if flipped:
         pixels = pixels[:, ::-1]
         from_source = compose(mirror(size[0], torch.tensor([True])), from_source)
+    if upside_down:
+        pixels = pixels[::-1]
+        from_source = compose(torch.tensor([[[1.0, 0.0, 0.0], [0.0, -1.0, size[1]]]]), from_source)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1), from_source[0]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from boxless.data.detection import AugmentConfig
 from boxless.data.segmentation import CropConfig
 from boxless.detectors.all import DETECTORS
 from boxless.detectors.detector import DetectorConfig
@@ -134,7 +135,7 @@ class PretrainRecipe:
 
 @dataclass(frozen=True)
 class FinetuneOptim:
-    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops or a polynomial."""
+    """Optimiser and learning rate of fine-tuning: linear warm-up, then drops, a polynomial or a cosine."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
@@ -150,10 +151,11 @@ class FinetuneOptim:
     """Steps of warm-up to the peak; at most a tenth of the run. Detectron2's VOC protocol has 100."""
     warmup_start: float = 0.001
     """Learning rate at the start of the warm-up, as a share of the peak (Sparse R-CNN: 0.01)."""
-    schedule: Literal["drops", "polynomial"] = "drops"
-    """Schedule after the warm-up: drops, or MMSegmentation's polynomial, in proportion to (1 - share done) ** 0.9."""
+    schedule: Literal["drops", "polynomial", "cosine"] = "drops"
+    """Schedule after the warm-up: drops; MMSegmentation's polynomial, in proportion to (1 - share done) ** 0.9; or a
+    cosine after half of the run at the peak."""
     final_lr: float = 1e-4
-    """Learning rate at the end of the polynomial, for a batch of `reference_batch`; scaled as lr is."""
+    """Learning rate at the end of polynomial and cosine, for a batch of `reference_batch`; scaled as lr is."""
     drops: tuple[float, ...] = (2 / 3, 8 / 9)
     """Shares of the run after which the learning rate falls (1x: 60k and 80k of 90k)."""
     drop_factor: float = 0.1
@@ -203,6 +205,11 @@ class FinetuneRecipe:
     random_crop: bool = False
     """Crop every second training image, as DETR and Sparse R-CNN do: to 384 to 600 px a side, after its shorter side
     is resized to 400, 500 or 600 px."""
+    augment: AugmentConfig = AugmentConfig()  # noqa: RUF009
+    """Augmentation of training images; not for FCN."""
+    ema: float = 0.0
+    """Window of the weights' moving average, as a share of the run (0.05: its last twentieth). The average is
+    evaluated, kept and exported. 0: the last step's weights."""
     freeze: int = 0
     """Stages of the body that stay as loaded: 1 is the stem, 5 the whole body."""
     label_fraction: float = 1.0
@@ -242,7 +249,7 @@ class FinetuneRecipe:
 
     def __post_init__(self) -> None:
         _check_least(self, 0, "epochs", "iterations", "freeze", "label_seed", "precise_norms", "evaluate_every")
-        _check_least(self, 0, "workers", "seed")
+        _check_least(self, 0, "workers", "seed", "ema")
         _check_least(self, 1, "batch_size", "accumulate", "min_size", "max_size", "checkpoint_every")
         object.__setattr__(self, "trunk", with_neck(self.trunk, self.detector.necks))
 

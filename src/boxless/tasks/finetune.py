@@ -1,6 +1,7 @@
 """Fine-tuning as a Task: from labelled images to a detector and its AP."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import FinetuneSchedule, check_divides, rates_in_words
 from boxless.training.device import training_fabric, worker_count
 from boxless.training.distributed import check_same, merged, on_rank_zero, rank, world_size
+from boxless.training.ema import WeightAverage
 from boxless.training.fit import fit
 from boxless.training.health import Alarm
 from boxless.training.logger import MetricLogger
@@ -138,6 +140,7 @@ class DetectTask:
         synchronized = recipe.trunk.norm == "sync" and world_size() > 1
         self.module = synchronize_norms(detector) if synchronized else detector
         self.optimizer = make_detector_optimizer(self.module, self.trunk, recipe.optim)
+        self.average = WeightAverage(self.module, max(1, round(recipe.ema * self.steps))) if recipe.ema else None
 
     def _write_labels(self) -> None:
         """Write down which images were chosen, the same on all processes."""
@@ -166,7 +169,9 @@ class DetectTask:
         """The training images with their targets."""
         recipe, masks = self.recipe, self.recipe.detector.targets == "masks"
         sizes = recipe.min_size, recipe.max_size
-        return DetectionDataset(self.chosen, *sizes, True, masks, recipe.seed, recipe.random_crop)
+        dataset = DetectionDataset(self.chosen, *sizes, True, masks, recipe.seed, recipe.random_crop, recipe.augment)
+        dataset.augmented_epochs = recipe.augment.until * self.steps * self.batch / len(self.chosen)
+        return dataset
 
     def batches(self, first: int, end: int) -> Iterable[list[DetectionSample]]:
         """This process's share of each step's images."""
@@ -196,19 +201,24 @@ class DetectTask:
             raise UserError(f"{path}: {reason}; none of the first {self._unusable} images can be used: check the data")
 
     def after_step(self, step: int, log: MetricLogger) -> None:
-        """Nothing follows a step of fine-tuning."""
+        """Average the weights."""
+        if self.average is not None:
+            self.average.update(step)
 
     def evaluate(self) -> Mapping[str, float]:
         """AP by the recipe's metric, or mIoU, on the validation images."""
-        scores, _ = evaluate_detector(self.module, self.val, self.recipe, self.fabric)
+        with self.average.applied() if self.average is not None else nullcontext():
+            scores, _ = evaluate_detector(self.module, self.val, self.recipe, self.fabric)
         return known(next(iter(scores.values())).as_dict())
 
     def state(self) -> dict[str, Any]:
-        """Nothing beside what `fit` keeps."""
-        return {}
+        """The averaged weights."""
+        return {} if self.average is None else {"average": self.average.state_dict()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing beside what `fit` restores."""
+        """Take over the averaged weights."""
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def remedy(self, error: OutOfMemory | NonFiniteStep) -> str:
         """Settings that need less memory, or a lower rate."""
@@ -224,6 +234,8 @@ class DetectTask:
     def finish(self, seconds: float) -> None:
         """Write the detector, what it finds in the validation images, and the summary with its AP."""
         self.skipped.update(merged(self.skipped))
+        if self.average is not None:
+            self.average.apply()
         if self.recipe.precise_norms:
             self._estimate_norms()
         on_rank_zero(lambda: self._write(seconds))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from boxless.errors import UserError
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe
-from boxless.training.optim import warmup_cosine, warmup_multistep, warmup_polynomial
+from boxless.training.optim import warmup_cosine, warmup_flat_cosine, warmup_multistep, warmup_polynomial
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PretrainSchedule:
 
 @dataclass(frozen=True)
 class FinetuneSchedule:
-    """A fine-tuning's length and learning rates, in steps; `final` is where a polynomial ends, None with drops."""
+    """A fine-tuning's length and learning rates, in steps; `final` is where a polynomial or cosine ends."""
 
     batch: int
     steps: int
@@ -50,7 +50,8 @@ class FinetuneSchedule:
     milestones: tuple[int, ...]
     peak: float
     drop_factor: float
-    final: float | None
+    final: float
+    shape: str
 
     @staticmethod
     def of(recipe: FinetuneRecipe, images: int) -> "FinetuneSchedule":
@@ -65,14 +66,17 @@ class FinetuneSchedule:
             tuple(round(share * steps) for share in optim.drops),
             optim.lr * scale,
             optim.drop_factor,
-            optim.final_lr * scale if optim.schedule == "polynomial" else None,
+            optim.final_lr * scale,
+            optim.schedule,
         )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step."""
         warmup, start, peak = self.warmup, self.warmup_start, self.peak
-        if self.final is not None:
+        if self.shape == "polynomial":
             return warmup_polynomial(step, self.steps, warmup, start, peak=peak, final=self.final)
+        if self.shape == "cosine":
+            return warmup_flat_cosine(step, self.steps, warmup, start, peak, min(peak, self.final))
         return warmup_multistep(step, self.milestones, warmup, start, self.drop_factor, peak)
 
 

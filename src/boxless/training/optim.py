@@ -128,6 +128,19 @@ def warmup_cosine(
     return final + (peak - final) * (math.cos(math.pi * progress) + 1.0) / 2.0
 
 
+def warmup_flat_cosine(
+    step: int, total_steps: int, warmup_steps: int, warmup_factor: float, peak: float, final: float, flat: float = 0.5
+) -> float:
+    """Learning rate at `step`: a line up to `peak`, flat until the share `flat` of the run, a cosine down to `final`.
+
+    DEIM's shape (configs/base/deim.yml), with the warm-up in proportion to the run.
+    """
+    if step < warmup_steps:
+        return peak * (warmup_factor + (1.0 - warmup_factor) * step / warmup_steps)
+    progress = min(max(step / total_steps - flat, 0.0) / (1.0 - flat), 1.0)
+    return final + (peak - final) * (math.cos(math.pi * progress) + 1.0) / 2.0
+
+
 def warmup_multistep(
     step: int,
     milestones: Sequence[int],
