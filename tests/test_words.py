@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from boxless import cli
-from boxless.recipes.load import shipped
+from boxless.recipes.load import load, names
 from boxless.recipes.overrides import keys
 
 SOURCE = Path(__file__).parents[1] / "src" / "boxless"
@@ -39,7 +39,7 @@ def test_every_docstring_begins_with_the_thing(file: Path) -> None:
 def help_texts() -> dict[str, str]:
     """The help text of each flag of each command and of each key of each recipe, but for a method's fixed name."""
     entries = {f"boxless {name} --{key}": entry for name in cli.COMMANDS for key, entry in cli._own(name).items()}
-    entries |= {f"{name}: {key}": entry for name, recipe in shipped().items() for key, entry in keys(recipe).items()}
+    entries |= {f"{name}: {key}": entry for name in names() for key, entry in keys(load(name, object)).items()}
     return {name: entry.help for name, entry in entries.items() if not re.search(r"\bmethod\.(\w+\.)?name$", name)}
 
 

@@ -280,8 +280,9 @@ def test_nearest_names(word: str, near: str | None) -> None:
 def toy(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """One more shipped recipe, `toy-one`."""
     recipe = Recipe(epochs=7)
-    others = catalogue.shipped()
-    monkeypatch.setattr(catalogue, "shipped", lambda: {**others, "toy-one": recipe})
+    beside, described = catalogue._recipes_beside, catalogue.docstrings()
+    monkeypatch.setattr(catalogue, "docstrings", lambda: {**described, "toy-one": "A toy."})
+    monkeypatch.setattr(catalogue, "_recipes_beside", lambda name: {**beside(name), "toy-one": recipe})
     return recipe
 
 

@@ -4,6 +4,7 @@ import ast
 import inspect
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from boxless.errors import UserError
@@ -13,49 +14,68 @@ from boxless.untrusted import parse_yaml
 R = TypeVar("R")
 
 
-def shipped() -> dict[str, object]:
-    """Return all shipped recipes by name: `soco-small` is the constant `SOCO_SMALL` of the file of its method.
-
-    The first call imports PyTorch and every method, which takes seconds.
-    """
-    from boxless.recipes import (
-        barlow_twins,
-        byol,
-        compare,
-        densecl,
-        detco,
-        detr,
-        dino,
-        faster_rcnn,
-        fcn,
-        fcos,
-        joint,
-        keypoint_rcnn,
-        lc,
-        mask_rcnn,
-        moco,
-        pixpro,
-        retinanet,
-        rt_detr,
-        self_emd,
-        simclr,
-        soco,
-        sparse_rcnn,
-        swav,
-        up_detr,
-        vicreg,
-    )
-
-    pretraining = [barlow_twins, byol, densecl, detco, dino, joint, lc, moco, pixpro, self_emd, simclr, soco, swav]
-    detection = [detr, faster_rcnn, fcn, fcos, keypoint_rcnn, mask_rcnn, retinanet, rt_detr, sparse_rcnn]
-    files = [*pretraining, up_detr, vicreg, *detection, compare]
-    constants = {constant: value for file in files for constant, value in vars(file).items() if constant.isupper()}
-    return {_name(constant): value for constant, value in constants.items()}
-
-
 def names() -> list[str]:
     """Return the names of the shipped recipes, such as `soco-r50-fpn`, sorted."""
-    return sorted(shipped())
+    return list(docstrings())
+
+
+def _recipes_beside(name: str) -> dict[str, object]:
+    """The recipes in a recipe's file by name: `soco-small` is the constant `SOCO_SMALL` of soco.py; {} if unknown."""
+    file: ModuleType
+    match name.partition("-")[0]:
+        case "barlow":
+            from boxless.recipes import barlow_twins as file
+        case "byol":
+            from boxless.recipes import byol as file
+        case "compare" | "demo":
+            from boxless.recipes import compare as file
+        case "densecl":
+            from boxless.recipes import densecl as file
+        case "detco":
+            from boxless.recipes import detco as file
+        case "detr":
+            from boxless.recipes import detr as file
+        case "dino":
+            from boxless.recipes import dino as file
+        case "faster":
+            from boxless.recipes import faster_rcnn as file
+        case "fcn":
+            from boxless.recipes import fcn as file
+        case "fcos":
+            from boxless.recipes import fcos as file
+        case "joint":
+            from boxless.recipes import joint as file
+        case "keypoint":
+            from boxless.recipes import keypoint_rcnn as file
+        case "lc":
+            from boxless.recipes import lc as file
+        case "mask":
+            from boxless.recipes import mask_rcnn as file
+        case "moco":
+            from boxless.recipes import moco as file
+        case "pixpro":
+            from boxless.recipes import pixpro as file
+        case "retinanet":
+            from boxless.recipes import retinanet as file
+        case "rt":
+            from boxless.recipes import rt_detr as file
+        case "self":
+            from boxless.recipes import self_emd as file
+        case "simclr":
+            from boxless.recipes import simclr as file
+        case "soco":
+            from boxless.recipes import soco as file
+        case "sparse":
+            from boxless.recipes import sparse_rcnn as file
+        case "swav":
+            from boxless.recipes import swav as file
+        case "up":
+            from boxless.recipes import up_detr as file
+        case "vicreg":
+            from boxless.recipes import vicreg as file
+        case _:
+            return {}
+    return {_name(constant): value for constant, value in vars(file).items() if constant.isupper()}
 
 
 def docstrings() -> dict[str, str]:
@@ -103,9 +123,9 @@ def _is_file(name_or_file: str | Path) -> bool:
 
 
 def _named(name: str, expected: type[R]) -> R:
-    recipes = shipped()
+    recipes = _recipes_beside(name)
     if name not in recipes:
-        nearest = did_you_mean(name, sorted(recipes)) or ":"
+        nearest = did_you_mean(name, names()) or ":"
         raise UserError(f"unknown recipe {name!r}{nearest} shipped are {', '.join(names())}; a file ends in .yaml")
     recipe = recipes[name]
     if not isinstance(recipe, expected):
