@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from boxless.data.annotations.read import Role, formats_in, read_labels
-from boxless.data.annotations.types import LabelledData
+from boxless.data.annotations.read import formats_in, read_labels
+from boxless.data.annotations.types import LabelledData, Role
 from boxless.data.images import BadImage, check_size, open_image
 from boxless.data.open import index_images
 from boxless.data.transforms.crops import Window, cut, draw_window, extended, least_scale

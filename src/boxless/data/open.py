@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from boxless.data.annotations.read import is_voc_split, read_labels
+from boxless.data.annotations.read import read_labels
+from boxless.data.annotations.voc import is_voc_split
 from boxless.data.images import EXTENSIONS
 from boxless.data.index import ImageIndex
 from boxless.errors import UserError

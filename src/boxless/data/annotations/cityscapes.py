@@ -16,7 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from boxless.data.annotations.types import LabelledData, LabelledImage, Mask, Problem, number_problem
+from boxless.data.annotations.types import LabelledData, LabelledImage, Mask, Problem, Role, number_problem
 from boxless.data.images import BadImage, image_size
 from boxless.errors import UserError
 from boxless.untrusted import parse_json
@@ -54,9 +54,9 @@ class CityscapesFile:
         return Path(f"{self.prefix}_{kind}")
 
 
-def is_cityscapes(root: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Return whether a folder has Cityscapes' layout."""
-    return (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir()
+    return (path / "leftImg8bit").is_dir() and (path / "gtFine").is_dir()
 
 
 def cityscapes_files(root: Path, split: str) -> list[CityscapesFile]:
@@ -80,24 +80,30 @@ def cityscapes_files(root: Path, split: str) -> list[CityscapesFile]:
     ]
 
 
-def read(root: Path, split: str, classes: Sequence[str] | None = None) -> LabelledData:
-    """Read a split with its boxes and masks; images whose labels are missing or broken are left out and listed.
+def read(
+    path: Path, split: str | None, role: Role, images: Path | None = None, classes: Sequence[str] | None = None
+) -> LabelledData:
+    """Read a split, by default that of the role, with its boxes and masks.
+
+    `images` has no effect: labels and images lie in one root. Images whose labels are missing or broken are
+    left out and listed.
 
     Raises:
         UserError: no such split, or none of its images has labels.
     """
-    files = cityscapes_files(root, split)
+    split = split or role
+    files = cityscapes_files(path, split)
     kept = tuple(classes) if classes is not None else tuple(CLASSES)
     label_of = {CLASSES[name]: k for k, name in enumerate(kept) if name in CLASSES}
     with ThreadPoolExecutor(8) as pool:  # decoding a split of 2975 large PNGs is most of the time
         read_all = list(pool.map(lambda file: _read_image(file, label_of), files))
-    images = tuple(image for image in read_all if isinstance(image, LabelledImage))
+    labelled = tuple(image for image in read_all if isinstance(image, LabelledImage))
     problems = tuple(problem for problem in read_all if isinstance(problem, Problem))
-    if not images:
-        raise UserError(f"{root}: no image of {split} has labels; {_LAYOUT}; first: {problems[0]}")
+    if not labelled:
+        raise UserError(f"{path}: no image of {split} has labels; {_LAYOUT}; first: {problems[0]}")
     spare = max(CLASSES.values()) + 1
     ids = tuple(CLASSES.get(name, spare + k) for k, name in enumerate(kept))
-    return LabelledData(f"{root}:{split}", kept, ids, images, problems)
+    return LabelledData(f"{path}:{split}", kept, ids, labelled, problems)
 
 
 def _read_image(file: CityscapesFile, label_of: dict[int, int]) -> LabelledImage | Problem:

@@ -13,9 +13,9 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 
-from boxless.data.annotations.cityscapes import cityscapes_files, is_cityscapes
-from boxless.data.annotations.read import Role, read_labels, split_off
-from boxless.data.annotations.types import LabelledData, LabelledImage, Problem
+from boxless.data.annotations import cityscapes
+from boxless.data.annotations.read import read_labels, split_off
+from boxless.data.annotations.types import LabelledData, LabelledImage, Problem, Role
 from boxless.data.annotations.voc import split_names
 from boxless.data.images import BadImage, image_size
 from boxless.errors import UserError
@@ -59,7 +59,7 @@ def read_segmentation(where: str | Path, role: Role = "train", classes: Sequence
         return _checked(_voc(path.parents[2], path.stem), classes)
     if (path / "SegmentationClass").is_dir():
         return _checked(_voc(path, split or role), classes)
-    if is_cityscapes(path):
+    if cityscapes.recognises(path):
         return _checked(_cityscapes(path, split or role), classes)
     data = read_labels(where, role, classes=None if classes is None else classes[1:])
     if not data.has_masks:
@@ -131,7 +131,7 @@ def _voc(root: Path, split: str) -> LabelledData:
 
 def _cityscapes(root: Path, split: str) -> LabelledData:
     pairs = []
-    for file in cityscapes_files(root, split):
+    for file in cityscapes.cityscapes_files(root, split):
         ready = file.label("labelTrainIds.png")
         pairs.append((file.name, file.image, ready if ready.is_file() else file.label("labelIds.png")))
     return _with_maps(str(root / "gtFine" / split), tuple(CITYSCAPES_CLASSES), pairs)

@@ -5,6 +5,7 @@ LVIS is of the same form, but for images named by `coco_url` and what it says of
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 from boxless.data.annotations.keypoints import find_skeleton, from_coco
 from boxless.data.annotations.types import (
     PIXEL_LIMIT,
+    SPLITS,
     LabelledData,
     LabelledImage,
     Mask,
     Problem,
+    Role,
     fit_boxes,
     number_problem,
     rle_runs,
@@ -27,17 +30,60 @@ from boxless.data.images import BadImage, image_size
 from boxless.errors import UserError
 from boxless.untrusted import inside, is_there, no_collection, parse_json
 
+_SPELLINGS = {"train": "train(ing)?", "val": "val(id(ation)?)?", "test": "test(ing)?"}
 
-def read(path: Path, images: Path | None = None, classes: Sequence[str] | None = None) -> LabelledData:
-    """Read a COCO instances file; `images`: folder of the images, else looked for beside the file.
+
+def recognises(path: Path) -> bool:
+    """Return whether a path is a .json file or a folder with some."""
+    return path.suffix.lower() == ".json" if path.is_file() else bool(_jsons(path))
+
+
+def read(
+    path: Path, split: str | None, role: Role, images: Path | None = None, classes: Sequence[str] | None = None
+) -> LabelledData:
+    """Read a COCO instances file, or the one of a split; `images`: folder of the images, else looked for beside it.
 
     Classes are in the order of their category ids, or follow `classes`. Broken entries are left out and listed.
 
     Raises:
-        UserError: the file is no COCO dict, or none of its images exist.
+        UserError: no such split, the file is no COCO dict, or none of its images exist.
     """
+    file = _file_of(path, split, role)
     with no_collection():
-        return _Reader(path, load_dict(path), classes).read(images)
+        return _Reader(file, load_dict(file), classes).read(images)
+
+
+def _file_of(path: Path, split: str | None, role: Role) -> Path:
+    if path.is_file():
+        if split:
+            raise UserError(f"{path}: a COCO file is one split; leave out ':{split}'")
+        return path
+    files = _jsons(path)
+    names = (split,) if split else SPLITS[role]
+    others = () if split else SPLITS["val" if role == "train" else "train"]
+    for name in names:
+        found = _named(files, name)
+        if len(found) > 1:
+            raise UserError(f"{path}: several files for '{name}': {', '.join(f.name for f in found[:5])}; name one")
+        if found and found == next(filter(None, (_named(files, other) for other in others)), None):
+            raise UserError(f"{found[0]}: its name says training and validation; name the file of each")
+        if found:
+            return found[0]
+    if len(files) == 1 and not split and not any(_named(files, name) for name in (*names, *others)):
+        return files[0]
+    have = ", ".join(file.name for file in files[:5])
+    raise UserError(f"{path}: no COCO file for '{' or '.join(names)}'; it has: {have}; name one")
+
+
+def _named(files: Sequence[Path], split: str) -> list[Path]:
+    """Return the files that are named by a split."""
+    word = _SPELLINGS.get(split, re.escape(split))  # no part of a word: trainval is not val, nor latest test
+    found = [file for file in files if re.search(f"(?<![a-z]){word}(?![a-z])", file.stem, re.IGNORECASE)]
+    return [file for file in found if file.stem.startswith("instances")] or found  # beside captions, keypoints
+
+
+def _jsons(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("annotations/*.json"), *folder.glob("*.json")])
 
 
 def load_dict(path: Path, lists: Sequence[str] = ("images", "annotations", "categories")) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ COORDINATE_LIMIT = 1e7  # px; beyond this float32 is coarser than a pixel
 PIXEL_LIMIT = 200_000_000  # of an image; larger ones are not read, whatever their labels say of them
 OBJECT_LIMIT = 10_000  # of an image; detectors compare all with all their boxes, which no memory has room for
 TOO_MANY = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}"
+Role = Literal["train", "val"]
+SPLITS: dict[str, tuple[str, ...]] = {"train": ("train", "trainval"), "val": ("val", "test")}
+"""The splits that a role reads, in order of preference."""
 _NUMBERS = frozenset((int, float))
 
 

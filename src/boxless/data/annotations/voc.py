@@ -17,10 +17,12 @@ from boxless.data.annotations.types import (
     COORDINATE_LIMIT,
     OBJECT_LIMIT,
     PIXEL_LIMIT,
+    SPLITS,
     TOO_MANY,
     LabelledData,
     LabelledImage,
     Problem,
+    Role,
     fit_boxes,
 )
 from boxless.data.images import EXTENSIONS, BadImage, image_size
@@ -30,25 +32,36 @@ from boxless.untrusted import inside, is_there, no_collection
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
+def recognises(path: Path) -> bool:
+    """Return whether a path is a VOC root or one of its split files."""
+    return is_voc_split(path) or (path / "Annotations").is_dir()
+
+
+def is_voc_split(path: Path) -> bool:
+    """Return whether `path` is a split file of a VOC root, ImageSets/Main/*.txt."""
+    return path.suffix == ".txt" and path.parts[-3:-1] == ("ImageSets", "Main") and path.is_file()
+
+
 def read(
-    root: Path, split_file: Path | None, images: Path | None = None, classes: Sequence[str] | None = None
+    path: Path, split: str | None, role: Role, images: Path | None = None, classes: Sequence[str] | None = None
 ) -> LabelledData:
-    """Read a VOC root: the images that `split_file` lists (one id per line), or all that have an .xml.
+    """Read the split of a VOC root, or a split file (one id per line); all images that have an .xml without splits.
 
     `images`: folder of the images, else JPEGImages. Classes are the sorted names found, or `classes`; category ids are
     1..n. Broken objects are left out and listed.
 
     Raises:
-        UserError: the split lists nothing, or none of its images is usable.
+        UserError: no such split, it lists nothing, or none of its images is usable.
     """
+    root, split_file = (path.parents[2], path) if is_voc_split(path) else (path, _split_file(path, split, role))
     annotations = root / "Annotations"
     origin = split_file or annotations
     names = split_names(split_file, annotations, ".xml") if split_file else sorted(p.stem for p in origin.glob("*.xml"))
     folder = images or root / "JPEGImages"
     missing = [part for part in ("Annotations", "JPEGImages") if not (root / part).is_dir()]
     if missing and images is None:
-        split = f"ImageSets/Main/{split_file.name if split_file else 'trainval.txt'}"
-        raise UserError(f"{root}: expected Annotations/, JPEGImages/, {split}; there is no {' and no '.join(missing)}")
+        listed = f"ImageSets/Main/{split_file.name if split_file else 'trainval.txt'}"
+        raise UserError(f"{root}: expected Annotations/, JPEGImages/, {listed}; there is no {' and no '.join(missing)}")
     try:
         files = {file.stem: file for file in map(Path, sorted(os.listdir(folder))) if file.suffix.lower() in EXTENSIONS}
     except OSError as error:
@@ -75,6 +88,21 @@ def read(
     labelled = tuple(image.labelled(label_of) for image in parsed)
     ids = tuple(range(1, len(kept) + 1))
     return LabelledData(str(origin), kept, ids, labelled, tuple(problems), difficult=True)
+
+
+def _split_file(root: Path, split: str | None, role: Role) -> Path | None:
+    """Return the split file, None (all images) where the root has no splits."""
+    folder = root / "ImageSets" / "Main"
+    names = (split,) if split else SPLITS[role]
+    for name in names:
+        if (folder / f"{name}.txt").is_file():
+            return folder / f"{name}.txt"
+    have = sorted(file.stem for file in folder.glob("*.txt"))
+    if not have and not split:
+        return None
+    raise UserError(
+        f"{folder}: no {' or '.join(f'{n}.txt' for n in names)}; it has: {', '.join(have[:8]) or 'nothing'}"
+    )
 
 
 @dataclass

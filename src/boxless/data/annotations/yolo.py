@@ -11,11 +11,13 @@ import numpy as np
 
 from boxless.data.annotations.types import (
     OBJECT_LIMIT,
+    SPLITS,
     TOO_MANY,
     LabelledData,
     LabelledImage,
     Mask,
     Problem,
+    Role,
     fit_boxes,
 )
 from boxless.data.images import EXTENSIONS, BadImage, image_size
@@ -25,8 +27,17 @@ from boxless.untrusted import is_folder, is_there, parse_yaml
 _ROUNDING = 1e-3  # values this far outside 0..1 are rounding
 
 
-def read(path: Path, split: str, images: Path | None = None, classes: Sequence[str] | None = None) -> LabelledData:
-    """Read the `split` (train, val, test) of a data.yaml; an image without a label file has no objects.
+def recognises(path: Path) -> bool:
+    """Return whether a path is a .yaml file or a folder with some."""
+    return path.suffix.lower() in (".yaml", ".yml") if path.is_file() else bool(_yamls(path))
+
+
+def read(
+    path: Path, split: str | None, role: Role, images: Path | None = None, classes: Sequence[str] | None = None
+) -> LabelledData:
+    """Read the `split` (train, val, test) of a data.yaml, or of the one in a folder; by default that of the role.
+
+    An image without a label file has no objects.
 
     `images`: folder of the images instead of the one in the file. Classes are `names`, or `classes`; category ids are
     1..n. Of pose labels (`kpt_shape`) the boxes are read. Broken lines are left out and listed.
@@ -34,7 +45,9 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
     Raises:
         UserError: the file is no data.yaml, lacks the split, or no image is usable.
     """
+    path = _yaml_file(path)
     config = load_config(path)
+    split = split or next((name for name in SPLITS[role] if config.get(name)), role)
     names = _names(path, config)
     pose_fields = _pose_fields(path, config)
     problems = [Problem(str(path), f"class {k}", "empty category name") for k, name in names.items() if not name]
@@ -59,6 +72,19 @@ def read(path: Path, split: str, images: Path | None = None, classes: Sequence[s
         message = f"class is not among the given classes: {count} objects"
         problems.append(Problem(str(path), f"class {k} ({names[k]})", message))
     return LabelledData(f"{path}:{split}", found, tuple(range(1, len(found) + 1)), kept, tuple(problems))
+
+
+def _yaml_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    files = _yamls(path)
+    if len(files) > 1:
+        raise UserError(f"{path}: several YAML files: {', '.join(file.name for file in files[:5])}; name one")
+    return files[0]
+
+
+def _yamls(folder: Path) -> list[Path]:
+    return [folder / "data.yaml"] if (folder / "data.yaml").is_file() else sorted(folder.glob("*.y*ml"))
 
 
 def load_config(path: Path) -> dict[str, Any]:
