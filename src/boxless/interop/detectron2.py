@@ -10,6 +10,7 @@ through ratios (`generate_cell_anchors`): the rows that predict them are reorder
 
 import io
 import pickle
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig
+from boxless.errors import UserError
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 RATIOS = 3
@@ -60,7 +62,27 @@ def to_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, .
     return background_first(_reordered(found, to_detectron=False)), left
 
 
-def is_in_bgr(tensors: Mapping[str, Tensor]) -> bool:
+def recognised(tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
+    """See `layouts.Project`."""
+    if any(re.fullmatch(r"(res_?)?conv1_w|res2_0_branch2a_w", key) for key in tensors):
+        raise UserError(
+            "the names are Caffe2's (conv1_w, res2_0_branch2a_w): MSRA's ResNet in Detectron2's first files, which has "
+            "the stride in the 1x1 convolution and takes BGR; use a file in torchvision's names"
+        )
+    stem = next((key for key in tensors if key.endswith("stem.conv1.weight")), None)
+    if stem is None:
+        return None
+    if _is_in_bgr(tensors):
+        raise UserError(
+            "the file's pixel_mean begins with blue, so it is one of Detectron2's own models, of MSRA's ResNet: it "
+            "takes BGR and has the stride in the 1x1 convolution; use a file that was trained on RGB"
+        )
+    where = stem.removesuffix("stem.conv1.weight")
+    warning = "right where it was trained on RGB with STRIDE_IN_1X1 False, which names do not show"
+    return f"Detectron2 ({around}{where}res2.*; {warning})", to_torchvision(tensors)[0]
+
+
+def _is_in_bgr(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether a file that says its colours' mean has blue first, as Detectron2's own (MSRA's) weights have."""
     mean = tensors.get("pixel_mean")
     return mean is not None and bool(mean.flatten()[0] < mean.flatten()[-1])

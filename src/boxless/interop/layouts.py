@@ -6,14 +6,32 @@ bodies often have nothing around them: those of Barlow Twins, VICReg, DetCo and 
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from boxless.errors import UserError
 from boxless.interop import detectron2, mmdetection, transformers
 from boxless.interop.detr import from_authors
 from boxless.interop.names import Tensors, without
+
+
+class Project(Protocol):
+    """A module with a project's names of whole detectors."""
+
+    def recognised(self, tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
+        """The layout, for people, and the tensors in torchvision's names; None if the names are not the project's.
+
+        Args:
+            tensors: tensors of a file, without `around`.
+            around: prefix of all their names, perhaps empty.
+
+        Raises:
+            UserError: for weights that would load and be wrong.
+        """
+
+
+PROJECTS: tuple[Project, ...] = (detectron2, mmdetection, transformers)
+"""Projects in order; the first that recognises a file is used."""
 
 _WRAPPED = "module."
 """Prefix of DataParallel, before every name."""
@@ -74,9 +92,9 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
     if any(key.startswith("backbone.body.") for key in inner):
         whole = any(key.startswith(("rpn.", "roi_heads.", "head.")) for key in inner)
         return f"a detector in torchvision's names ({around}backbone.body.*)" if whole else "", inner
-    found = _of_detectors(inner, around)
-    if found is not None:
-        return found
+    for project in PROJECTS:
+        if (found := project.recognised(inner, around)) is not None:
+            return found
     for layout in LAYOUTS:
         taken = without(inner, layout.prefix)
         if any(re.fullmatch(layout.beside, key) for key in inner) and any(own.fullmatch(key) for key in taken):
@@ -90,47 +108,3 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
     if not taken:
         return "", dict(tensors)
     return f"a backbone in torchvision's or timm's names ({around}{best}*)", taken
-
-
-def _of_detectors(tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
-    """Recognise Detectron2, MMDetection, SoCo (named like MMDetection) and Hugging Face."""
-    if any(re.fullmatch(r"(res_?)?conv1_w|res2_0_branch2a_w", key) for key in tensors):
-        raise UserError(
-            "the names are Caffe2's (conv1_w, res2_0_branch2a_w): MSRA's ResNet in Detectron2's first files, which has "
-            "the stride in the 1x1 convolution and takes BGR; use a file in torchvision's names"
-        )
-    if any(key.endswith("stem.conv1.weight") for key in tensors):
-        if detectron2.is_in_bgr(tensors):
-            raise UserError(
-                "the file's pixel_mean begins with blue, so it is one of Detectron2's own models, of MSRA's ResNet: it "
-                "takes BGR and has the stride in the 1x1 convolution; use a file that was trained on RGB"
-            )
-        found, _ = detectron2.to_torchvision(tensors)
-        where = next(key for key in tensors if key.endswith("stem.conv1.weight")).removesuffix("stem.conv1.weight")
-        warning = "right where it was trained on RGB with STRIDE_IN_1X1 False, which names do not show"
-        return f"Detectron2 ({around}{where}res2.*; {warning})", found
-    if "neck.lateral_convs.0.conv.weight" in tensors and "encoder.conv1.weight" in tensors:
-        found, _ = mmdetection.to_torchvision(_soco(tensors))
-        return f"SoCo ({around}encoder.*, {around}neck.*, {around}head.*)", found
-    if any(key.startswith(("neck.lateral_convs.", "rpn_head.", "roi_head.", "bbox_head.")) for key in tensors):
-        found, _ = mmdetection.to_torchvision(tensors)
-        if found:
-            return f"MMDetection ({around}backbone.*; right for style='pytorch' and RGB)", found
-    if transformers.is_layout(tensors):
-        return "Hugging Face transformers (embedder.*, encoder.stages.*)", transformers.to_torchvision(tensors)
-    return None
-
-
-def _soco(tensors: Tensors) -> Tensors:
-    """SoCo's names as those of MMDetection, from which its pyramid was taken."""
-
-    def name(key: str) -> str:
-        if key.startswith("encoder."):
-            return "backbone." + key.removeprefix("encoder.")
-        head = re.fullmatch(r"head\.(conv|bn|fc)(\d)\.(\w+)", key)
-        if head is None:
-            return key
-        place = "shared_fcs.0" if head[1] == "fc" else f"shared_convs.{int(head[2]) - 1}.{head[1]}"
-        return f"roi_head.bbox_head.{place}.{head[3]}"
-
-    return {name(key): value for key, value in tensors.items()}

@@ -5,6 +5,7 @@ pyramid has norms, P6 and P7 of RetinaNet have them too; boxless' have biases in
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -46,6 +47,31 @@ def to_torchvision(tensors: Mapping[str, Tensor]) -> tuple[Tensors, tuple[str, .
     back["roi_head.bbox_head.shared_fcs.0"] = "roi_heads.box_head.5" if convolutional else "roi_heads.box_head.fc6"
     found, left = renamed(tensors, back)
     return background_first(_without_norms(found)), left
+
+
+def recognised(tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
+    """See `layouts.Project`; SoCo's authors took their pyramid and its names from MMDetection."""
+    if "neck.lateral_convs.0.conv.weight" in tensors and "encoder.conv1.weight" in tensors:
+        return f"SoCo ({around}encoder.*, {around}neck.*, {around}head.*)", to_torchvision(_soco(tensors))[0]
+    if not any(key.startswith(("neck.lateral_convs.", "rpn_head.", "roi_head.", "bbox_head.")) for key in tensors):
+        return None
+    found, _ = to_torchvision(tensors)
+    return (f"MMDetection ({around}backbone.*; right for style='pytorch' and RGB)", found) if found else None
+
+
+def _soco(tensors: Tensors) -> Tensors:
+    """SoCo's names as those of MMDetection, from which its pyramid was taken."""
+
+    def name(key: str) -> str:
+        if key.startswith("encoder."):
+            return "backbone." + key.removeprefix("encoder.")
+        head = re.fullmatch(r"head\.(conv|bn|fc)(\d)\.(\w+)", key)
+        if head is None:
+            return key
+        place = "shared_fcs.0" if head[1] == "fc" else f"shared_convs.{int(head[2]) - 1}.{head[1]}"
+        return f"roi_head.bbox_head.{place}.{head[3]}"
+
+    return {name(key): value for key, value in tensors.items()}
 
 
 def saved(tensors: Tensors, classes: Sequence[str]) -> bytes:

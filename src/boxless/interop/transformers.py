@@ -68,9 +68,11 @@ def to_torchvision(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name(key): value for key, value in tensors.items() if not key.startswith(("class_embed.", "bbox_embed."))}
 
 
-def is_layout(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether the names are those of the library's ResNet."""
-    return any(key.endswith(_STEM) for key in tensors)
+def recognised(tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
+    """See `layouts.Project`: by the names of the library's ResNet."""
+    if not any(key.endswith(_STEM) for key in tensors):
+        return None
+    return "Hugging Face transformers (embedder.*, encoder.stages.*)", to_torchvision(tensors)
 
 
 def save(
