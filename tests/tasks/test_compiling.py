@@ -16,7 +16,7 @@ from boxless.geometry.view import View
 from boxless.methods.soco import SoCoConfig
 from boxless.proposals.baselines import grid_boxes
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
-from boxless.tasks.compiling import compile_parts, is_compiled
+from boxless.tasks.compiling import compile_parts, compiling_pays
 from boxless.tasks.pretrain import PretrainTask, make_pretrain_optimizer
 
 SOCO = SoCoConfig(size=64, small_size=32, hidden=16, output=8)
@@ -24,17 +24,19 @@ RECIPE = PretrainRecipe(SOCO, TrunkConfig("resnet18", fpn_channels=16, box_head_
 
 
 def test_long_runs_on_a_gpu_compile_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert is_compiled(RECIPE, 2000, gpu)
-    assert not is_compiled(RECIPE, 1999, gpu) and not is_compiled(RECIPE, 2000, cpu)
-    assert not is_compiled(replace(RECIPE, compile=False), 2000, gpu) and is_compiled(
-        replace(RECIPE, compile=True), 1, cpu
-    )
+    assert compiling_pays(RECIPE, 2000) and not compiling_pays(RECIPE, 1999)
     changing = replace(RECIPE, trunk=TrunkConfig(neck="transformer"))
-    assert not is_compiled(changing, 2000, gpu)
+    assert not compiling_pays(changing, 2000)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not is_compiled(RECIPE, 2000, gpu)
+    assert not compiling_pays(RECIPE, 2000)
+
+
+def test_a_processor_compiles_only_when_told_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("boxless.tasks.pretrain.compiling_pays", lambda recipe, steps: True)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    for asked, compiled in ((None, False), (False, False), (True, True)):
+        assert PretrainTask(replace(RECIPE, compile=asked), fabric, tmp_path).compiled is compiled
 
 
 def test_compiled_parts_learn_the_same_under_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ from boxless.geometry.affine import compose, invert, transform_points
 from boxless.geometry.boxes import area, clip, transform_boxes
 from boxless.geometry.view import View
 from boxless.losses import cell_weights, sinkhorn
-from boxless.methods.method import as_module
 from boxless.methods.modules import pooled
 from boxless.methods.self_emd import SelfEMD, SelfEMDConfig
 from boxless.plots.pairs import ViewPair, correlation_matrix, cross_correlation, transport_plan, view_matches
@@ -59,7 +58,8 @@ def trained_method(run: Path, recipe: PretrainRecipe) -> nn.Module | None:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, UnpicklingError):  # it is being replaced just now, or damaged
             continue
-        module = as_module(recipe.method.build(Trunk(recipe.trunk)))
+        module = recipe.method.build(Trunk(recipe.trunk))
+        assert isinstance(module, nn.Module)
         module.load_state_dict(state["module"])
         return module
     return None

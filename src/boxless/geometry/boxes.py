@@ -1,11 +1,12 @@
 """Boxes as (..., 4) tensors, xyxy in continuous pixels."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchvision.ops import box_iou
 
 from boxless.geometry.affine import transform_points
-from boxless.geometry.draws import own_rows
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -90,3 +91,15 @@ def choose(valid: Tensor, count: int, generator: torch.Generator | None = None) 
         score = torch.nn.functional.pad(score, (0, count - valid.shape[1]), value=-1.0)
     best, indices = score.topk(count, dim=1)
     return indices.clamp(max=max(valid.shape[1] - 1, 0)), best >= 0
+
+
+def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """Draw random rows for all processes and return this process's, so that they do not depend on their number.
+
+    Args:
+        rows: number of rows per process.
+        draw: maps a number of rows to numbers (rows, ...), with a generator in the same state on all processes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return draw(rows)
+    return draw(rows * distributed.get_world_size()).chunk(distributed.get_world_size())[distributed.get_rank()]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from boxless.geometry.affine import compose, crop_and_resize, invert, mirror, transform_points
-from boxless.geometry.boxes import area, clip, transform_boxes
-from boxless.geometry.draws import own_rows
+from boxless.geometry.boxes import area, clip, own_rows, transform_boxes
 
 
 class View(NamedTuple):

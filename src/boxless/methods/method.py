@@ -3,7 +3,7 @@
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from boxless.data.transforms.specs import ViewSpec
 from boxless.detectors.trunk import Trunk
@@ -86,9 +86,3 @@ class GroupedNorms(Protocol):
     @property
     def norm_groups(self) -> int:
         """Parts of the batch, over all processes, with batch statistics of their own."""
-
-
-def as_module(method: Method) -> nn.Module:
-    """The method as the module that it is."""
-    assert isinstance(method, nn.Module)
-    return method

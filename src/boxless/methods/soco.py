@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from boxless.data.transforms.specs import ViewSpec
 from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
-from boxless.geometry.boxes import area, assign_level, choose, jitter
-from boxless.geometry.draws import own_rows
+from boxless.geometry.boxes import area, assign_level, choose, jitter, own_rows
 from boxless.geometry.view import View
 from boxless.losses import object_contrastive_loss
 from boxless.methods.crops import UnequalCrops

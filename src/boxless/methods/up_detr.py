@@ -31,7 +31,7 @@ from boxless.data.transforms.specs import Photometric, ViewSpec
 from boxless.detectors.criterion import Objects, match, set_loss
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.errors import UserError
-from boxless.geometry.draws import own_rows
+from boxless.geometry.boxes import own_rows
 from boxless.geometry.view import View
 from boxless.losses import byol_loss
 from boxless.methods.method import MethodOutput

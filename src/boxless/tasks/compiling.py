@@ -18,16 +18,14 @@ PAYS_FROM = 2000
 """Steps from which on the minute or two of compiling is won back."""
 
 
-def is_compiled(recipe: PretrainRecipe, steps: int, device: torch.device) -> bool:
-    """Return whether a run of a number of steps compiles: as the recipe says, or else if it pays off.
+def compiling_pays(recipe: PretrainRecipe, steps: int) -> bool:
+    """Return whether compiling wins its time back in a run of a number of steps on a GPU.
 
-    That is in long runs on a GPU, where there is a C compiler, which torch.compile needs. It leaves out UP-DETR, whose
-    images change their size from step to step, and norms over several processes, where it has not been tried.
+    That is in long runs, where there is a C compiler, which torch.compile needs. It leaves out UP-DETR, whose images
+    change their size from step to step, and norms over several processes, where it has not been tried.
     """
-    if recipe.compile is not None:
-        return recipe.compile
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    able = device.type == "cuda" and any(name and shutil.which(name) for name in compilers)
+    able = any(name and shutil.which(name) for name in compilers)
     varying = recipe.trunk.neck == "transformer"
     return able and steps >= PAYS_FROM and not varying and (recipe.trunk.norm != "sync" or world_size() == 1)
 

@@ -20,10 +20,10 @@ from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.geometry.view import View
 from boxless.interop.weights import load_trunk, save_trunk
-from boxless.methods.method import GroupedNorms, MethodOutput, MovingTarget, as_module
+from boxless.methods.method import GroupedNorms, MethodOutput, MovingTarget
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.runs.run import Run, training_in, write_json
-from boxless.tasks.compiling import compile_parts, is_compiled
+from boxless.tasks.compiling import compile_parts, compiling_pays
 from boxless.tasks.schedule import PretrainSchedule, rates_in_words
 from boxless.training.device import training_fabric, worker_count
 from boxless.training.distributed import broadcast, check_same, gather_rows, merged, on_rank_zero, rank, world_size
@@ -84,7 +84,10 @@ class PretrainTask:
         self.steps, self.batch = self.schedule.steps, self.schedule.batch
         # Norms, negatives and statistics are those of the whole batch.
         self.micro_batches = MicroBatches(self.batch // world_size())
-        self.compiled = is_compiled(recipe, self.steps, fabric.device)
+        if recipe.compile is not None:
+            self.compiled = recipe.compile
+        else:
+            self.compiled = fabric.device.type == "cuda" and compiling_pays(recipe, self.steps)
         mean, std = torch.tensor(recipe.trunk.mean), torch.tensor(recipe.trunk.std)
         self.mean, self.std = (t.view(1, 3, 1, 1).to(fabric.device, non_blocking=True) for t in (mean, std))
         self.health = HealthRecord()
@@ -106,7 +109,8 @@ class PretrainTask:
             self.start = str(load_trunk(self.trunk, self.init, LEAST_LOADED))
             say(self.start, self.quiet)
         self.method = recipe.method.build(self.trunk)
-        module = as_module(self.method).to(device).to(memory_format=torch.channels_last)
+        assert isinstance(self.method, nn.Module)
+        module = self.method.to(device).to(memory_format=torch.channels_last)
         alone = world_size() == 1 or isinstance(recipe.method, GroupedNorms)  # which keep to parts of the batch
         self.module = module if alone else synchronize_norms(module)
         self.optimizer = make_pretrain_optimizer(self.module, recipe.optim)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from boxless.data.transforms.color_cpu import LUMA, SOLARIZED_FROM, Step, one_by_one, radius_of
 from boxless.data.transforms.specs import Photometric
 from boxless.geometry.affine import compose, mirror
-from boxless.geometry.draws import own_rows
+from boxless.geometry.boxes import own_rows
 from boxless.geometry.view import View
 
 
