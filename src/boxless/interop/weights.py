@@ -13,6 +13,7 @@ from boxless.detectors.backbones import TimmBody
 from boxless.detectors.trunk import Trunk
 from boxless.errors import UserError
 from boxless.files import written
+from boxless.interop.efficientnet import efficientnet_in
 from boxless.interop.files import read_tensors
 from boxless.interop.layouts import recognise
 from boxless.interop.names import Tensors
@@ -178,6 +179,7 @@ def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Te
     body = _network(trunk)
     heads = {key.removeprefix(body).partition(".")[0] for key in trunk.state_dict() if key.startswith(body)}
     heads |= {"layer4"} if trunk.config.neck == "c4" else set()
+    normalization = _efficientnet_in(tensors, trunk, path)
     try:
         says, found = recognise(tensors, "|".join(map(re.escape, sorted(heads))))
     except UserError as error:
@@ -186,7 +188,30 @@ def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Te
     # Convolutions of a pyramid have biases if it has no norms: it is another one, and the trunk's is new.
     if "backbone.fpn.inner_blocks.0.0.bias" in named and "backbone.fpn.inner_blocks.0.1.weight" in trunk.state_dict():
         named = {_as_another(key): value for key, value in named.items()}
-    return says, _last_stage_placed(_levels_placed(named, trunk), trunk)
+    return says + normalization, _last_stage_placed(_levels_placed(named, trunk), trunk)
+
+
+def _efficientnet_in(tensors: Tensors, trunk: Trunk, path: Path) -> str:
+    """The mean and std that go with a file of an EfficientNet, for people; "" for other files.
+
+    Raises:
+        UserError: if the trunk is another one. timm's `efficientnet_*` has the same shapes and another padding.
+    """
+    found, config = efficientnet_in(tensors), trunk.config
+    if found is None:
+        return ""
+    if config.backbone.partition(".")[0] != found.backbone:
+        raise UserError(
+            f"{path}: is of {found.backbone} and trunk.backbone is {config.backbone}; leave that key out, or set "
+            f"--trunk.backbone {found.backbone}"
+        )
+    same = (tuple(config.mean), tuple(config.std)) == (found.mean, found.std)
+    now = "" if same else f", and not with trunk.mean {_in_words(config.mean)}, trunk.std {_in_words(config.std)}"
+    return f", trained with mean {_in_words(found.mean)} and std {_in_words(found.std)}{now}"
+
+
+def _in_words(values: tuple[float, ...]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else " ".join(f"{value:g}" for value in values)
 
 
 def _in_trunk(key: str, body: str, heads: set[str]) -> str:

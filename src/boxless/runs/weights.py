@@ -7,7 +7,10 @@ from typing import TypeVar
 
 from boxless.detectors.trunk import Neck, TrunkConfig, with_neck
 from boxless.errors import UserError
+from boxless.interop.efficientnet import EfficientNet, efficientnet_in
+from boxless.interop.files import read_tensors
 from boxless.interop.hub import fetch, is_address
+from boxless.interop.imagenet import WORD, embedded_weights
 from boxless.interop.weights import parts_in
 from boxless.recipes.load import load
 from boxless.recipes.schema import TrainingRecipe
@@ -17,11 +20,15 @@ R = TypeVar("R", bound=TrainingRecipe)
 
 
 def local(where: str | None) -> str | None:
-    """A place that a user names, fetched first where it is on the Hugging Face Hub (hf://user/name).
+    """A place that a user names, fetched first if it is on the Hugging Face Hub (hf://user/name).
+
+    The word imagenet names the file of an installed package.
 
     Raises:
-        UserError: if it cannot be fetched.
+        UserError: if it cannot be fetched, or the package is missing.
     """
+    if where == WORD:
+        return str(embedded_weights())
     return str(fetch(where)) if where is not None and is_address(where) else where
 
 
@@ -57,20 +64,33 @@ def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
     return recipe.trunk if isinstance(recipe, TrainingRecipe) else None
 
 
+def efficientnet_of(weights: str | Path | None) -> EfficientNet | None:
+    """The EfficientNet that a file is of by its names; None for any other file, or none."""
+    if weights is None or not Path(weights).is_file():
+        return None
+    try:
+        return efficientnet_in(read_tensors(Path(weights)))
+    except UserError:  # is said where the file is loaded
+        return None
+
+
 def resolve_trunk(own: TrunkConfig, weights: str | Path | None, necks: Sequence[Neck]) -> TrunkConfig:
     """The trunk to build: the one of the run that the weights come from, with what a recipe decides.
 
     The recipe decides the norm and, if the weights have no box head, the kind of box head; sizes are the run's. The
     neck is the recipe's if that is not the first of `necks`, the usual one; else the run's; and if it is not one of
-    `necks`, the usual one.
+    `necks`, the usual one. A file whose names say which EfficientNet it is of decides backbone, mean and std.
 
     Args:
         own: the recipe's trunk, which is taken if the weights are not of a run.
-        weights: a run or its weights, if any.
+        weights: a run, its weights or another file, if any.
         necks: the necks that the detector or the method takes, the usual one first.
     """
     source = trunk_of(weights)
     if source is None or weights is None:
+        body = efficientnet_of(weights)
+        if body is not None:
+            own = replace(own, backbone=body.backbone, mean=body.mean, std=body.std)
         return with_neck(own, necks)
     # Group norm has no running statistics: nothing but itself can take over its weights.
     trunk = replace(

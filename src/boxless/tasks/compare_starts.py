@@ -7,11 +7,12 @@ from pathlib import Path
 from boxless.detectors.all import DETECTORS
 from boxless.detectors.trunk import WHOLE_BODY, with_neck
 from boxless.errors import UserError
+from boxless.interop.imagenet import WORD
 from boxless.methods.all import METHODS
 from boxless.recipes.load import load, names
 from boxless.recipes.overrides import did_you_mean, override, renamed
 from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
-from boxless.runs.weights import local, weights_file, with_trunk_of
+from boxless.runs.weights import efficientnet_of, local, weights_file, with_trunk_of
 from boxless.tasks.compare_table import REFERENCE
 
 DECIDED = {
@@ -62,6 +63,8 @@ def _start(word: str, recipe: CompareRecipe, init: str | None) -> Start:
     file = weights_file(init) if init else None
     if word == REFERENCE:
         return Start(word)
+    if word == WORD:
+        return Start(word, weights=_imagenet(recipe))
     if word in recipe.starts:
         return _own_start(word, recipe, init)
     if word in METHODS:
@@ -70,11 +73,23 @@ def _start(word: str, recipe: CompareRecipe, init: str | None) -> Start:
         return Start(Path(word).stem, with_trunk_of(load(word, PretrainRecipe), init), word, file)
     if Path(word).exists():
         return Start(Path(word).stem if Path(word).is_file() else Path(word).name, weights=weights_file(word))
-    known = [REFERENCE, *recipe.starts, *METHODS]
+    known = [REFERENCE, WORD, *recipe.starts, *METHODS]
     raise UserError(
         f"methods: {word!r} is no method, recipe, run or weights file{did_you_mean(word, [*known, *names()])}; "
         f"methods are {', '.join(known)}"
     )
+
+
+def _imagenet(recipe: CompareRecipe) -> Path:
+    """The embedded weights, which fit one backbone: that of all starts."""
+    file, own = Path(str(local(WORD))), recipe.pretrain.trunk
+    body = efficientnet_of(file)
+    if body is not None and own.backbone.partition(".")[0] != body.backbone:
+        raise UserError(
+            f"methods: {WORD} is of {body.backbone} and pretrain.trunk.backbone is {own.backbone}, which all starts "
+            f"share; set --pretrain.trunk.backbone {body.backbone}"
+        )
+    return file
 
 
 def _names_recipe(word: str) -> bool:
