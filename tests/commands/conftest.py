@@ -9,6 +9,7 @@ from boxless.data.scenes import make_scenes
 TRUNK = {"trunk.backbone": "resnet18", "trunk.fpn_channels": 32, "trunk.box_head_width": 64, "precision": "32-true"}
 PRETRAIN = {"proposals.method": "grid", "method.size": 64, "method.small_size": 32, "batch_size": 4, "epochs": 1}
 FINETUNE = {
+    "recipe": "faster-rcnn-fpn",
     "iterations": 2,
     "batch_size": 2,
     "min_size": (64,),

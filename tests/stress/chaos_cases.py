@@ -29,6 +29,7 @@ PRETRAIN = {
     "optim.warmup_epochs": 1,
 }
 FINETUNE = {
+    "recipe": "faster-rcnn-fpn",
     **TRUNK,
     "batch_size": 2,
     "iterations": 8,

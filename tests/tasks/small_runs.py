@@ -16,6 +16,7 @@ VIEWS = {"method.size": 48, "method.hidden": 32, "method.output": 16, "workers":
 STEPS = {"epochs": 4, "checkpoint_every": 3, "health_every": 4, "optim.warmup_epochs": 1}
 PRETRAIN = {**TRUNK, **VIEWS, **STEPS}
 FINETUNE = {
+    "recipe": "faster-rcnn-fpn",
     **TRUNK,
     "batch_size": 2,
     "iterations": 8,

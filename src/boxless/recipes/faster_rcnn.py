@@ -5,15 +5,31 @@ boxless finetune --data train.json --val val.json --weights runs/soco --out runs
 
 from dataclasses import replace
 
+from boxless.data.detection import AugmentConfig
+from boxless.detectors.trunk import TrunkConfig
 from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.recipes.barlow_twins import BARLOW_COURSE_R50
 from boxless.recipes.mask_rcnn import MASK_RCNN_R50_C4, MASK_RCNN_R50_FPN, MASK_RCNN_R50_FPN_SOCO
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 
 FASTER_RCNN_FPN = FinetuneRecipe()
-"""Fine-tune Faster R-CNN with FPN for 12 epochs at 800 px: the default of `boxless finetune`.
+"""Fine-tune Faster R-CNN with FPN for 12 epochs at 800 px.
 
 Learning rate, drops and image sizes are Detectron2's, which the papers use (batch 16, 0.02, drops after 2/3 and 8/9).
+"""
+
+FASTER_RCNN_AUTO = FinetuneRecipe(
+    detector=FasterRCNNConfig(rpn_samples=128, rpn_proposals=500, roi_samples=128),
+    trunk=TrunkConfig(backbone="resnet18", fpn_channels=128, box_head="2fc", box_head_width=512),
+    optim=FinetuneOptim(name="adamw", lr=1e-3, warmup_iterations=50, schedule="cosine", final_lr=5e-5),
+    batch_size=8,
+    accumulate="auto",
+    augment=AugmentConfig(color=0.5, zoom=(0.7, 1.5), until=0.85),
+    ema=0.05,
+)
+"""Fine-tune Faster R-CNN on few labels, planned for labels and machine: the default of `boxless finetune`.
+
+Image size, anchors and number of steps follow from labels and device unless they are given (boxless.tasks.plan).
 """
 
 FASTER_RCNN_R50_FPN = replace(MASK_RCNN_R50_FPN, detector=FasterRCNNConfig(rpn_kept=1000, box_beta=0.0))

@@ -1,0 +1,96 @@
+"""A fine-tuning without a recipe is planned: for its labels, within memory and time, and said beforehand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import boxless
+from boxless.data.annotations.read import LabelledData, LabelledImage
+from boxless.errors import UserError
+from boxless.recipes.faster_rcnn import FASTER_RCNN_AUTO
+from boxless.runs.run import Run
+from boxless.tasks import plan
+from boxless.tasks.plan import ANCHORS, FEWEST_BY_LABELS, choose_settings
+
+QUICK = {"iterations": 4, "batch_size": 2, "min_size": (64,), "max_size": 96, "workers": 0, "checkpoint_every": 2}
+
+
+def labels(side: float, images: int = 20, width: int = 640, height: int = 480) -> LabelledData:
+    """Square objects of a side, px, two in each image."""
+    boxes = np.array([[0, 0, side, side], [10, 10, 10 + side, 10 + side]], np.float32)
+    one = LabelledImage(Path("x.jpg"), 0, width, height, boxes, np.zeros(2, np.int64), np.zeros(2, bool), None)
+    return LabelledData("here", ("a",), (1,), tuple(replace(one, image_id=number) for number in range(images)))
+
+
+@given(side=st.floats(4, 400), width=st.integers(100, 4000), height=st.integers(100, 4000), images=st.integers(1, 3000))
+def test_settings_suit_the_labels(side: float, width: int, height: int, images: int) -> None:
+    side = min(side, width / 2, height / 2)
+    made = choose_settings(FASTER_RCNN_AUTO, labels(side, images, width, height), "cpu", ())
+    (size,), longest, anchors = made["min_size"], made["max_size"], made["detector.anchor_sizes"]
+    assert size % 16 == 0 and 64 <= size <= 400 and size <= longest <= 2 * size + 1
+    assert anchors[0] in ANCHORS and anchors == tuple(anchors[0] * 2**level for level in range(5))
+    shown = side * size / min(width, height)
+    assert anchors[0] <= max(shown, ANCHORS[0]) + 1e-3
+    assert FEWEST_BY_LABELS <= made["iterations"] <= plan.MOST_STEPS["cpu"]
+
+
+def test_small_objects_get_larger_images_and_more_labels_more_steps() -> None:
+    small, large = (choose_settings(FASTER_RCNN_AUTO, labels(side), "cuda", ()) for side in (12, 200))
+    assert small["min_size"] > large["min_size"] and small["detector.anchor_sizes"] < large["detector.anchor_sizes"]
+    few, many = (choose_settings(FASTER_RCNN_AUTO, labels(50, count), "cuda", ()) for count in (15, 1000))
+    assert few["iterations"] == 547 and many["iterations"] == 4472  # 100 sqrt(N)
+
+
+def test_what_the_user_has_set_stays() -> None:
+    made = choose_settings(FASTER_RCNN_AUTO, labels(50), "cpu", ("min_size", "iterations"))
+    assert "min_size" not in made and "iterations" not in made and "detector.anchor_sizes" in made
+
+
+def finetune(scenes: Path, out: Path, **settings: object) -> Run:
+    where = {role: str(scenes / "annotations" / f"{role}.json") for role in ("val",)}
+    return boxless.finetune(str(scenes / "annotations" / "train.json"), out=str(out), **where, **settings)  # type: ignore[arg-type]
+
+
+def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(scenes, tmp_path / "run", dry_run=True)
+    said = capsys.readouterr().err
+    assert "plan: faster_rcnn on resnet18" in said and "400 steps of 8 images" in said
+    assert "s a step" in said and "memory:" in said and "labelled images" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_planned_run_goes_on_with_the_same_plan(scenes: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "quiet": True}
+    run = finetune(scenes, tmp_path / "run", **settings)
+    assert run.summary["steps"] == 4 and run.settings["ema"] == 0.05
+    (run.path / "summary.json").unlink()
+    assert finetune(scenes, tmp_path / "run", **settings).finished
+
+
+def test_minutes_decide_the_steps(scenes: Path, tmp_path: Path) -> None:
+    settings = {**QUICK, "min_size": (32,), "max_size": 48, "quiet": True}
+    del settings["iterations"]
+    with pytest.raises(UserError, match=r"--minutes 0\.0001: room for \d+ steps"):
+        finetune(scenes, tmp_path / "run", minutes=0.0001, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_decides_the_parts_of_a_batch_or_refuses_in_one_line(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {1: 100, 2: 200, 4: 400}
+    monkeypatch.setattr(plan, "_peak", lambda fabric, module, samples: peaks[len(samples)] * 10**9)
+    settings = {**QUICK, "batch_size": 4, "iterations": 1, "quiet": True}
+    monkeypatch.setattr(plan, "available_memory", lambda device: 300 * 10**9)
+    run = finetune(scenes, tmp_path / "parts", **settings)
+    assert run.settings["accumulate"] == 2  # two images, 200 GB, fit into 80 % of 300
+    monkeypatch.setattr(plan, "available_memory", lambda device: 100 * 10**9)
+    with pytest.raises(UserError, match=r"a step of one image needs 100\.\d GB, 100\.0 GB are free"):
+        finetune(scenes, tmp_path / "none", **settings)
+    assert not (tmp_path / "none").exists()
