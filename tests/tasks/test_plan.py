@@ -84,7 +84,7 @@ def test_minutes_decide_the_steps(scenes: Path, tmp_path: Path) -> None:
 def test_memory_decides_the_parts_of_a_batch_or_refuses_in_one_line(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peaks = {1: 100, 2: 200, 4: 400}
+    peaks = {2: 200, 4: 400}
     monkeypatch.setattr(plan, "_peak", lambda fabric, module, samples: peaks[len(samples)] * 10**9)
     settings = {**QUICK, "batch_size": 4, "iterations": 1, "quiet": True}
     monkeypatch.setattr(plan, "available_memory", lambda device: 300 * 10**9)

@@ -82,7 +82,7 @@ class DetectionDataset(Dataset[DetectionSample]):
         masks: if true, rasterise the masks.
         seed: seed of the run.
         random_crop: show a part of every second training image; objects outside of it are left out.
-        augment: of training images.
+        augment: augmentation of training images.
 
     Attributes:
         augmented_epochs: epochs after which images are flipped and resized only.

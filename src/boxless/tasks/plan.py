@@ -49,10 +49,10 @@ ROOM = 0.8
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan may decide.
+    """Limits of a plan.
 
     Attributes:
-        settings: whether size, anchors and steps are chosen from the labels.
+        settings: true if size, anchors and steps are chosen from the labels.
         given: keys that the user has set, which stay.
         minutes: time to train, which decides the number of steps; None for none.
         quiet: print nothing.
@@ -150,10 +150,10 @@ class Cost:
     """Time and memory of a training step, measured on real images.
 
     Attributes:
-        seconds: of a step of the whole batch.
-        memory: of the process at its peak, bytes, with each batch in parts of `images`.
-        available: free for it, bytes.
-        images: of a part of the batch.
+        seconds: time of a step of the whole batch.
+        memory: peak of the process with each batch in parts of `images`, bytes.
+        available: memory that the process may come to, bytes.
+        images: number of images in a part of the batch.
     """
 
     seconds: float
@@ -163,7 +163,7 @@ class Cost:
 
 
 def measure(recipe: FinetuneRecipe, fabric: Fabric, data: LabelledData, val: LabelledData) -> Cost:
-    """Take steps of one, two and four images, without moving a weight, and conclude on the batch.
+    """Take steps of two and four images, without moving a weight, and conclude on the batch.
 
     Raises:
         UserError: not even one image fits into memory.
@@ -181,19 +181,19 @@ def measure(recipe: FinetuneRecipe, fabric: Fabric, data: LabelledData, val: Lab
     fixed = states * sum(p.numel() * p.element_size() for p in module.parameters())
     room = available_memory(fabric.device)
     share, peaks = recipe.batch_size, list[int]()
-    seconds = each = 0.0
-    for count in (1, 2, 4):
-        if peaks and peaks[0] + (count - 1) * each > ROOM * room:
-            break  # the next one would take too much
+    seconds = 0.0
+    for count in (2, 4):  # norms need two images
+        if peaks and 2 * peaks[0] > ROOM * room:
+            break  # four might take too much
         peaks.append(_peak(fabric, module, samples[:count]))  # kernels are chosen at the first step of a size
         began = time.perf_counter()
         _peak(fabric, module, samples[:count])
         seconds = (time.perf_counter() - began) / count
-        each = max(each, (peaks[-1] - peaks[0]) / max(1, count - 1))
+    each = (peaks[-1] - peaks[0]) / 2 if len(peaks) > 1 else peaks[0] / 2
     del module, detector, trunk
     release()
     fitting = [images for images in range(1, share + 1) if share % images == 0]
-    needed = {images: int(peaks[0] + (images - 1) * each) + fixed for images in fitting}
+    needed = {images: int(peaks[0] + (images - 2) * each) + fixed for images in fitting}
     fitting = [images for images in fitting if needed[images] <= ROOM * room]
     if not fitting:
         raise UserError(
