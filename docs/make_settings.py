@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric
 from boxless.methods.all import METHODS
 from boxless.recipes.overrides import Key, keys
 

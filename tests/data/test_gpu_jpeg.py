@@ -10,7 +10,8 @@ from boxless.data import gpu_jpeg as device_decoding
 from boxless.data.gpu_jpeg import Decoder, Encoded, EncodedDataset, encoded_batches, require_gpu_decoder
 from boxless.data.open import index_images
 from boxless.data.sampler import TrainingSampler
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec
 from boxless.data.unlabelled import Batch, ViewDataset, view_batches
 from boxless.errors import UserError
 from boxless.geometry.view import View

@@ -12,7 +12,8 @@ from PIL import Image
 from boxless.data.gpu_jpeg import EncodedDataset
 from boxless.data.open import index_images
 from boxless.data.sampler import TrainingSampler
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec
 from boxless.data.unlabelled import Batch, ViewDataset, collate, view_batches
 from boxless.errors import UserError
 from boxless.proposals.baselines import Grid

@@ -8,7 +8,7 @@ from torch.nn.functional import adaptive_avg_pool2d, conv2d, cosine_similarity
 from torchvision.models import resnet18
 
 from boxless.data.open import index_images
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric
 from boxless.evaluation import correspondence
 from boxless.evaluation.correspondence import PairDataset, best_matches, cell_places, correspondence_accuracy
 

@@ -12,8 +12,7 @@ from PIL import Image
 from small_methods import TRUNK, sized
 from torch import Tensor, nn
 
-from boxless.data.transforms.color import augment
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric, augment
 from boxless.data.unlabelled import Batch, ViewDataset, collate, fill_resized
 from boxless.detectors.transformer import TransformerConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig

@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from boxless.data.transforms.color import augment
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric, augment
 from boxless.data.unlabelled import ViewDataset, collate, fill_resized
 from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError

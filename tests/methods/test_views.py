@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec
 from boxless.methods.all import METHODS
 from boxless.methods.lc import LCBYOLConfig
 from boxless.methods.self_emd import SelfEMDConfig

@@ -92,7 +92,7 @@ def pretrain(
 
 def _preview(index: "ImageIndex", settings: "PretrainRecipe", folder: Path, quiet: bool) -> "Run":
     from boxless.errors import UserError
-    from boxless.figures.kinds import preview
+    from boxless.figures.views import preview
     from boxless.runs.run import Run
 
     if folder.exists() and not folder.is_dir():

@@ -16,8 +16,8 @@ from boxless.data.annotations.read import formats_in, read_labels
 from boxless.data.annotations.types import LabelledData, Role
 from boxless.data.images import BadImage, check_size, open_image
 from boxless.data.open import index_images
-from boxless.data.transforms.crops import Window, cut, draw_window, extended, least_scale
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec, Window, cut, draw_window, extended, least_scale
 from boxless.errors import UserError
 
 MARGIN = 0.1

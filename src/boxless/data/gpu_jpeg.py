@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from boxless.data.dataloader import make_loader
 from boxless.data.images import BadImage, open_image
-from boxless.data.transforms.crops import Window
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec, Window
 from boxless.data.unlabelled import Batch, Sample, ViewDataset, collate
 from boxless.errors import UserError, is_out_of_memory
 

@@ -18,8 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from boxless.data.dataloader import make_loader, to_device
 from boxless.data.images import BadImage, alike, open_image
 from boxless.data.index import ImageIndex
-from boxless.data.transforms.crops import Window, cut, draw_window, least_scale, on_grid
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec, Window, cut, draw_window, least_scale, on_grid
 from boxless.errors import UserError
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View

@@ -18,9 +18,8 @@ from torch.utils.data import Dataset
 
 from boxless.data.images import BadImage, open_image
 from boxless.data.index import ImageIndex
-from boxless.data.transforms.color import augment
+from boxless.data.transforms.color import Photometric, augment
 from boxless.data.transforms.crops import cut, least_scale, on_grid
-from boxless.data.transforms.specs import Photometric
 from boxless.geometry.view import View
 
 CHANGE = Photometric(flip=1.0)

@@ -198,9 +198,3 @@ def draw_figures(names: Sequence[str], context: FigureContext) -> tuple[dict[str
                 raise
             left_out.append(f"kind {name}: {error}")
     return written, left_out
-
-
-def preview(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
-    """Draw the views that a pretraining would see, before it begins; the PNG file."""
-    picture = views.draw_views(index, recipe, out, recipe.seed)
-    return save(picture.figure, out / "figures" / picture.name, picture.caption)[0]

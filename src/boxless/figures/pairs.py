@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from boxless.data.index import ImageIndex
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.evaluation.correspondence import (
     PairDataset,

@@ -17,13 +17,14 @@ from boxless.data.annotations.read import read_labels
 from boxless.data.images import BadImage, decode
 from boxless.data.index import ImageIndex
 from boxless.data.transforms.color import augment
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.data.unlabelled import Proposals, ViewDataset, collate, fill_resized
 from boxless.errors import UserError
 from boxless.geometry.affine import transform_points
 from boxless.geometry.view import View
 from boxless.methods.soco import shared_boxes
 from boxless.plots.proposals import proposal_statistics, proposals_on_images, recall_curves
+from boxless.plots.style import save
 from boxless.plots.views import show_views
 from boxless.proposals.generate import make_proposals
 from boxless.proposals.recall import best_overlaps, labelled_pairs
@@ -126,6 +127,12 @@ def make_few_proposals(few: ImageIndex, recipe: PretrainRecipe) -> ProposalTable
     """The boxes of a few images, made now and not kept."""
     with TemporaryDirectory() as folder:
         return make_proposals(few, Path(folder) / "few.parquet", proposal_method(recipe), 1, quiet=True).table
+
+
+def preview(index: ImageIndex, recipe: PretrainRecipe, out: Path) -> Path:
+    """Draw the views that a pretraining would see, before it begins; the PNG file."""
+    picture = draw_views(index, recipe, out, recipe.seed)
+    return save(picture.figure, out / "figures" / picture.name, picture.caption)[0]
 
 
 def draw_views(index: ImageIndex, recipe: PretrainRecipe, out: Path, seed: int) -> Picture:

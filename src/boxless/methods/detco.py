@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import LEVELS, Trunk
 from boxless.errors import UserError
 from boxless.geometry.view import View

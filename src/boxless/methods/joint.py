@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import assign_level, jitter

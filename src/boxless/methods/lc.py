@@ -22,7 +22,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import transform_points
 from boxless.geometry.view import View

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 

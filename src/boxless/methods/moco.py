@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import info_nce_loss

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import byol_loss, emd_loss

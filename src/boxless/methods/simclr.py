@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import Photometric
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import nt_xent_loss

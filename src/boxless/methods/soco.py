@@ -29,7 +29,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import RoIPool, Trunk
 from boxless.errors import UserError
 from boxless.geometry.boxes import area, assign_level, choose, jitter, own_rows

@@ -8,7 +8,7 @@ which calls the small view its fourth.
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.crops import ViewSpec
 from boxless.methods.soco import SoCoFamily
 
 

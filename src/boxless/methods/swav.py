@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.view import View
 from boxless.losses import even_codes, swapped_prediction_loss

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec
 from boxless.detectors.criterion import Objects, match, set_loss
 from boxless.detectors.trunk import Trunk, freeze
 from boxless.errors import UserError

@@ -3,9 +3,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from boxless.data.transforms.color import _draw, _gray, _jitter, augment, blur, together
-from boxless.data.transforms.color_cpu import CHANGES, one_by_one
-from boxless.data.transforms.specs import Photometric
+from boxless.data.transforms.color import CHANGES, Photometric, _draw, augment, one_by_one
+from boxless.data.transforms.color_gpu import _gray, _jitter, blur, together
 from boxless.geometry.affine import identity
 from boxless.geometry.view import View
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxless.data.transforms.crops import cut, draw_window, extended, least_scale, on_grid
-from boxless.data.transforms.specs import Photometric, ViewSpec
+from boxless.data.transforms.color import Photometric
+from boxless.data.transforms.crops import ViewSpec, cut, draw_window, extended, least_scale, on_grid
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -10,10 +11,34 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from boxless.data.transforms.specs import ViewSpec
+from boxless.data.transforms.color import Photometric
 
 Window = tuple[float, float, float, float]
 """A part of an image, source px, xyxy."""
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Specification of a view: its size, window and colours.
+
+    Attributes:
+        size: size of the square view, px.
+        photometric: applied after cutting, drawn again for each view.
+        scale: range of the crop's share of the source's area; None takes the whole image, squashed to a square.
+        ratio: range of the crop's width over height, drawn log-uniformly.
+        resize_of: number of an earlier view that this one is a smaller copy of, before flip and colour.
+        least_side: draw a crop's width and height on their own, uniformly from this to the source's side less this, px
+            (UP-DETR's patches); `scale` and `ratio` then do not count.
+        min_boxes: boxes of the source that the crop should show; it is drawn again up to 5 times to find them.
+    """
+
+    size: int
+    photometric: Photometric
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resize_of: int | None = None
+    min_boxes: int = 0
+    least_side: int | None = None
 
 
 def draw_window(spec: ViewSpec, width: int, height: int, boxes: NDArray[np.float32], random: Generator) -> Window:
