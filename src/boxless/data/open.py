@@ -48,17 +48,24 @@ def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = 
         UserError: a path does not exist, holds no image, or lies inside another one.
     """
     places = [where] if isinstance(where, str | Path) else list(dict.fromkeys(where))
-    if packed := [place for place in places if is_packed(place)]:
-        from boxless.data.shards.read import open_shards
-
-        if len(places) > 1:
-            raise UserError(f"{packed[0]}: shards are given alone; pack all the images into one set")
-        return open_shards(packed[0])
+    if any(map(is_packed, places)):
+        return _index_packed(places)
     if not places:
         raise UserError("no images given: expected a folder, a list file or a labelled data set")
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "boxless" / "index"
-    if len(places) == 1:
-        return _index_one(places[0], cache)
+    return _index_one(places[0], cache) if len(places) == 1 else _index_several(places, cache)
+
+
+def _index_packed(places: Sequence[str | Path]) -> ImageIndex:
+    from boxless.data.shards.read import open_shards
+
+    if len(places) > 1:
+        packed = next(filter(is_packed, places))
+        raise UserError(f"{packed}: shards are given alone; pack all the images into one set")
+    return open_shards(places[0])
+
+
+def _index_several(places: Sequence[str | Path], cache: Path) -> ImageIndex:
     _refuse_nested(places)
     parts = [_index_one(place, cache) for place in places]
     prefixes = _prefixes(places)
