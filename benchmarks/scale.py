@@ -20,12 +20,12 @@ from unittest.mock import patch
 
 import torch
 from environment import RESULTS
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.method import as_module
 from boxless.recipes.load import load
 from boxless.recipes.schema import PretrainRecipe
 
@@ -56,7 +56,8 @@ def counted() -> dict[str, float]:
     recipe = load("soco-r50-fpn", PretrainRecipe)
     with torch.device("meta"):
         method = recipe.method.build(Trunk(recipe.trunk))
-    module, images = as_module(method), 2
+    assert isinstance(method, nn.Module)
+    module, images = method, 2
     whole = torch.tensor([[0.0, 0.0, 224.0, 224.0]]).expand(images, 4)
     views = tuple(
         View(torch.empty(images, 3, spec.size, spec.size, device="meta"), crop_and_resize(whole, spec.size, spec.size))

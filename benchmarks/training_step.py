@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from boxless.data.index import ImageIndex
 from boxless.data.sampler import TrainingSampler
@@ -18,7 +18,7 @@ from boxless.data.unlabelled import Batch, ViewDataset, view_batches
 from boxless.detectors.trunk import Trunk
 from boxless.geometry.affine import crop_and_resize
 from boxless.geometry.view import View
-from boxless.methods.method import MethodConfig, as_module
+from boxless.methods.method import MethodConfig
 from boxless.proposals.baselines import random_boxes
 from boxless.recipes.schema import PretrainRecipe
 from boxless.tasks.compiling import compile_parts
@@ -61,7 +61,8 @@ def boxless_step(
     torch.backends.cudnn.benchmark = True
     trunk = Trunk(recipe.trunk)
     method = recipe.method.build(trunk)
-    module = as_module(method).to(memory_format=layout)
+    assert isinstance(method, nn.Module)
+    module = method.to(memory_format=layout)
     if recipe.compile:
         compile_parts(module, trunk)
     placed, optimizer = fabric.setup(module, make_pretrain_optimizer(module, recipe.optim))
