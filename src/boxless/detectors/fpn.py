@@ -10,9 +10,12 @@ from boxless.detectors.backbones import Body, TimmBody
 
 
 def feature_pyramid(
-    body: Body, channels: int, extra: ExtraFPNBlock | None, norm: Callable[[int], nn.Module], first: int = 0
+    body: Body, channels: int, extra: ExtraFPNBlock | None, norm: Callable[[int], nn.Module] | None, first: int = 0
 ) -> FeaturePyramidNetwork:
-    """The pyramid on the body's maps from number `first` on, `channels` wide, with torchvision's `extra` level."""
+    """The pyramid on the body's maps from number `first` on, `channels` wide, with torchvision's `extra` level.
+
+    Without `norm` its convolutions have biases, as in torchvision's COCO detectors.
+    """
     plain = isinstance(body, TimmBody) and body.plain
     build = SimplePyramid if plain else FeaturePyramidNetwork
     return build(list(body.widths)[first:], channels, extra, norm)
@@ -29,11 +32,11 @@ class SimplePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
         widths: widths of the body's maps, at strides 4 (or 8) to 32.
         channels: channels of every level.
         extra: torchvision's further level.
-        norm: constructor.
+        norm: constructor; None for no norms.
     """
 
     def __init__(
-        self, widths: list[int], channels: int, extra: ExtraFPNBlock | None, norm: Callable[[int], nn.Module]
+        self, widths: list[int], channels: int, extra: ExtraFPNBlock | None, norm: Callable[[int], nn.Module] | None
     ) -> None:
         width = widths[-1]
         super().__init__([width // 4, width // 2, width, width][-len(widths) :], channels, extra, norm)
@@ -41,7 +44,8 @@ class SimplePyramid(FeaturePyramidNetwork):  # type: ignore[misc]
         self.deconvolutions = nn.ModuleDict({"1": up})
         if len(widths) == 4:
             halves = nn.ConvTranspose2d(width, width // 2, 2, 2), nn.ConvTranspose2d(width // 2, width // 4, 2, 2)
-            self.deconvolutions["0"] = nn.Sequential(halves[0], norm(width // 2), nn.GELU(), halves[1])
+            between = nn.Identity() if norm is None else norm(width // 2)
+            self.deconvolutions["0"] = nn.Sequential(halves[0], between, nn.GELU(), halves[1])
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """The levels by torchvision's names, of the body's maps."""

@@ -45,6 +45,8 @@ class TrunkConfig:
     box head; transformer, DETR's; or none, for FCN."""
     fpn_channels: int = 256
     """Width of every pyramid level, RT-DETR's too."""
+    fpn_norm: bool = True
+    """Norms in the FPN, as SoCo has them; torchvision's, Detectron2's and MMDetection's COCO detectors have none."""
     box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
     """Box head on a pyramid: SoCo's (4 convolutions with norm, 1 linear layer) or torchvision's two linear layers."""
     box_head_width: int = 1024
@@ -195,7 +197,7 @@ class Trunk(nn.Module):
             self.backbone = Backbone(body, nn.Identity(), widths[-1])
             self.transformer = Transformer(widths[-1], config.transformer)
         elif config.neck == "fpn_p3":
-            fpn = feature_pyramid(body, config.fpn_channels, None, norm, first=1)
+            fpn = feature_pyramid(body, config.fpn_channels, None, norm if config.fpn_norm else None, first=1)
             self.backbone = Backbone(body, fpn, config.fpn_channels, first=1)
         else:
             self._build_pyramid(body, norm)
@@ -206,7 +208,7 @@ class Trunk(nn.Module):
             fpn: nn.Module = HybridEncoder(body.widths, channels, norm, self.config.hybrid)
             self.roi_pool = RoIPool(first=3)
         else:
-            fpn = feature_pyramid(body, channels, LastLevelMaxPool(), norm)
+            fpn = feature_pyramid(body, channels, LastLevelMaxPool(), norm if self.config.fpn_norm else None)
             self.roi_pool = RoIPool()
         self.backbone = Backbone(body, fpn, channels)
         self.head_width = width

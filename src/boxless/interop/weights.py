@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from boxless.detectors.backbones import TimmBody
-from boxless.detectors.trunk import Trunk
+from boxless.detectors.backbones import BACKBONES, TimmBody
+from boxless.detectors.trunk import Trunk, TrunkConfig
 from boxless.errors import UserError
 from boxless.files import written
 from boxless.interop.efficientnet import efficientnet_in
@@ -19,6 +20,8 @@ from boxless.interop.layouts import recognise
 from boxless.interop.names import Tensors
 
 _LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.)(\d)(\..+)")
+_PYRAMIDS = {"backbone.fpn.inner_blocks.0.0.bias", "backbone.fpn.inner_blocks.0.1.weight"}
+"""A name in pyramids without norms and one in those with norms."""
 _OLD_LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)")  # before torchvision 0.13
 
 
@@ -35,6 +38,8 @@ class WeightsReport:
         unused: keys of the file that the trunk has no place for.
         mismatched: (key, shape in the file, shape in the trunk).
         recognised: whose names the file has; empty if they are boxless' own.
+        words: part -> what was loaded, in words, if its share does not say it.
+        notes: lines on what was not loaded, and why.
     """
 
     origin: str
@@ -45,17 +50,21 @@ class WeightsReport:
     unused: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     recognised: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         words = [
-            f"{part} {'ok' if share == 1 else 'new' if share == 0 else f'{share:.0%} loaded'}"
+            f"{part} {self.words.get(part) or ('ok' if share == 1 else 'new' if share == 0 else f'{share:.0%} loaded')}"
             for part, share in self.shares.items()
         ]
         text = f"recognised: {self.recognised}\n" if self.recognised else ""
-        text += f"weights: {self.loaded} of {self.total} tensors, {self.parameter_share:.1%} of parameters; "
+        share = self.parameter_share if self.parameter_share == 1 else min(self.parameter_share, 0.999)
+        text += f"weights: {self.loaded} of {self.total} tensors, {share:.1%} of parameters; "
         text += ", ".join(words) + f" (from {self.origin})"
         for key, given, wanted in self.mismatched[:5]:
             text += f"\n  {key}: shape {given} in the file, {wanted} in the trunk"
+        text += "".join(f"\n  {note}" for note in self.notes)
         if self.unused:
             text += f"\n  {len(self.unused)} tensors of the file have no place here, such as {self.unused[0]}"
         return text
@@ -99,7 +108,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
             a larger backbone or of one with batch norms where the trunk has group norms; the trunk is then unchanged.
     """
     content = read_tensors(path)
-    says, tensors = _named_as_trunk(content, trunk, path)
+    says, tensors = named_as_trunk(content, trunk, path)
     own = trunk.state_dict()
     fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
     mismatched = tuple(
@@ -117,6 +126,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         unused=tuple(key for key in tensors if key not in own),
         mismatched=mismatched,
         recognised=says,
+        notes=_pyramid_notes(tensors, trunk),
     )
     misshapen = {part for part, (name, _) in parts.items() if any(key.startswith(name) for key, _, _ in mismatched)}
     partly = [part for part, share in report.shares.items() if share < minimum and (share > 0 or part in misshapen)]
@@ -125,6 +135,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         names = ""
         if not report.shares["backbone"]:
             names = f"; its names are like {next(iter(content))}, expected like {_example(trunk)}"
+        names += _fitting_backbone(content, path)
         raise UserError(
             f"{path}: only {report.shares[lacking]:.0%} of the {lacking} would be loaded, {minimum:.0%} are asked for "
             f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}){names}; choose the trunk that the file "
@@ -137,7 +148,7 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
     if larger:
         raise UserError(
             f"{path}: is of a larger backbone than trunk.backbone={trunk.config.backbone}, with {larger[0]} and "
-            f"{len(larger) - 1} more tensors; choose the trunk that the file is of"
+            f"{len(larger) - 1} more tensors; choose the trunk that the file is of{_fitting_backbone(content, path)}"
         )
     # The scales of batch norms fit group norms, tensor by tensor, and yet count on statistics that these do not have.
     statistics = [key for key in report.unused if key.startswith(body) and key.endswith("running_mean")]
@@ -174,7 +185,7 @@ def _share(module: nn.Module, prefix: str, fitting: Tensors) -> float:
     return loaded / sum(sizes.values())
 
 
-def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Tensors]:
+def named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Tensors]:
     """The layout of a file, for people, and its tensors in the trunk's names."""
     body = _network(trunk)
     heads = {key.removeprefix(body).partition(".")[0] for key in trunk.state_dict() if key.startswith(body)}
@@ -185,8 +196,9 @@ def _named_as_trunk(tensors: Tensors, trunk: Trunk, path: Path) -> tuple[str, Te
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     named = {_in_trunk(key, body, heads): value for key, value in found.items()}
-    # Convolutions of a pyramid have biases if it has no norms: it is another one, and the trunk's is new.
-    if "backbone.fpn.inner_blocks.0.0.bias" in named and "backbone.fpn.inner_blocks.0.1.weight" in trunk.state_dict():
+    # A pyramid without norms, whose convolutions have biases instead, is another one than with norms.
+    theirs, ours = (_PYRAMIDS & names.keys() for names in (named, trunk.state_dict()))
+    if theirs and ours and theirs != ours:
         named = {_as_another(key): value for key, value in named.items()}
     return says + normalization, _last_stage_placed(_levels_placed(named, trunk), trunk)
 
@@ -224,8 +236,28 @@ def _in_trunk(key: str, body: str, heads: set[str]) -> str:
     return key.removeprefix("roi_heads.") if "box_head" in key else key
 
 
+def _pyramid_notes(tensors: Tensors, trunk: Trunk) -> tuple[str, ...]:
+    if not any(key.startswith("other.backbone.fpn.") for key in tensors):
+        return ()
+    theirs, needed = ("with", "true") if trunk.config.fpn_norm is False else ("without", "false")
+    return (f"FPN: the file's is {theirs} norms, so this one is new; --trunk.fpn_norm {needed} loads it",)
+
+
+def _fitting_backbone(tensors: Tensors, path: Path) -> str:
+    """A hint that names torchvision's backbone which a file is of; "" if it is of none."""
+    for backbone in BACKBONES:
+        with torch.device("meta"):
+            trunk = Trunk(TrunkConfig(backbone, neck="none"))
+        _, named = named_as_trunk(tensors, trunk, path)
+        own = {key: value.shape for key, value in trunk.state_dict().items() if "num_batches" not in key}
+        body = {k: v.shape for k, v in named.items() if k.startswith("backbone.body.") and k.endswith(".weight")}
+        if body.keys() <= own.keys() and all(key in named and named[key].shape == own[key] for key in own):
+            return f"; the file fits --trunk.backbone {backbone}"
+    return ""
+
+
 def _as_another(key: str) -> str:
-    return f"other.{key}" if key.startswith("backbone.fpn.") else key
+    return f"other.{key}" if key.startswith(("backbone.fpn.inner_", "backbone.fpn.layer_")) else key
 
 
 def _levels_placed(tensors: Tensors, trunk: Trunk) -> Tensors:

@@ -188,7 +188,7 @@ class FinetuneRecipe:
     epochs: float = 12
     """Times that each labelled image is seen; ignored if iterations is set."""
     iterations: int | None = None
-    """Steps, instead of epochs."""
+    """Steps, instead of epochs; with 0 the detector is measured as it was loaded."""
     batch_size: int = 16
     """Images per step over all processes."""
     accumulate: int | Literal["auto"] = 1

@@ -9,6 +9,7 @@ from boxless.detectors.trunk import Neck, TrunkConfig, with_neck
 from boxless.errors import UserError
 from boxless.interop.efficientnet import EfficientNet, efficientnet_in
 from boxless.interop.files import read_tensors
+from boxless.interop.heads import Names
 from boxless.interop.hub import fetch, is_address
 from boxless.interop.imagenet import WORD, embedded_weights
 from boxless.interop.weights import parts_in
@@ -72,6 +73,15 @@ def efficientnet_of(weights: str | Path | None) -> EfficientNet | None:
         return efficientnet_in(read_tensors(Path(weights)))
     except UserError:  # is said where the file is loaded
         return None
+
+
+def names_of(weights: Path) -> Names:
+    """Names of classes and keypoints in a file of weights, if it lies in the folder of a fine-tuning."""
+    run = Run(weights.parent)
+    if weights != run.weights or not run.recipe_file.is_file():
+        return Names()
+    labels = run.labels
+    return Names(run.classes, tuple(labels.get("skeleton", {}).get("names", ()))) if labels else Names()
 
 
 def resolve_trunk(own: TrunkConfig, weights: str | Path | None, necks: Sequence[Neck]) -> TrunkConfig:

@@ -25,9 +25,11 @@ from boxless.errors import UserError
 from boxless.evaluation.average_precision import Scores, check_federated
 from boxless.evaluation.mean_iou import SegmentationScores
 from boxless.files import sha256_of, written
+from boxless.interop.heads import Names, load_heads
 from boxless.interop.weights import WeightsReport, load_trunk
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run, training_in, write_json
+from boxless.runs.weights import names_of
 from boxless.tasks.evaluate import check_keypoints, evaluate_detector, known, score_table
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import FinetuneSchedule, check_divides, rates_in_words
@@ -125,22 +127,30 @@ class DetectTask:
             check_federated(self.val)
 
     def build(self, fresh: bool = True) -> None:
-        """Make trunk, detector and optimizer, with the weights loaded into the trunk."""
+        """Make trunk, detector and optimizer, with all of the weights loaded that fit."""
         recipe = self.recipe
         self._write_labels()
         torch.manual_seed(recipe.seed)
         self.trunk = build_trunk(recipe.trunk, recipe.detector)
         if self.weights is not None:
             self.report = load_trunk(self.trunk, self.weights, recipe.min_loaded)
-            say(str(self.report), self.quiet)
         freeze(self.trunk, recipe.freeze)
         keypoints = len(self.all.skeleton.names)
         detector = recipe.detector.build(self.trunk, len(self.all.classes), keypoints)
+        self._load_heads(detector)
         detector = detector.to(self.fabric.device).to(memory_format=torch.channels_last)
         synchronized = recipe.trunk.norm == "sync" and world_size() > 1
         self.module = synchronize_norms(detector) if synchronized else detector
         self.optimizer = make_detector_optimizer(self.module, self.trunk, recipe.optim)
         self.average = WeightAverage(self.module, max(1, round(recipe.ema * self.steps))) if recipe.ema else None
+
+    def _load_heads(self, detector: nn.Module) -> None:
+        """Load what the weights have beside the trunk, rows of classes by name, and say what was loaded."""
+        if self.report is None or self.weights is None:
+            return
+        own = Names(self.all.classes, self.all.skeleton.names)
+        self.report = load_heads(detector, self.trunk, self.report, self.recipe.min_loaded, own, names_of(self.weights))
+        say(str(self.report), self.quiet)
 
     def _write_labels(self) -> None:
         """Write down which images were chosen, the same on all processes."""
@@ -236,7 +246,7 @@ class DetectTask:
         self.skipped.update(merged(self.skipped))
         if self.average is not None:
             self.average.apply()
-        if self.recipe.precise_norms:
+        if self.recipe.precise_norms and self.steps:
             self._estimate_norms()
         on_rank_zero(lambda: self._write(seconds))
 
@@ -269,6 +279,7 @@ class DetectTask:
             "steps": self.steps,
             "seconds": round(seconds, 1),
             "weights": str(self.report) if self.report else "from scratch",
+            "loaded": dict(self.report.shares) if self.report else {},
             "scores": {kind: result.as_dict() for kind, result in scores.items()},
             "per_class": {kind: result.per_class for kind, result in scores.items()},
             "skipped": dict(skipped),

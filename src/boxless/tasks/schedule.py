@@ -56,7 +56,9 @@ class FinetuneSchedule:
     @staticmethod
     def of(recipe: FinetuneRecipe, images: int) -> "FinetuneSchedule":
         """The schedule for a number of labelled images; a data set smaller than a batch is gone through repeatedly."""
-        steps = recipe.iterations or max(1, round(recipe.epochs * images / recipe.batch_size))
+        steps = recipe.iterations
+        if steps is None:
+            steps = max(1, round(recipe.epochs * images / recipe.batch_size))
         optim, scale = recipe.optim, recipe.batch_size / recipe.optim.reference_batch
         return FinetuneSchedule(
             recipe.batch_size,
