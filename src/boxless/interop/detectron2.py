@@ -111,7 +111,7 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
         f"PIXEL_STD = {[round(255 * value, 4) for value in trunk.std]}",
     ]
     if trunk.neck in ("fpn", "fpn_p3"):
-        settings += [f'FPN.NORM = "{norm}"', f"FPN.OUT_CHANNELS = {trunk.fpn_channels}"]
+        settings += [f'FPN.NORM = "{norm if trunk.fpn_norm else ""}"', f"FPN.OUT_CHANNELS = {trunk.fpn_channels}"]
     if trunk.neck == "fpn":
         settings += _box_head(trunk, norm)
     if single and detector is not None:

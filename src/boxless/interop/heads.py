@@ -259,7 +259,7 @@ def _in_detector(key: str) -> str:
     if key.startswith("box_head."):
         return f"roi_heads.{key}"
     for old, new in _OLD:
-        key = re.sub(rf"^{old}$", new, key)  # type: ignore[arg-type]
+        key = re.sub(rf"^{old}$", new, key)
     return key
 
 

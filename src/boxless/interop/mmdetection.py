@@ -96,7 +96,8 @@ def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: in
     ]
     if not single:
         extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if retinanet else ""
-        lines += [f"model.neck.update(in_channels={widths}, out_channels={trunk.fpn_channels}, norm_cfg={norm}{extra})"]
+        extra = f"norm_cfg={norm if trunk.fpn_norm else None}{extra}"
+        lines += [f"model.neck.update(in_channels={widths}, out_channels={trunk.fpn_channels}, {extra})"]
     if retinanet:
         lines += [f"model.bbox_head.update(in_channels={trunk.fpn_channels}, feat_channels={trunk.fpn_channels})"]
         lines += [f"model.bbox_head.num_classes = {classes}"] if detector is not None else []

@@ -46,7 +46,7 @@ def one_stage_code(
     trunk: TrunkConfig, settings: RetinaNetConfig | FCOSConfig, sizes: tuple[int, int], classes: int, file: str
 ) -> list[str]:
     """RetinaNet or FCOS with `classes`; images have `sizes`, shorter and longest side, px."""
-    into_p6, anchors = str(trunk.fpn_channels), []
+    into_p6, anchors, norm = str(trunk.fpn_channels), [], "norm" if trunk.fpn_norm else "None"
     if isinstance(settings, RetinaNetConfig):
         into_p6 = "widths[-1]"
         anchors = [f"    anchor_generator=AnchorGenerator({settings.octave_sizes}, ((0.5, 1.0, 2.0),) * 5),"]
@@ -59,7 +59,7 @@ def one_stage_code(
         'levels = {"layer2": "0", "layer3": "1", "layer4": "2"}',
         "widths = [model.inplanes // 4, model.inplanes // 2, model.inplanes]",
         f"extra = LastLevelP6P7({into_p6}, {trunk.fpn_channels})",
-        f"backbone = BackboneWithFPN(model, levels, widths, {trunk.fpn_channels}, extra, norm)",
+        f"backbone = BackboneWithFPN(model, levels, widths, {trunk.fpn_channels}, extra, {norm})",
         f"model = {CLASSES[type(settings)]}(",
         "    backbone,",
         f"    {classes},",
@@ -84,6 +84,7 @@ def _sizes(trunk: TrunkConfig, sizes: tuple[int, int]) -> list[str]:
 def _parts(trunk: TrunkConfig) -> list[str]:
     """Lines that build `backbone` and `box_head`."""
     width, head = trunk.fpn_channels, trunk.box_head_width
+    pyramid_norm = "norm" if trunk.fpn_norm else "None"
     box_head = {
         "4conv1fc": f"FastRCNNConvFCHead(({width}, 7, 7), [{width}] * 4, [{head}], norm)",
         "2fc": f"TwoMLPHead({width} * 49, {head})",
@@ -98,7 +99,7 @@ def _parts(trunk: TrunkConfig) -> list[str]:
         *_start(trunk),
         'levels = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}',
         "widths = [model.inplanes // 8, model.inplanes // 4, model.inplanes // 2, model.inplanes]",
-        f"backbone = BackboneWithFPN(model, levels, widths, {width}, norm_layer=norm)",
+        f"backbone = BackboneWithFPN(model, levels, widths, {width}, norm_layer={pyramid_norm})",
         f"box_head = {box_head[trunk.box_head]}",
     ]
 

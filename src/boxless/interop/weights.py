@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -241,6 +242,30 @@ def _pyramid_notes(tensors: Tensors, trunk: Trunk) -> tuple[str, ...]:
         return ()
     theirs, needed = ("with", "true") if trunk.config.fpn_norm is False else ("without", "false")
     return (f"FPN: the file's is {theirs} norms, so this one is new; --trunk.fpn_norm {needed} loads it",)
+
+
+def trunk_as_in(config: TrunkConfig, path: Path) -> TrunkConfig:
+    """A trunk whose pyramid and box head are built as those of the detector that a file is of.
+
+    Args:
+        config: the trunk; its backbone, necks other than pyramids, and what the file does not show stay.
+        path: path of the weights.
+    """
+    if config.neck not in ("fpn", "fpn_p3"):
+        return config
+    with torch.device("meta"):
+        trunk = Trunk(config)
+    _, named = named_as_trunk(read_tensors(path), trunk, path)
+    tensors = {key.removeprefix("other."): value for key, value in named.items()}
+    found: dict[str, Any] = {}
+    lateral = tensors.get("backbone.fpn.inner_blocks.0.0.weight")
+    if lateral is not None:
+        normed = "backbone.fpn.inner_blocks.0.1.weight" in tensors
+        found = {"fpn_channels": len(lateral), "fpn_norm": normed}
+    for head, layer in (("2fc", "box_head.fc6.weight"), ("4conv1fc", "box_head.5.weight")):
+        if config.neck == "fpn" and layer in tensors:
+            found |= {"box_head": head, "box_head_width": len(tensors[layer])}
+    return replace(config, **found)
 
 
 def _fitting_backbone(tensors: Tensors, path: Path) -> str:

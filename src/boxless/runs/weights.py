@@ -12,7 +12,7 @@ from boxless.interop.files import read_tensors
 from boxless.interop.heads import Names
 from boxless.interop.hub import fetch, is_address
 from boxless.interop.imagenet import WORD, embedded_weights
-from boxless.interop.weights import parts_in
+from boxless.interop.weights import parts_in, trunk_as_in
 from boxless.recipes.load import load
 from boxless.recipes.schema import TrainingRecipe
 from boxless.runs.run import Run
@@ -115,6 +115,13 @@ def resolve_trunk(own: TrunkConfig, weights: str | Path | None, necks: Sequence[
     if source.neck != "hybrid":
         trunk = replace(trunk, hybrid=own.hybrid)
     return with_neck(trunk, necks)
+
+
+def built_as_in(trunk: TrunkConfig, weights: str | Path | None) -> TrunkConfig:
+    """The trunk with pyramid and box head as in a detector's file; as it is if the weights are of a run."""
+    if weights is None or trunk_of(weights) is not None or not Path(weights).exists():
+        return trunk
+    return trunk_as_in(trunk, weights_file(weights))
 
 
 def with_trunk_of(recipe: R, weights: str | Path | None) -> R:

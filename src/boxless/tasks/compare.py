@@ -19,7 +19,7 @@ from boxless.data.index import ImageIndex
 from boxless.recipes.load import describe
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
-from boxless.runs.weights import resolve_trunk
+from boxless.runs.weights import built_as_in, resolve_trunk
 from boxless.tasks.compare_starts import Finetuning, Start
 from boxless.tasks.compare_table import Cell, Row, summarize, table, write_table
 from boxless.tasks.finetune import check_weights, run_finetuning
@@ -111,7 +111,8 @@ def run_comparison(plan: Plan, images: ImageIndex | None, train: LabelledData, v
 
 def _with_trunk_of(recipe: FinetuneRecipe, weights: Path | None) -> FinetuneRecipe:
     """The recipe with the trunk of its weights, but with its own neck: alike for all starts."""
-    return replace(recipe, trunk=resolve_trunk(recipe.trunk, weights, (recipe.trunk.neck,)))
+    trunk = resolve_trunk(recipe.trunk, weights, (recipe.trunk.neck,))
+    return replace(recipe, trunk=built_as_in(trunk, weights))
 
 
 def _check_weights(plan: Plan) -> None:
