@@ -89,8 +89,8 @@ The difference is that of C5 on one image. Names do not show stride and colours:
 MSRA's are refused if the file reveals it (Caffe2's names, a mean that begins with blue); otherwise the line reminds
 you.
 
-`boxless finetune` takes whole detectors. RPN and heads come from the file too if it is of the same kind of detector (two
-stages, RetinaNet, FCOS, DETR, RT-DETR, Sparse R-CNN, FCN), and the line then speaks of the whole detector:
+`boxless finetune` takes whole detectors. RPN and heads come from the file too if it is of the same kind of detector
+(two stages, RetinaNet, FCOS, DETR, RT-DETR, Sparse R-CNN, FCN), and the line then speaks of the whole detector:
 
 ```
 recognised: a detector in torchvision's names (backbone.body.*)
@@ -102,16 +102,16 @@ name (from fasterrcnn_resnet50_fpn_coco.pth)
 - Rows of classes are matched by name. The names are those of the run, and for a file with 91 or 80 classes COCO's.
   Background is copied. The scores of other classes are new; their boxes begin as the mean of all known classes'.
 - FPN and box head are built as the file has them (`trunk.fpn_norm`, `trunk.fpn_channels`, `trunk.box_head`,
-  `trunk.box_head_width`), unless you say otherwise. torchvision's, Detectron2's and MMDetection's COCO detectors have no
-  norms in the FPN.
+  `trunk.box_head_width`), unless you say otherwise. torchvision's, Detectron2's and MMDetection's COCO detectors have
+  no norms in the FPN.
 - Anchors and image sizes are no weights. Continue a run with its own recipe: `boxless finetune --recipe
   runs/few/recipe.yaml --weights runs/few --data more.json --val val.json --out runs/more`.
 - `--iterations 0` trains nothing and measures what was loaded.
-- New in every case: torchvision's RetinaNet makes P6 from P5 and boxless from C5; its second versions have an RPN of two
-  convolutions (Faster R-CNN) and norms in the towers (RetinaNet). torchvision pools boxes a little differently (above).
+- New in every case: torchvision's RetinaNet makes P6 from P5 and boxless from C5; its second versions have an RPN of
+  two convolutions (Faster R-CNN) and norms in the towers (RetinaNet). torchvision pools boxes a little differently (above).
 
-A file of another backbone is refused before anything is trained, with the `--trunk.backbone` that it fits if that is one
-of torchvision's here.
+A file of another backbone is refused before anything is trained, with the `--trunk.backbone` that it fits if that is
+one of torchvision's here.
 
 boxless reads files without running code from them. A checkpoint with other objects beside its tensors (arguments,
 logs), or a pickle of arrays like Detectron2's, is refused in one line. `boxless convert` keeps only its tensors:
