@@ -108,7 +108,8 @@ name (from fasterrcnn_resnet50_fpn_coco.pth)
   runs/few/recipe.yaml --weights runs/few --data more.json --val val.json --out runs/more`.
 - `--iterations 0` trains nothing and measures what was loaded.
 - New in every case: torchvision's RetinaNet makes P6 from P5 and boxless from C5; its second versions have an RPN of
-  two convolutions (Faster R-CNN) and norms in the towers (RetinaNet). torchvision pools boxes a little differently (above).
+  two convolutions (Faster R-CNN) and norms in the towers (RetinaNet). torchvision pools boxes a little differently
+  (above).
 
 A file of another backbone is refused before anything is trained, with the `--trunk.backbone` that it fits if that is
 one of torchvision's here.

@@ -253,9 +253,12 @@ def trunk_as_in(config: TrunkConfig, path: Path) -> TrunkConfig:
     """
     if config.neck not in ("fpn", "fpn_p3"):
         return config
+    content = read_tensors(path)
+    if not any("fpn" in key or "neck." in key for key in content):  # of no detector with a pyramid
+        return config
     with torch.device("meta"):
         trunk = Trunk(config)
-    _, named = named_as_trunk(read_tensors(path), trunk, path)
+    _, named = named_as_trunk(content, trunk, path)
     tensors = {key.removeprefix("other."): value for key, value in named.items()}
     found: dict[str, Any] = {}
     lateral = tensors.get("backbone.fpn.inner_blocks.0.0.weight")
@@ -270,6 +273,8 @@ def trunk_as_in(config: TrunkConfig, path: Path) -> TrunkConfig:
 
 def _fitting_backbone(tensors: Tensors, path: Path) -> str:
     """A hint that names torchvision's backbone which a file is of; "" if it is of none."""
+    if efficientnet_in(tensors) is not None:  # which the trunk has, or it was refused already
+        return ""
     for backbone in BACKBONES:
         with torch.device("meta"):
             trunk = Trunk(TrunkConfig(backbone, neck="none"))
