@@ -31,7 +31,8 @@ class DetectionSample:
         image: (3, H, W) uint8.
         from_source: (2, 3), source px -> image px.
         target: torchvision's: boxes (N, 4) image px, labels (N,) from 1, masks (N, H, W) where wanted, and keypoints
-            (N, K, 3) image px where the data set has any; for segmentation classes (H, W).
+            (N, K, 3) image px where the data set has any; for segmentation classes (H, W). Where objects are to be
+            ignored, ignored (N,) bool; their label is -1.
         row: row of the data set.
         source_size: width and height, px.
         skipped: (path, reason) of an image that could not be read; the sample is then empty and grey.
@@ -155,6 +156,9 @@ class DetectionDataset(Dataset[DetectionSample]):
             keep = keep & (area(boxes) > visible * whole).numpy()
         boxes = boxes[torch.from_numpy(keep)]
         target = {"boxes": boxes, "labels": torch.from_numpy(labelled.labels[keep]) + 1}
+        if labelled.ignored is not None:
+            target["ignored"] = torch.from_numpy(labelled.ignored[keep])
+            target["labels"][target["ignored"]] = -1
         if self.data.skeleton.names:
             points = torch.from_numpy(self.data.keypoints_of(labelled)[keep])
             points = move_keypoints(from_source, points, self.data.skeleton.mirrored if flips[0] != flips[1] else None)
@@ -277,6 +281,7 @@ def _without_objects(labelled: LabelledImage) -> LabelledImage:
         crowd=none,
         masks=None if labelled.masks is None else (),
         keypoints=None,
+        ignored=None,
     )
 
 

@@ -23,11 +23,13 @@ class DetectorConfig(Protocol):
         necks: the necks that it takes, its usual one first.
         targets: kind of its targets.
         uses_box_head: true if the trunk's box head becomes the detector's.
+        ignores: true if objects can be ignored in training, see `DetectionSample.target`.
     """
 
     necks: ClassVar[tuple[Neck, ...]]
     targets: ClassVar[Targets]
     uses_box_head: ClassVar[bool]
+    ignores: ClassVar[bool]
 
     @property
     def kind(self) -> str:
@@ -55,6 +57,7 @@ class BoxDetectorConfig:
 
     targets: ClassVar[Targets] = "boxes"
     uses_box_head: ClassVar[bool] = False
+    ignores: ClassVar[bool] = False
 
 
 def build_trunk(config: TrunkConfig, detector: DetectorConfig) -> Trunk:

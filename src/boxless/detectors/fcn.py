@@ -49,6 +49,7 @@ class FCNConfig:
     necks: ClassVar[tuple[Neck, ...]] = ("none",)
     targets: ClassVar[Targets] = "classes"
     uses_box_head: ClassVar[bool] = False
+    ignores: ClassVar[bool] = False
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "FCN":
         """FCN around a trunk; see `DetectorConfig`."""

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -17,6 +19,9 @@ from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad
 from boxless.detectors.trunk import Neck, Trunk
 from boxless.detectors.two_stage import Anchors
 from boxless.errors import UserError
+
+SURELY_NOT = -1e4
+"""Score of a class whose focal loss and gradient are zero."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class RetinaNetConfig(BoxDetectorConfig):
     batch's."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn_p3",)
+    ignores: ClassVar[bool] = True
 
     @property
     def octave_sizes(self) -> tuple[tuple[int, int, int], ...]:
@@ -42,8 +48,8 @@ class RetinaNetConfig(BoxDetectorConfig):
         width = trunk.config.fpn_channels
         trunk.backbone.fpn.extra_blocks = LastLevelP6P7(trunk.body_width, width)  # from C5, as in the paper
         options = {"score_thresh": self.score_threshold, "detections_per_img": self.detections}
-        if self.loss_normalizer == "moving_average":
-            options["head"] = AveragedHead(width, 9, classes)
+        head = AveragedHead if self.loss_normalizer == "moving_average" else IgnoringRetinaNetHead
+        options["head"] = head(width, 9, classes)
         anchors = Anchors(self.octave_sizes, ((0.5, 1.0, 2.0),) * 5)
         detector = BoxlessRetinaNet(trunk.backbone, classes, anchor_generator=anchors, **options)
         detector.transform = NormalizeAndPad(trunk)
@@ -57,6 +63,7 @@ class FCOSConfig(BoxDetectorConfig):
     kind: Literal["fcos"] = "fcos"
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn_p3",)
+    ignores: ClassVar[bool] = True
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FCOS:
         """torchvision's FCOS around a trunk, whose pyramid gets P6 and P7; see `DetectorConfig`.
@@ -70,12 +77,66 @@ class FCOSConfig(BoxDetectorConfig):
         trunk.backbone.fpn.extra_blocks = LastLevelP6P7(width, width)  # from P5, as in the paper
         cells = Anchors(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)  # torchvision's: a level's stride
         options = {"score_thresh": self.score_threshold, "detections_per_img": self.detections}
+        options["head"] = IgnoringFCOSHead(width, 1, classes)
         detector = BoxlessFCOS(trunk.backbone, classes, anchor_generator=cells, **options)
         detector.transform = NormalizeAndPad(trunk)
         return detector
 
 
-class AveragedHead(RetinaNetHead):  # type: ignore[misc]
+def _on_ignored(targets: list[dict[str, Tensor]], matched_idxs: list[Tensor]) -> list[Tensor]:
+    """Places of each image that are matched with an ignored object, (P,) bool."""
+    return [
+        (matched >= 0) & target["ignored"][matched.clamp(min=0)]
+        if len(target.get("ignored", ()))
+        else torch.zeros_like(matched, dtype=torch.bool)
+        for target, matched in zip(targets, matched_idxs, strict=True)
+    ]
+
+
+class IgnoringRetinaNetHead(RetinaNetHead):  # type: ignore[misc]
+    """torchvision's head, for which anchors on ignored objects are neither objects nor background."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Focal loss and L1."""
+        if any("ignored" in target for target in targets):
+            hidden = _on_ignored(targets, matched_idxs)
+            matched_idxs = [
+                matched.masked_fill(places, Matcher.BETWEEN_THRESHOLDS)
+                for matched, places in zip(matched_idxs, hidden, strict=True)
+            ]
+        losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        return losses
+
+
+class IgnoringFCOSHead(FCOSHead):  # type: ignore[misc]
+    """torchvision's head, for which places on ignored objects are neither objects nor background."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Focal loss, GIoU and centre-ness."""
+        if any("ignored" in target for target in targets):
+            hidden = _on_ignored(targets, matched_idxs)
+            matched_idxs = [
+                matched.masked_fill(places, -1) for matched, places in zip(matched_idxs, hidden, strict=True)
+            ]
+            sure = head_outputs["cls_logits"].masked_fill(torch.stack(hidden)[..., None], SURELY_NOT)
+            head_outputs = {**head_outputs, "cls_logits": sure}
+        losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        return losses
+
+
+class AveragedHead(IgnoringRetinaNetHead):
     """torchvision's head with Detectron2's losses: a batch's sums, divided by a moving average of its positive anchors.
 
     The average starts at 100 and keeps 0.9 of itself in each step; images with many objects so count more than others.
@@ -95,7 +156,8 @@ class AveragedHead(RetinaNetHead):  # type: ignore[misc]
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         """Focal loss and L1 of all images."""
-        counts = torch.stack([(matched >= 0).sum() for matched in matched_idxs])
+        pairs = zip(matched_idxs, _on_ignored(targets, matched_idxs), strict=True)
+        counts = torch.stack([((matched >= 0) & ~ignored).sum() for matched, ignored in pairs])
         self.positives = self.positives.lerp(counts.sum().clamp(min=1).float(), 0.1)
         sums: dict[str, Tensor] = {}
         for image, (target, places, matched) in enumerate(zip(targets, anchors, matched_idxs, strict=True)):

@@ -17,6 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad, Targets
 from boxless.detectors.trunk import LastStage, Neck, RoIPool, Trunk, norm_layer
@@ -46,6 +47,7 @@ class FasterRCNNConfig(BoxDetectorConfig):
 
     necks: ClassVar[tuple[Neck, ...]] = ("fpn", "c4")
     uses_box_head: ClassVar[bool] = True
+    ignores: ClassVar[bool] = True
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FasterRCNN:
         """torchvision's FasterRCNN around a trunk; see `DetectorConfig`."""
@@ -112,6 +114,7 @@ def _finished(detector: FasterRCNN, trunk: Trunk, config: FasterRCNNConfig) -> F
     if config.box_beta != FasterRCNNConfig.box_beta:
         detector.roi_heads.__class__ = BetaRoIHeads  # torchvision's detectors build their heads themselves
         detector.roi_heads.box_beta = config.box_beta
+    detector.rpn.__class__ = IgnoringRPN
     detector.transform = NormalizeAndPad(trunk)
     for head in (detector.rpn.head, detector.roi_heads.box_predictor):
         head.register_forward_hook(_in_float32)
@@ -199,6 +202,29 @@ class SharedHead(nn.Module):
         for norm in training:
             norm.training = True
         return maps
+
+
+class IgnoringRPN(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's RPN, for which anchors on ignored objects are no background.
+
+    The RoI heads need no such care: torchvision does not sample boxes of label -1.
+    """
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels (1 object, 0 background, -1 neither) and boxes of each image's anchors."""
+        if not any("ignored" in target for target in targets):
+            labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+            return labels, boxes
+        known = [{**target, "boxes": target["boxes"][target["labels"] > 0]} for target in targets]
+        labels, boxes = super().assign_targets_to_anchors(anchors, known)
+        for label, places, target in zip(labels, anchors, targets, strict=True):
+            ignored = target["boxes"][target["labels"] < 0]
+            if len(ignored):
+                match = self.proposal_matcher(self.box_similarity(ignored, places))
+                label[(label == 0) & (match != self.proposal_matcher.BELOW_LOW_THRESHOLD)] = -1
+        return labels, boxes
 
 
 class BetaRoIHeads(RoIHeads):  # type: ignore[misc]

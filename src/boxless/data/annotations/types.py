@@ -43,6 +43,7 @@ class LabelledImage:
     the classes from 0. `crowd`: (N,) bool, objects that average precision ignores. `masks`: None, or per object COCO
     polygons, a COCO RLE or None. `keypoints`: None, or (N, K, 3) float32, source px, as `keypoints.from_coco` has them.
     `class_map`: None, or an image file of the pixels' classes, for semantic segmentation; there are then no objects.
+    `ignored`: None, or (N,) bool, objects that a detector neither learns nor takes for background.
 
     Of LVIS: `negative`: classes that were looked for and are not there; `not_exhaustive`: classes of which not every
     object is labelled. Of all other classes without an object here nothing is known.
@@ -60,6 +61,13 @@ class LabelledImage:
     class_map: Path | None = None
     negative: tuple[int, ...] = ()
     not_exhaustive: tuple[int, ...] = ()
+    ignored: np.ndarray | None = None
+
+    @property
+    def learned(self) -> np.ndarray:
+        """Objects to learn from, (N,) bool: neither crowds nor ignored."""
+        learned: np.ndarray = ~self.crowd if self.ignored is None else ~self.crowd & ~self.ignored
+        return learned
 
 
 @dataclass(frozen=True, eq=False)
