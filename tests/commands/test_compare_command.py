@@ -15,6 +15,7 @@ from boxless.data import scenes as digits
 from boxless.data.scenes import make_scenes
 from boxless.errors import UserError
 from boxless.runs.run import Run
+from boxless.tasks.compare_table import is_comparison, read_table
 
 TINY = {
     "pretrain.trunk.fpn_channels": 16,
@@ -90,6 +91,30 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     assert len(list(out.rglob("weights.safetensors"))) == len(trained) + 4  # nothing was pretrained again
     with pytest.raises(UserError, match=r"densecl: holds a run with other settings \(init was None, is .*soco.weights"):
         run(jobs=1, weights=str(out / "pretrain" / "soco"))
+
+
+def test_shots_have_cells_rows_and_a_figure_and_resume(tmp_path, capsys):
+    make_scenes(tmp_path / "scenes", unlabelled=4, train=8, val=4, size=48)
+    annotations, out = tmp_path / "scenes" / "annotations", tmp_path / "out"
+
+    def run(**settings):
+        paths = {"data": str(tmp_path), "labels": str(annotations / "train.json"), "val": str(annotations / "val.json")}
+        return compare(**paths, out=str(out), methods="none", seeds=1, **{**TINY, "quiet": True, **settings})
+
+    first = run(shots="3,1")
+    assert [cell.amount.shots for cell in first.cells] == [1, 3]
+    one, three = (json.loads(file.read_text())["boxes"] for file in sorted(out.rglob("shots-*/seed-0/labels.json")))
+    assert all(box in three for box in one) and len(one) < len(three)
+    table, page = (out / "comparison.md").read_text(), (out / "report.html").read_text()
+    assert " (1 shot) |" in table and " (3 shots) |" in table and " (3 shots)" in page
+    assert [cell.shots for cell in read_table(out / "comparison.csv")] == [1, 3]
+    assert (out / "figures" / "label-efficiency.png").stat().st_size > 100
+    trained = {file: file.stat().st_mtime_ns for file in out.rglob("weights.safetensors")}
+    assert str(run(shots="1,3")) == str(first) and is_comparison(out)
+    assert trained == {file: file.stat().st_mtime_ns for file in out.rglob("weights.safetensors")}
+    for wrong in ({"shots": "1", "label_fraction": "0.5"}, {"shots": "0"}, {"shots": "a"}, {"finetune.shots": 3}):
+        with pytest.raises(UserError, match=r"^(finetune\.)?shots: "):
+            run(**wrong)
 
 
 def test_a_first_try_in_which_nothing_is_found_has_its_table_and_report(tmp_path, capsys):

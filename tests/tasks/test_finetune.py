@@ -1,8 +1,11 @@
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +21,7 @@ from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import with_trunk_of
 from boxless.tasks.finetune import make_detector_optimizer
-from boxless.tasks.labels import choose_labels
+from boxless.tasks.labels import choose_labels, validation_labels
 from boxless.tasks.schedule import FinetuneSchedule
 
 SHORT = {"iterations": 3, "evaluate_every": 2}
@@ -313,3 +316,97 @@ def test_a_frozen_body_is_the_same_to_the_bit_afterwards(
     after = {name.removeprefix("roi_heads."): value for name, value in tensors(run).items()}
     body = [name for name in before if name.startswith(("backbone.body.", "box_head.layer4."))]
     assert len(body) > 100 and all(torch.equal(after[name], before[name]) for name in body)
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "fcos", "detr"])
+def test_shots_are_drawn_learned_and_written_down(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    width = {"trunk.fpn_channels": 32} if kind == "fcos" else {}
+    own = {key: value for key, value in FINETUNE.items() if kind == "faster_rcnn" or "detector." not in key}
+    labels, data = scenes / "annotations", read_labels(scenes / "annotations" / "train.json")
+    settings = {**own, **width, "iterations": 1, "detector.kind": kind, "shots": 1}
+    run = finetune(str(labels / "train.json"), str(labels / "val.json"), str(tmp_path / "run"), **settings)
+    said, written = capsys.readouterr().err, json.loads((run.path / "labels.json").read_text())
+    there = {name for image in data.images for name in np.array(data.classes)[image.labels]}
+    assert (written["choice"], written["shots"]) == ("shots", 1)
+    assert {box["class"] for box in written["boxes"]} == there and len(written["boxes"]) == len(there)
+    assert {box["image_id"] for box in written["boxes"]} == set(written["images"])
+    assert written["objects"] == {name: int(name in there) for name in data.classes}
+    assert written["boxes_sha256"] in said and ("ignored" in said) == (kind != "detr") and "shots 1: " in said
+    with pytest.raises(UserError, match=r"label_list .*labels.json: chooses boxes.*--shots 1 --label_seed 0"):
+        finetuning(scenes, tmp_path / "other", label_list=str(run.path / "labels.json"))
+
+
+@pytest.mark.parametrize(
+    "other", [{"label_count": 2}, {"label_fraction": 0.5}, {"label_list": "x"}, {"label_choice": "first"}]
+)
+def test_shots_beside_another_choice_are_refused(scenes: Path, other: dict[str, object]) -> None:
+    data = read_labels(scenes / "annotations" / "train.json")
+    with pytest.raises(UserError, match=r"^shots: 2; chooses boxes by class: leave out label_fraction"):
+        choose_labels(data, replace(FinetuneRecipe(shots=2), **other))  # type: ignore[arg-type]
+
+
+def _changed(scenes: Path, folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> str:
+    """A copy of labels with a change; the images are found by their full names."""
+    coco = json.loads((scenes / "annotations" / name).read_text())
+    paths = {image.image_id: image.path for image in read_labels(scenes / "annotations" / name).images}
+    for image in coco["images"]:
+        image["file_name"] = str(paths[image["id"]])
+    change(coco)
+    (folder / name).write_text(json.dumps(coco))
+    return str(folder / name)
+
+
+def test_validation_labels_without_an_object_to_measure_are_refused(scenes: Path, tmp_path: Path) -> None:
+    def spell(coco: dict[str, Any]) -> None:
+        for category in coco["categories"]:
+            category["name"] = f" {category['name']}".upper()
+
+    train = str(scenes / "annotations" / "train.json")
+    first = read_labels(train).classes[0]
+    val = _changed(scenes, tmp_path, "val.json", spell)
+    near = rf"its own classes are .*{first.upper()}.*nearly alike: .*{first.upper()} / {first}"
+    with pytest.raises(UserError, match=rf"^{val}: no object of the detector's classes \({first}.*{near}"):
+        finetune(train, val, str(tmp_path / "run"), **{**FINETUNE, "iterations": 1})
+    val = _changed(scenes, tmp_path, "val.json", lambda coco: coco.update(annotations=[]))
+    with pytest.raises(UserError, match=rf"^{val}: no object is labelled in its \d+ images"):
+        finetune(train, val, str(tmp_path / "run"), **{**FINETUNE, "iterations": 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_spelled_differently_in_part_is_named(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = str(scenes / "annotations" / "train.json")
+    classes = read_labels(train).classes
+    shown = {int(label) for image in read_labels(scenes / "annotations" / "val.json").images for label in image.labels}
+    name = classes[min(shown)]
+
+    def spell(coco: dict[str, Any]) -> None:
+        next(category for category in coco["categories"] if category["name"] == name).update(name=name.upper() + "_")
+
+    validation_labels(_changed(scenes, tmp_path, "val.json", spell), classes, quiet=False)
+    assert f"nearly alike: {name.upper()}_ / {name}; spell them alike" in capsys.readouterr().err
+
+
+def test_a_choice_that_misses_a_class_says_so(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, val = (scenes / "annotations" / f"{name}.json" for name in ("train", "val"))
+    data, shown = read_labels(train), {int(label) for image in read_labels(val).images for label in image.labels}
+    label = min(shown)
+    name = data.classes[label]
+    number, first = data.category_ids[label], data.images[0].image_id
+
+    def only_in_the_first(coco: dict[str, Any]) -> None:
+        others = [a for a in coco["annotations"] if a["image_id"] != first and a["category_id"] != number]
+        own = [{**a, "category_id": number} for a in coco["annotations"] if a["image_id"] == first]
+        coco["annotations"] = own + others
+
+    labels = _changed(scenes, tmp_path, "train.json", only_in_the_first)
+    (tmp_path / "few.txt").write_text("\n".join(str(image.image_id) for image in data.images[1:]))
+    settings = {**FINETUNE, "iterations": 1, "label_list": str(tmp_path / "few.txt")}
+    run = finetune(labels, str(val), str(tmp_path / "run"), **settings)
+    said = next(line for line in capsys.readouterr().err.splitlines() if "none of the 3 chosen images shows" in line)
+    assert f"{name} (in 1 of all 4)" in said
+    assert name in run.summary["classes_without_labels"]
+    assert json.loads((run.path / "labels.json").read_text())["objects"][name] == 0

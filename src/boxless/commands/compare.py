@@ -18,7 +18,8 @@ def compare(
     out: str,
     methods: str | None = None,
     detectors: str | None = None,
-    label_fraction: str = "0.1",
+    label_fraction: str | None = None,
+    shots: str | None = None,
     seeds: int = 3,
     recipe: str = DEFAULT_RECIPE,
     weights: str | None = None,
@@ -28,7 +29,7 @@ def compare(
 ) -> "Comparison":
     """Find out whether pretraining helps: the same fine-tuning from several starts, with its spread.
 
-    Every method is pretrained once on the images without labels; every cell (detector, start, share of labels, seed)
+    Every method is pretrained once on the images without labels; every cell (detector, start, amount of labels, seed)
     is fine-tuned, with one schedule per detector. Given again, the command goes on where it was, cell by cell.
 
     Args:
@@ -41,8 +42,9 @@ def compare(
             default none and the recipe's own, or else none,densecl,soco.
         detectors: Detectors that every start is put into, separated by commas: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
-        label_fraction: Shares of the labels to learn from, separated by commas.
-        seeds: Fine-tunings per start and share; each chooses its own labels, the same for all starts.
+        label_fraction: Shares of the labels to learn from, separated by commas; 0.1 by default.
+        shots: Labelled boxes per class to learn from, separated by commas (1,5,10), instead of shares; see finetune.
+        seeds: Fine-tunings per start and amount of labels; each chooses its own labels, the same for all starts.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
         weights: Weights that every pretraining starts from, in the forms of `boxless pretrain`; random by default. The
             start none stays from scratch: to measure these weights without pretraining, name them in methods too.
@@ -68,7 +70,7 @@ def compare(
     from boxless.runs.weights import local, with_trunk_of
     from boxless.tasks.compare import Plan, run_comparison
     from boxless.tasks.compare_starts import refuse_decided, resolve_detectors, resolve_starts
-    from boxless.tasks.compare_table import NOTE
+    from boxless.tasks.compare_table import NOTE, amounts_of
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.training.faults import one_line_faults
     from boxless.training.signals import stoppable
@@ -84,19 +86,16 @@ def compare(
     words = words if chosen is None else chosen
     starts = resolve_starts(words, settings, weights)
     choices = resolve_detectors([word.strip() for word in (detectors or "").split(",") if word.strip()], settings)
-    try:
-        fractions = sorted({float(word) for word in str(label_fraction).split(",")})
-    except ValueError:
-        raise UserError(f"label_fraction: {label_fraction!r}; expected numbers like 0.05,0.1") from None
-    if not starts or min(seeds, jobs) < 1 or not all(0 < fraction <= 1 for fraction in fractions):
-        raise UserError("expected at least one of methods, seeds and jobs of 1 or more, and shares of labels in 0..1")
+    amounts = amounts_of(label_fraction, shots)
+    if not starts or min(seeds, jobs) < 1:
+        raise UserError("expected at least one of methods, and seeds and jobs of 1 or more")
     train_data = training_labels(labels, quiet)
     val_data = validation_labels(val, train_data.classes, quiet)
     images = index_images(data) if any(start.recipe for start in starts) else None
     folder = Path(out)
     make_folder(folder)
     with stoppable(), locked(folder / ".lock", f"--out {out}"), one_line_faults(folder):
-        plan = Plan(starts, choices, fractions, seeds, folder, jobs, quiet)
+        plan = Plan(starts, choices, amounts, seeds, folder, jobs, quiet)
         comparison = run_comparison(plan, images, train_data, val_data)
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     print(f"report: {write_report([out])}")

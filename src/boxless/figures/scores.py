@@ -19,7 +19,7 @@ from boxless.plots.curves import training_curves
 from boxless.plots.outcomes import GROUPS, MatchedImage, examples, outcome_counts, outcome_pairs
 from boxless.plots.scores import class_gains, confusion_matrix, precision_recall_curves
 from boxless.runs.run import Run
-from boxless.tasks.compare_table import REFERENCE, SCRATCH, efficiency_figures, read_table
+from boxless.tasks.compare_table import REFERENCE, SCRATCH, Amount, efficiency_figures, read_table
 from boxless.tasks.detect import detect_labelled, load_detector
 from boxless.tasks.labels import validation_labels
 
@@ -165,13 +165,13 @@ def draw_gains(comparison: Path) -> Iterator[Picture]:
 
     A comparison that goes on is drawn as far as it is.
     """
-    finished = (comparison / "finetune").glob("*/*/labels-*/seed-*/summary.json")
+    finished = (comparison / "finetune").glob("*/*/*/seed-*/summary.json")
     runs = {file.parent.relative_to(comparison / "finetune").parts: file.parent for file in finished}
     detectors = list(dict.fromkeys(detector for detector, *_ in sorted(runs)))
     drawn = 0
     for detector, start in dict.fromkeys((detector, start) for detector, start, *_ in sorted(runs)):
         paired = [
-            (own, runs[detector, REFERENCE, labels, seed], float(labels.removeprefix("labels-")))
+            (own, runs[detector, REFERENCE, labels, seed], Amount.of_folder(labels))
             for (its, name, labels, seed), own in sorted(runs.items())
             if (its, name) == (detector, start) and (detector, REFERENCE, labels, seed) in runs
         ]

@@ -21,7 +21,8 @@ def label_efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """One line per method over the labelled share: mean, lowest to highest seed as a band, every seed as a dot.
 
     `rows`: one record per run: method; fraction, a share in (0, 1] or, above 1, a number of images; seed; AP, 0..1;
-    and, where known, images, the number behind a share, for the axis. With a single fraction there is no line to
+    where known, images, the number behind a share, for the axis; and shots, boxes per class, instead of a share (of
+    all rows or of none). With a single amount of labels there is no line to
     draw: methods are rows, seeds dots, means bars.
 
     Raises:
@@ -29,7 +30,13 @@ def label_efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     runs, counts = _grouped(rows)
     fractions = sorted({fraction for by_fraction in runs.values() for fraction in by_fraction})
-    return _lines(runs, fractions, counts) if len(fractions) > 1 else _strips(runs, fractions[0], counts)
+    shots = any(row.get("shots") for row in rows)
+    if len(fractions) == 1:
+        return _strips(runs, f"{fractions[0]:g} boxes per class" if shots else _amount(fractions[0], counts))
+    if shots:
+        return _lines(runs, {count: f"{count:g}" for count in fractions}, "labelled boxes per class")
+    ticks = {fraction: _tick(fraction, counts) for fraction in fractions}
+    return _lines(runs, ticks, "labelled images" if max(fractions) > 1 else "share and number of labelled images")
 
 
 def _grouped(rows: Sequence[Mapping[str, Any]]) -> tuple[Runs, dict[float, int]]:
@@ -41,14 +48,15 @@ def _grouped(rows: Sequence[Mapping[str, Any]]) -> tuple[Runs, dict[float, int]]
         missing = [key for key in ("method", "fraction", "seed", "AP") if key not in row]
         if missing:
             raise UserError(f"label efficiency figure: a row lacks {', '.join(missing)}; it has {', '.join(row)}")
-        fraction = float(row["fraction"])
+        fraction = float(row.get("shots") or row["fraction"])
         runs[str(row["method"])][fraction].append(100 * float(row["AP"]))
         if row.get("images"):
             counts[fraction] = int(row["images"])
     return runs, counts
 
 
-def _lines(runs: Runs, fractions: list[float], counts: dict[float, int]) -> Figure:
+def _lines(runs: Runs, ticks: dict[float, str], amount: str) -> Figure:
+    """One line per method; `ticks`: amount of labels -> its text, `amount`: their name."""
     figure = blank(9.6, 5.6)
     axes = figure.add_subplot()
     axes.set_xscale("log")
@@ -63,23 +71,24 @@ def _lines(runs: Runs, fractions: list[float], counts: dict[float, int]) -> Figu
         dots = np.array([(x, ap) for x in xs for ap in by_fraction[x]])
         axes.scatter(dots[:, 0], dots[:, 1], s=26, color=hue, edgecolor="white", linewidth=0.8, zorder=3)
         ends.append((xs[-1], means[-1], method, hue))
-    axes.set_xticks(fractions, [_tick(fraction, counts) for fraction in fractions])
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y")
-    axes.set_xlabel("labelled images" if max(fractions) > 1 else "share and number of labelled images")
+    axes.set_xlabel(amount)
     _say(axes, f"line: mean, band: lowest to highest, dot: one run ({_seeds(runs)})")
     _ap_axis(axes.yaxis)
     _label_ends(axes, ends)
     return figure
 
 
-def _strips(runs: Runs, fraction: float, counts: dict[float, int]) -> Figure:
+def _strips(runs: Runs, amount: str) -> Figure:
+    """One row per method, for a single amount of labels."""
     figure = blank(9.6, 1.9 + 0.62 * len(runs))
     axes = figure.add_subplot()
     hues = {method: colour(index) for index, method in enumerate(runs)}
-    methods = sorted(runs, key=lambda method: float(np.mean(runs[method][fraction])))
+    methods = sorted(runs, key=lambda method: float(np.mean(list(runs[method].values()))))
     for height, method in enumerate(methods):
-        aps = runs[method][fraction]
+        (aps,) = runs[method].values()
         mean = float(np.mean(aps))
         axes.plot([mean, mean], [height - 0.3, height + 0.3], color=hues[method], linewidth=4, label=method)
         axes.scatter(aps, [height] * len(aps), s=60, color=hues[method], alpha=0.55, linewidth=0, zorder=3)
@@ -92,7 +101,7 @@ def _strips(runs: Runs, fraction: float, counts: dict[float, int]) -> Figure:
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    _say(axes, f"{_amount(fraction, counts)}; bar: mean, dot: one run ({_seeds(runs)})")
+    _say(axes, f"{amount}; bar: mean, dot: one run ({_seeds(runs)})")
     _ap_axis(axes.xaxis)
     return figure
 

@@ -216,8 +216,11 @@ class FinetuneRecipe:
     """Share of the labelled images to learn from."""
     label_count: int | None = None
     """Number of labelled images to learn from, instead of a share."""
+    shots: int | None = None
+    """Labelled boxes per class to learn from, instead of a share of the images. Other objects in their images are
+    ignored; in Sparse R-CNN, DETR and RT-DETR they become background, as in TFA and CD-FSOD."""
     label_seed: int = 0
-    """Seed for choosing the labelled images."""
+    """Seed for choosing the labelled images or boxes."""
     label_choice: Literal["random", "first"] = "random"
     """Choice of the labelled images: at random, or those with objects in the order of their ids (SoCo's code)."""
     label_list: str | None = None

@@ -11,6 +11,7 @@ from boxless.runs.reading import Metrics
 from boxless.tasks.compare_table import (
     REFERENCE,
     SCRATCH,
+    Amount,
     Cell,
     Row,
     finetuning_recipes,
@@ -74,7 +75,7 @@ def _cell_name(report: RunReport) -> str:
     """DETECTOR/START/labels-0.1/seed-0 in words; older folders have no detector."""
     *detector, start, share, _ = ["", "", "", *report.name.split("/")][-4:]
     name = SCRATCH if start == REFERENCE else start
-    return ", ".join([name, *filter(None, detector), f"{float(share.removeprefix('labels-')):.0%} of the labels"])
+    return ", ".join([name, *filter(None, detector), str(Amount.of_folder(share))])
 
 
 def _mean(several: Sequence[Metrics]) -> Metrics:
@@ -105,7 +106,8 @@ def advise_comparison(comparison: Comparison) -> list[Advice]:
     for row in rows:
         if row.gain is None:
             continue
-        name = f"{row.method}, {row.images} labels" + (f", {row.detector}" if several else "")
+        labels = f"{row.images} labels" if not row.amount.shots else str(row.amount)
+        name = f"{row.method}, {labels}" + (f", {row.detector}" if several else "")
         gain = with_spread(row.gain, row.interval, "+")
         lost = _lost_classes(comparison, row)
         if row.verdict == "better":
@@ -143,9 +145,7 @@ def _per_class(comparison: Comparison, row: Row) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for report in comparison.finetuned:
         *detector, method, labels, _ = report.name.split("/")
-        if (method, labels) == (row.method, f"labels-{row.fraction:g}") and (
-            not detector or detector[-1] == row.detector
-        ):
+        if (method, labels) == (row.method, row.amount.folder) and (not detector or detector[-1] == row.detector):
             for name, value in report.per_class.items():
                 if value is not None:
                     values.setdefault(name, []).append(value)

@@ -127,6 +127,8 @@ def _numbers(report: RunReport) -> list[tuple[str, str]]:
         numbers.append((f"{name} on {where}, percent", "not measured" if value is None else f"{100 * value:.1f}"))
     if "labelled_images" in summary:
         numbers.append(("labelled images", f"{summary['labelled_images']:,}"))
+    if summary.get("classes_without_labels"):
+        numbers.append(("classes without labels, AP counts them as 0", ", ".join(summary["classes_without_labels"])))
     numbers.append(("steps", f"{done:,}" if total in (None, done) else f"{done:,} of {total:,}"))
     if "images_seen" in summary:
         numbers.append(("images seen", f"{summary['images_seen']:,}"))

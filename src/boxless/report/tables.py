@@ -37,7 +37,7 @@ def _table(rows: Sequence[Row], title: str, names: dict[str, str], note: str) ->
     entries = [
         (
             names.get(row.method, row.method),
-            f"{row.images:,}",
+            f"{row.images:,}" + (f" ({row.amount})" if row.amount.shots else ""),
             *(with_spread(row.mean[name], row.spread[name]) for name in scores),
             "" if row.gain is None else with_spread(row.gain, row.interval, "+"),
             str(row.n),

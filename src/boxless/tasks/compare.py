@@ -1,4 +1,4 @@
-"""Compare starts: the same fine-tuning from each of them, on shares of the labels, with several seeds."""
+"""Compare starts: the same fine-tuning from each of them, on few labels, with several seeds."""
 
 import math
 import os
@@ -21,9 +21,9 @@ from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import built_as_in, resolve_trunk
 from boxless.tasks.compare_starts import Finetuning, Start
-from boxless.tasks.compare_table import Cell, Row, summarize, table, write_table
+from boxless.tasks.compare_table import Amount, Cell, Row, summarize, table, write_table
 from boxless.tasks.finetune import check_weights, run_finetuning
-from boxless.tasks.labels import choose_labels
+from boxless.tasks.labels import choose_labels, missing_classes, missing_in_words
 from boxless.tasks.pretrain import check_start, run_pretraining
 from boxless.tasks.proposals import prepare_boxes
 from boxless.training.device import training_fabric
@@ -51,8 +51,8 @@ class Plan:
     Attributes:
         starts: starts of the fine-tunings.
         detectors: detectors that every start is put into.
-        fractions: shares of the labels, 0..1.
-        seeds: fine-tunings per start and share.
+        amounts: labels to learn from.
+        seeds: fine-tunings per start and amount.
         out: folder of the comparison.
         jobs: runs at the same time.
         quiet: print nothing.
@@ -60,20 +60,25 @@ class Plan:
 
     starts: Sequence[Start]
     detectors: Sequence[Finetuning]
-    fractions: Sequence[float]
+    amounts: Sequence[Amount]
     seeds: int
     out: Path
     jobs: int = 1
     quiet: bool = False
 
     def cells(self) -> Iterator[tuple[Start, Finetuning]]:
-        """Every start in every detector on every share of the labels, once for each seed."""
+        """Every start in every detector on every amount of labels, once for each seed."""
         for detector in self.detectors:
-            for fraction in self.fractions:
-                for seed in range(self.seeds):
-                    recipe = replace(detector.recipe, label_fraction=fraction, label_seed=seed, seed=seed)
-                    for start in self.starts:
-                        yield start, replace(detector, recipe=_with_trunk_of(recipe, self.weights(start)))
+            for recipe in self.choices(detector):
+                for start in self.starts:
+                    yield start, replace(detector, recipe=_with_trunk_of(recipe, self.weights(start)))
+
+    def choices(self, detector: Finetuning) -> Iterator[FinetuneRecipe]:
+        """A detector's recipe for every amount of labels and seed."""
+        for amount in self.amounts:
+            labels = replace(detector.recipe, label_fraction=amount.fraction, shots=amount.shots or None)
+            for seed in range(self.seeds):
+                yield replace(labels, label_seed=seed, seed=seed)
 
     def folder(self, start: Start) -> Path:
         """Folder of a start's pretraining."""
@@ -90,6 +95,9 @@ def run_comparison(plan: Plan, images: ImageIndex | None, train: LabelledData, v
     `images` are those without labels; None if no start needs them.
     """
     _check_weights(plan)
+    missing = _missing_classes(plan, train, val)
+    for line in missing:
+        say(line, plan.quiet)
     _pretrain_all(plan, images)
     work = [(start, detector, train, val, plan.weights(start), plan.out) for start, detector in plan.cells()]
     say(f"fine-tuning: {len(work)} cells, {min(plan.jobs, len(work))} at a time", plan.quiet)
@@ -99,14 +107,25 @@ def run_comparison(plan: Plan, images: ImageIndex | None, train: LabelledData, v
         cells.append(cell)
         left = (time.monotonic() - began) / len(cells) * (len(work) - len(cells)) / 60
         say(
-            f"  {len(cells)} of {len(work)}: {cell.detector}, {cell.method}, {cell.fraction:.0%} of the labels, "
+            f"  {len(cells)} of {len(work)}: {cell.detector}, {cell.method}, {cell.amount}, "
             f"seed {cell.seed}: AP {100 * cell.scores['AP']:.1f}, AP50 {100 * cell.scores['AP50']:.1f}, "
             f"about {left:.0f} min left",
             plan.quiet,
         )
     rows = summarize(cells)
-    write_table(plan.out, cells, rows)
+    write_table(plan.out, cells, rows, missing)
     return Comparison(plan.out, tuple(cells), tuple(rows))
+
+
+def _missing_classes(plan: Plan, train: LabelledData, val: LabelledData) -> list[str]:
+    """A sentence for each choice of labels that misses a class which AP counts; all starts share the choice."""
+    lines = []
+    for recipe in plan.choices(plan.detectors[0]):
+        chosen = choose_labels(train, recipe)
+        if missing := missing_classes(chosen, val):
+            amount = Amount(recipe.label_fraction, recipe.shots or 0)
+            lines.append(f"{amount}, seed {recipe.seed}: {missing_in_words(chosen, train, missing)}")
+    return lines
 
 
 def _with_trunk_of(recipe: FinetuneRecipe, weights: Path | None) -> FinetuneRecipe:
@@ -154,13 +173,14 @@ def _cell(
     start: Start, detector: Finetuning, train: LabelledData, val: LabelledData, weights: Path | None, out: Path
 ) -> Cell:
     recipe = detector.recipe
-    share = f"labels-{recipe.label_fraction:g}"
-    folder = out / "finetune" / detector.name / start.name / share / f"seed-{recipe.seed}"
+    amount = Amount(recipe.label_fraction, recipe.shots or 0)
+    folder = out / "finetune" / detector.name / start.name / amount.folder / f"seed-{recipe.seed}"
     run = run_finetuning(recipe, describe(recipe, detector.base), folder, train, val, weights, quiet=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use to a finished cell, and six times its weights
-    images = len(choose_labels(train, recipe))
+    images = run.summary["labelled_images"]
     scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}
-    return Cell(detector.name, start.name, recipe.label_fraction, images, recipe.seed, scores, run.summary["seconds"])
+    seconds = run.summary["seconds"]
+    return Cell(detector.name, start.name, amount.fraction, images, recipe.seed, scores, seconds, amount.shots)
 
 
 def _at_once(function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:

@@ -19,6 +19,7 @@ DECIDED = {
     "finetune.seed": "--seeds counts them",
     "finetune.label_seed": "--seeds counts them",
     "finetune.label_fraction": "--label-fraction lists them",
+    "finetune.shots": "--shots lists them",
     "finetune.label_count": "--label-fraction lists the shares",
     "finetune.evaluate_every": "each cell is measured at its end",
     "finetune.trunk": "it is the pretrained one, pretrain.trunk",

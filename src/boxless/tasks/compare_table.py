@@ -5,7 +5,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +24,15 @@ SCRATCH = "from scratch"
 """Its name in tables and figures."""
 
 
-_PLACE = re.compile(r"finetune/([^/]+/)?[^/]+/labels-\d(\.\d+)?(e-\d+)?/seed-\d+")
+_PLACE = re.compile(r"finetune/([^/]+/)?[^/]+/(labels-\d(\.\d+)?(e-\d+)?|shots-\d+)/seed-\d+")
 
 
 def finetuning_recipes(folder: Path) -> list[Path]:
-    """The recipe.yaml of a comparison's fine-tunings, finetune/DETECTOR/START/labels-0.1/seed-0.
+    """The recipe.yaml of a comparison's fine-tunings, finetune/DETECTOR/START/labels-0.1/seed-0 (or shots-5/seed-0).
 
     Older folders have no detector.
     """
-    files = folder.glob("finetune/**/labels-*/seed-*/recipe.yaml")
+    files = folder.glob("finetune/**/seed-*/recipe.yaml")
     return sorted(file for file in files if _PLACE.fullmatch(file.parent.relative_to(folder).as_posix()))
 
 
@@ -43,9 +43,63 @@ def is_comparison(folder: Path) -> bool:
     return any(folder.glob("pretrain/*/recipe.yaml")) and not any(folder.glob("finetune/**/recipe.yaml"))
 
 
+@dataclass(frozen=True, order=True)
+class Amount:
+    """Labels of a cell: a share of the images, 0..1, or else boxes per class."""
+
+    fraction: float = 1.0
+    shots: int = 0
+
+    @staticmethod
+    def of_folder(name: str) -> "Amount":
+        """The amount of a folder of cells, such as labels-0.1 or shots-5."""
+        kind, _, number = name.partition("-")
+        return Amount(shots=int(number)) if kind == "shots" else Amount(float(number))
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its cells."""
+        return f"labels-{self.fraction:g}" if not self.shots else f"shots-{self.shots}"
+
+    @property
+    def brief(self) -> str:
+        """The amount behind a number of images: 10% or 5 shots."""
+        return f"{self.fraction:.0%}" if not self.shots else f"{self.shots} shot{'s' * (self.shots > 1)}"
+
+    def __str__(self) -> str:
+        return f"{self.fraction:.0%} of the labels" if not self.shots else self.brief
+
+
+def amounts_of(label_fraction: str | None, shots: str | None) -> list[Amount]:
+    """Amounts of labels from the lists that a user gives, in ascending order; a tenth of the images by default.
+
+    Raises:
+        UserError: both lists, or no numbers that are possible.
+    """
+    if shots is None:
+        words = "0.1" if label_fraction is None else str(label_fraction)
+        amounts = _numbers(words, lambda word: Amount(float(word)))
+        if amounts is None or not all(0 < amount.fraction <= 1 for amount in amounts):
+            raise UserError(f"label_fraction: {words!r}; expected numbers above 0 and up to 1, like 0.05,0.1")
+        return amounts
+    if label_fraction is not None:
+        raise UserError("shots: chooses boxes instead of a share of the images; leave out label_fraction")
+    amounts = _numbers(str(shots), lambda word: Amount(shots=int(word)))
+    if amounts is None or min(amount.shots for amount in amounts) < 1:
+        raise UserError(f"shots: {str(shots)!r}; expected numbers of boxes per class like 1,5,10")
+    return amounts
+
+
+def _numbers(words: str, amount: Callable[[str], Amount]) -> list[Amount] | None:
+    try:
+        return sorted({amount(word) for word in words.split(",")})
+    except ValueError:
+        return None
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One fine-tuning: a detector, a start, a share of the labels, a seed, and what came out."""
+    """One fine-tuning: a detector, a start, an amount of labels, a seed, and what came out."""
 
     detector: str
     method: str
@@ -54,17 +108,23 @@ class Cell:
     seed: int
     scores: dict[str, float]
     seconds: float
+    shots: int = 0
+
+    @property
+    def amount(self) -> Amount:
+        """Labels to learn from."""
+        return Amount(self.fraction, self.shots)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of one detector, one start and one share of the labels, over the seeds.
+    """The cells of one detector, one start and one amount of labels, over the seeds.
 
     Attributes:
         detector: the fine-tuned detector.
         method: the start.
-        fraction: fraction of the labels, 0..1.
-        images: labelled images.
+        amount: share of the labels, or boxes per class.
+        images: labelled images; their mean where the seeds' draws of boxes differ.
         n: seeds.
         mean: score name -> mean.
         spread: score name -> standard deviation over the seeds (nan for one seed).
@@ -74,7 +134,7 @@ class Row:
 
     detector: str
     method: str
-    fraction: float
+    amount: Amount
     images: int
     n: int
     mean: dict[str, float]
@@ -98,8 +158,8 @@ def summarize(cells: Sequence[Cell]) -> list[Row]:
     """Cells as rows, by detector, share and start."""
     rows = []
     for detector in dict.fromkeys(cell.detector for cell in cells):
-        for fraction in sorted({cell.fraction for cell in cells}):
-            group = [cell for cell in cells if cell.detector == detector and cell.fraction == fraction]
+        for amount in sorted({cell.amount for cell in cells}):
+            group = [cell for cell in cells if cell.detector == detector and cell.amount == amount]
             reference = {cell.seed: cell.scores["AP"] for cell in group if cell.method == REFERENCE}
             for method in dict.fromkeys(cell.method for cell in group):
                 rows.append(_row([cell for cell in group if cell.method == method], reference))
@@ -118,8 +178,8 @@ def _row(group: Sequence[Cell], reference: dict[int, float]) -> Row:
     return Row(
         first.detector,
         first.method,
-        first.fraction,
-        first.images,
+        first.amount,
+        round(statistics.fmean(cell.images for cell in group)),
         n,
         {name: statistics.fmean(values) for name, values in scores.items()},
         {name: float(np.std(values, ddof=1)) if n > 1 else math.nan for name, values in scores.items()},
@@ -138,7 +198,7 @@ def table(rows: Sequence[Row]) -> str:
         entries = [
             *([row.detector] if several else []),
             SCRATCH if row.method == REFERENCE else row.method,
-            f"{row.images} ({row.fraction:.0%})",
+            f"{row.images} ({row.amount.brief})",
             *(f"{100 * row.mean[name]:.1f} ± {100 * row.spread[name]:.1f}" for name in ("AP", "AP50", "AP75")),
             "" if row.gain is None else f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}",
             str(row.n),
@@ -155,16 +215,17 @@ NOTE = (
 )
 
 
-def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> None:
-    """comparison.csv, comparison.md and a figure for each detector, into a folder."""
+def write_table(out: Path, cells: Sequence[Cell], rows: Sequence[Row], remarks: Sequence[str] = ()) -> None:
+    """comparison.csv, comparison.md with remarks and a figure for each detector, into a folder."""
     text = io.StringIO()
     scores = dict.fromkeys(name for cell in cells for name in cell.scores)
-    columns = ["detector", "method", "fraction", "images", "seed", *scores, "seconds"]
+    shots = ["shots"] if any(cell.shots for cell in cells) else []
+    columns = ["detector", "method", "fraction", *shots, "images", "seed", *scores, "seconds"]
     writer = csv.DictWriter(text, columns, restval=math.nan, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**vars(cell), **cell.scores} for cell in cells)
     write_text(out / "comparison.csv", text.getvalue())
-    write_text(out / "comparison.md", f"{table(rows)}\n\n{NOTE}\n")
+    write_text(out / "comparison.md", "\n\n".join([table(rows), NOTE, *remarks]) + "\n")
     for name, figure, caption in efficiency_figures(cells):
         save(figure, out / "figures" / name, caption)
 
@@ -175,7 +236,7 @@ def read_table(file: Path) -> list[Cell]:
     Raises:
         UserError: if it is none; OSError if it cannot be read.
     """
-    own = ("detector", "method", "fraction", "images", "seed", "seconds")
+    own = ("detector", "method", "fraction", "shots", "images", "seed", "seconds")
     try:
         return [
             Cell(
@@ -186,6 +247,7 @@ def read_table(file: Path) -> list[Cell]:
                 int(row["seed"]),
                 {key: float(value) for key, value in row.items() if key not in own},
                 float(row["seconds"]),
+                int(row["shots"]) if row.get("shots") else 0,
             )
             for row in csv.DictReader(file.read_text().splitlines())
         ]
@@ -194,7 +256,7 @@ def read_table(file: Path) -> list[Cell]:
 
 
 def efficiency_figures(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure, str]]:
-    """AP over the share of labels, a figure for each detector: its name, itself and what it shows."""
+    """AP over the amount of labels, a figure for each detector: its name, itself and what it shows."""
     detectors = list(dict.fromkeys(cell.detector for cell in cells))
     for detector in detectors:
         entries = [
@@ -204,5 +266,6 @@ def efficiency_figures(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure, str
         ]
         name = "label-efficiency" if len(detectors) == 1 else f"label-efficiency-{detector}"
         starts = ", ".join(dict.fromkeys(str(entry["method"]) for entry in entries))
-        caption = f"AP of {detector} against the number of labelled images, for {starts}; each dot is one fine-tuning."
+        against = "labelled boxes per class" if entries[0]["shots"] else "the number of labelled images"
+        caption = f"AP of {detector} against {against}, for {starts}; each dot is one fine-tuning."
         yield name, label_efficiency(entries), caption

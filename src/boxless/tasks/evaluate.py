@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from boxless.data.annotations.keypoints import Skeleton
-from boxless.data.annotations.read import LabelledData, read_labels
+from boxless.data.annotations.read import LabelledData
 from boxless.data.detection import decode_labelled
 from boxless.data.images import decode, skipped_report
 from boxless.errors import UserError
@@ -24,7 +24,7 @@ from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import begin_results, check_results, write_json
 from boxless.tasks.detect import detect_labelled, load_detector, segment_labelled, skeleton_of
 from boxless.tasks.gallery import write_gallery
-from boxless.tasks.labels import validation_labels
+from boxless.tasks.labels import listed, validation_labels
 
 AnyScores = Mapping[str, Scores | SegmentationScores]
 """Scores by what they are of: bbox, segm, keypoints, voc07, or FCN's segments; the recipe's metric first."""
@@ -140,7 +140,7 @@ class EvaluationResult:
     def __str__(self) -> str:
         lines = [f"{self.images} images, in percent:", score_table(self.scores)]
         if self.unlabelled:
-            lines.append(f"without labelled objects, in no mean: {_listed(self.unlabelled)}")
+            lines.append(f"without labelled objects, in no mean: {listed(self.unlabelled)}")
         if self.skipped:
             counted = "their pixels do not count" if "segments" in self.scores else "their objects count as missed"
             lines.append(skipped_report(self.skipped, f"images could not be read, {counted}", ", in evaluation.json"))
@@ -163,7 +163,6 @@ def run_evaluation(run: str, data: str, out: str | None = None, quiet: bool = Fa
     segments = recipe.detector.targets == "classes"
     labels = validation_labels(data, classes, quiet, segments)
     if not segments:
-        _check_labels(labels, data)
         check_keypoints(labels, skeleton_of(run), recipe)
     folder = _folder(run, data, out)
     scores: AnyScores
@@ -187,15 +186,6 @@ def run_evaluation(run: str, data: str, out: str | None = None, quiet: bool = Fa
     result = EvaluationResult(folder, len(labels), scores, tuple(absent), skipped, report)
     write_json(folder / FILE, {**_inputs(run, data), **result.as_json()})
     return result
-
-
-def _check_labels(labels: LabelledData, data: str) -> None:
-    """Raise `UserError` unless at least one object is of the detector's classes."""
-    if not any(not image.crowd.all() for image in labels.images):
-        raise UserError(
-            f"data {data}: no object of the detector's classes ({_listed(labels.classes)}); its own classes are "
-            f"{_listed(read_labels(data, 'val').classes)}; names must match exactly"
-        )
 
 
 def _folder(run: str, data: str, out: str | None) -> Path:
@@ -260,8 +250,3 @@ def _readable(labels: LabelledData, skipped: Mapping[str, str]) -> list[int]:
 def _spread(rows: list[int]) -> list[int]:
     """A few of the rows, from the first to the last."""
     return [rows[k] for k in np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import LabelledData
 from boxless.data.annotations.select import fingerprint, labels_digest, targets_digest
+from boxless.data.annotations.shots import boxes_digest, boxes_to_learn, objects_per_class
 from boxless.data.dataloader import make_loader
 from boxless.data.detection import DetectionDataset, DetectionSample
 from boxless.data.images import skipped_report
@@ -31,7 +32,7 @@ from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run, training_in, write_json
 from boxless.runs.weights import names_of
 from boxless.tasks.evaluate import check_keypoints, evaluate_detector, known, score_table
-from boxless.tasks.labels import choose_labels
+from boxless.tasks.labels import choose_labels, missing_classes, missing_in_words, shots_in_words
 from boxless.tasks.schedule import FinetuneSchedule, check_divides, rates_in_words
 from boxless.training.device import training_fabric, worker_count
 from boxless.training.distributed import check_same, merged, on_rank_zero, rank, world_size
@@ -91,6 +92,7 @@ class DetectTask:
         self.micro_batches = MicroBatches(self.share, recipe.accumulate)
         self.check_sizes()
         self.all, self.chosen = data, choose_labels(data, recipe)
+        self.missing = missing_classes(self.chosen, val)  # none of pixels
         self._check_labels()
         repeated = recipe.repeat_threshold > 0
         self.repeats = repeat_factors(self.chosen, recipe.repeat_threshold) if repeated else None
@@ -158,16 +160,23 @@ class DetectTask:
         sha256 = fingerprint(chosen.images)
         check_same("data", f"{len(chosen)} images ({sha256[:16]})")
         skeleton = {"skeleton": asdict(chosen.skeleton)} if recipe.detector.targets == "keypoints" else {}
-        choice = {
+        choice: dict[str, Any] = {
             "classes": chosen.classes,
             **skeleton,
             "choice": "list" if recipe.label_list is not None else recipe.label_choice,
             "seed": recipe.label_seed,
             "sha256": sha256,
             "images": [image.image_id for image in chosen.images],
+            "objects": objects_per_class(chosen),
         }
-        on_rank_zero(lambda: write_json(self.out / "labels.json", choice))
         say(f"learning from {len(chosen)} of {len(self.all)} images; SHA-256 of their ids: {sha256}", self.quiet)
+        if recipe.shots is not None:
+            boxes = boxes_to_learn(chosen)
+            choice |= {"choice": "shots", "shots": recipe.shots, "boxes": boxes, "boxes_sha256": boxes_digest(boxes)}
+            say(f"{shots_in_words(chosen, recipe)}; SHA-256 of the boxes: {choice['boxes_sha256']}", self.quiet)
+        if self.missing:
+            say(missing_in_words(chosen, self.all, self.missing), self.quiet)
+        on_rank_zero(lambda: write_json(self.out / "labels.json", choice))
         optim = recipe.optim
         say(rates_in_words(recipe.batch_size, optim.lr, optim.reference_batch, world_size()), self.quiet)
 
@@ -276,6 +285,7 @@ class DetectTask:
         return {
             "detector": self.recipe.detector.kind,
             "labelled_images": len(self.chosen),
+            "classes_without_labels": self.missing,
             "steps": self.steps,
             "seconds": round(seconds, 1),
             "weights": str(self.report) if self.report else "from scratch",

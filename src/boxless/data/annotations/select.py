@@ -171,6 +171,11 @@ def _names(file: Path) -> list[tuple[str, bool]]:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".json":
             content = parse_json(text)
+            if isinstance(content, dict) and content.get("choice") == "shots":
+                raise UserError(
+                    f"label_list {file}: chooses boxes, not images; repeat its draw with --shots "
+                    f"{content.get('shots')} --label_seed {content.get('seed')}"
+                )
             images = content["images"] if isinstance(content, dict) else content
             names = [_name(image) if isinstance(image, dict) else (str(image), False) for image in images]
         else:
