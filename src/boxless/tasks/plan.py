@@ -138,7 +138,7 @@ def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, giv
 
 def _sizes(data: LabelledData) -> tuple[NDArray[np.float32], float, float]:
     """Sides of the objects (N,), the median shorter side of the images, px, and how much longer their other side is."""
-    boxes = np.concatenate([image.boxes[~image.crowd] for image in data.images])
+    boxes = np.concatenate([image.boxes[image.learned] for image in data.images])
     extent = np.clip(boxes[:, 2:] - boxes[:, :2], 1, None)
     images = np.array([(image.width, image.height) for image in data.images], np.float64)
     ratios = images.max(1) / images.min(1)
@@ -257,7 +257,7 @@ def describe_plan(
     recipe: FinetuneRecipe, cost: Cost, data: LabelledData, steps: int, weights: object, device: torch.device
 ) -> str:
     """The plan in five lines for people."""
-    boxes = sum(int((~image.crowd).sum()) for image in data.images)
+    boxes = sum(int(image.learned.sum()) for image in data.images)
     parts = "" if cost.images == recipe.batch_size else f", {cost.images} at a time"
     sizes = ", ".join(map(str, recipe.min_size))
     return (
