@@ -221,7 +221,7 @@ def test_crops_are_for_training_alone_and_leave_other_draws_as_they_were(data: L
     assert sample.skipped is not None and len(sample.target["boxes"]) == 0  # of a file that is no image
 
 
-def test_augmented_objects_stay_on_their_pixels_and_stop_where_told(data: LabelledData) -> None:
+def test_augmented_objects_stay_on_their_pixels_until_closed(data: LabelledData) -> None:
     augment = AugmentConfig(vertical_flip=True, zoom=(0.5, 2.0))
     made = DetectionDataset(data, (100,), 160, True, True, 0, False, augment)
     upside_down, widths, counts = set(), set(), set()
@@ -241,8 +241,8 @@ def test_augmented_objects_stay_on_their_pixels_and_stop_where_told(data: Labell
             assert not outside.any()
             assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
     assert upside_down == {True, False} and len(widths) > 10 and min(counts) < 3 == max(counts)
-    made.augmented_epochs = 10
-    assert {made[epoch, 0].image.shape[2] for epoch in range(10, 20)} == {160}
+    closed = DetectionDataset(data, (100,), 160, True, True, 0, False, augment.closed)
+    assert {closed[epoch, 0].image.shape[2] for epoch in range(10)} == {160} and augment.closed.vertical_flip
 
 
 def test_colours_change_and_places_do_not(data: LabelledData) -> None:

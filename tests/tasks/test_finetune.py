@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from small_runs import FINETUNE, finetuning, pretraining
 
 from boxless import finetune
+from boxless.data import detection
 from boxless.data.annotations.read import read_labels
+from boxless.data.detection import AugmentConfig
 from boxless.detectors.trunk import Trunk, TrunkConfig, freeze
 from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
@@ -20,9 +22,10 @@ from boxless.recipes.load import load
 from boxless.recipes.schema import FinetuneOptim, FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import with_trunk_of
-from boxless.tasks.finetune import make_detector_optimizer
+from boxless.tasks.finetune import DetectTask, make_detector_optimizer
 from boxless.tasks.labels import choose_labels, validation_labels
 from boxless.tasks.schedule import FinetuneSchedule
+from boxless.training.device import make_fabric
 
 SHORT = {"iterations": 3, "evaluate_every": 2}
 
@@ -410,3 +413,19 @@ def test_a_choice_that_misses_a_class_says_so(scenes: Path, tmp_path: Path, caps
     assert f"{name} (in 1 of all 4)" in said
     assert name in run.summary["classes_without_labels"]
     assert json.loads((run.path / "labels.json").read_text())["objects"][name] == 0
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0, [True] * 3 + [False] * 3), (4, [False] * 2)])
+def test_augmentation_closes_at_its_step(
+    first: int, expected: list[bool], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"augment": AugmentConfig(color=1.0, until=0.5), "iterations": 6, "batch_size": 2, "workers": 0}
+    data = read_labels(str(scenes / "annotations" / "train.json"), "train")
+    task = DetectTask(FinetuneRecipe(min_size=(64,), **changes), make_fabric("32-true"), tmp_path, data, data)
+    augmented: list[bool] = []
+    monkeypatch.setattr(detection, "recolor", lambda image, *_: augmented.append(True) or image)
+    seen = []
+    for _ in task.batches(first, 6):
+        seen.append(bool(augmented))
+        augmented.clear()
+    assert seen == expected

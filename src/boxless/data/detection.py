@@ -1,6 +1,5 @@
 """Labelled images as a detector takes them: resized, sometimes flipped or cropped, with boxes and masks that follow."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -63,6 +62,11 @@ class AugmentConfig:
     until: float = 1.0
     """Share of the run after which images are flipped and resized only."""
 
+    @property
+    def closed(self) -> "AugmentConfig":
+        """The augmentation of the last part of a run: flips only."""
+        return AugmentConfig(self.vertical_flip)
+
     def __post_init__(self) -> None:
         if not 0 <= self.color <= 1:
             raise ValueError(f"color: expected 0 to 1, got {self.color}")
@@ -84,9 +88,6 @@ class DetectionDataset(Dataset[DetectionSample]):
         seed: seed of the run.
         random_crop: show a part of every second training image; objects outside of it are left out.
         augment: augmentation of training images.
-
-    Attributes:
-        augmented_epochs: epochs after which images are flipped and resized only.
     """
 
     def __init__(
@@ -102,7 +103,6 @@ class DetectionDataset(Dataset[DetectionSample]):
     ) -> None:
         self.data, self.min_sizes, self.max_size = data, tuple(min_sizes), max_size
         self.augment = augment if training else None
-        self.augmented_epochs = math.inf
         self.training, self.masks, self.seed = training, masks, seed
         self.random_crop = training and random_crop
 
@@ -127,12 +127,11 @@ class DetectionDataset(Dataset[DetectionSample]):
         longest, visible, upside_down, colors = self.max_size, 0.0, False, None
         if self.augment is not None:
             upside_down = self.augment.vertical_flip and random.random() < 0.5
-            if epoch < self.augmented_epochs:
-                scale = random.uniform(*self.augment.zoom)
-                if window is None and scale > 1:
-                    window, visible = zoom_window(source.shape[1], source.shape[0], scale, random), LEAST_VISIBLE
-                shorter, longest = (max(1, round(side * min(scale, 1))) for side in (shorter, longest))
-                colors = draw_colors(random) if random.random() < self.augment.color else None
+            scale = random.uniform(*self.augment.zoom)
+            if window is None and scale > 1:
+                window, visible = zoom_window(source.shape[1], source.shape[0], scale, random), LEAST_VISIBLE
+            shorter, longest = (max(1, round(side * min(scale, 1))) for side in (shorter, longest))
+            colors = draw_colors(random) if random.random() < self.augment.color else None
         image, from_source = resize(source, shorter, longest, flipped, window, upside_down)
         image = image if colors is None else recolor(image, *colors)
         height, width = image.shape[-2:]

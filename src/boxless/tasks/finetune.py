@@ -1,6 +1,6 @@
 """Fine-tuning as a Task: from labelled images to a detector and its AP."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +10,13 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from boxless.data.annotations.read import LabelledData
 from boxless.data.annotations.select import fingerprint, labels_digest, targets_digest
 from boxless.data.annotations.shots import boxes_digest, boxes_to_learn, objects_per_class
 from boxless.data.dataloader import make_loader
-from boxless.data.detection import DetectionDataset, DetectionSample
+from boxless.data.detection import AugmentConfig, DetectionDataset, DetectionSample
 from boxless.data.images import skipped_report
 from boxless.data.sampler import RepeatFactorSampler, TrainingSampler, repeat_factors
 from boxless.data.segmentation import CropConfig, SegmentationDataset
@@ -184,22 +184,27 @@ class DetectTask:
         """The schedule's rate."""
         return self.schedule.learning_rate(step)
 
-    def dataset(self) -> Dataset[DetectionSample]:
+    def dataset(self, augment: AugmentConfig) -> Dataset[DetectionSample]:
         """The training images with their targets."""
         recipe, masks = self.recipe, self.recipe.detector.targets == "masks"
         sizes = recipe.min_size, recipe.max_size
-        dataset = DetectionDataset(self.chosen, *sizes, True, masks, recipe.seed, recipe.random_crop, recipe.augment)
-        dataset.augmented_epochs = recipe.augment.until * self.steps * self.batch / len(self.chosen)
-        return dataset
+        return DetectionDataset(self.chosen, *sizes, True, masks, recipe.seed, recipe.random_crop, augment)
 
-    def batches(self, first: int, end: int) -> Iterable[list[DetectionSample]]:
-        """This process's share of each step's images."""
+    def batches(self, first: int, end: int) -> Iterator[list[DetectionSample]]:
+        """This process's share of each step's images; augmentation is closed for the last steps."""
+        augment = self.recipe.augment
+        last = end if augment == augment.closed else min(max(first, round(augment.until * self.steps)), end)
+        for start, stop, how in ((first, last, augment), (last, end, augment.closed)):
+            if start < stop:
+                yield from self._loader(start, stop, how)
+
+    def _loader(self, first: int, end: int, augment: AugmentConfig) -> DataLoader[list[DetectionSample]]:
         steps = self.share, first, end, self.recipe.seed, rank(), world_size()
         if self.repeats is None:
             sampler = TrainingSampler(len(self.chosen), *steps)
         else:
             sampler = RepeatFactorSampler(self.repeats, *steps)
-        return make_loader(self.dataset(), sampler, self.workers, pinned=torch.cuda.is_available())
+        return make_loader(self.dataset(augment), sampler, self.workers, pinned=torch.cuda.is_available())
 
     def loss(self, module: nn.Module, batch: list[DetectionSample], step: int) -> Mapping[str, Tensor]:
         """The detector's losses and their sum.
@@ -314,7 +319,7 @@ class SegmentTask(DetectTask):
                 f"crop: size {recipe.crop.size} and scales {low} to {high}; expected more than 0, in this order"
             )
 
-    def dataset(self) -> Dataset[DetectionSample]:
+    def dataset(self, augment: AugmentConfig) -> Dataset[DetectionSample]:
         """Crops of the training images with their class maps."""
         recipe = self.recipe
         sizes = recipe.min_size, recipe.max_size

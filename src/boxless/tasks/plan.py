@@ -169,7 +169,7 @@ def measure(recipe: FinetuneRecipe, fabric: Fabric, data: LabelledData, val: Lab
         UserError: not even one image fits into memory.
     """
     task = DetectTask(recipe, fabric, Path(), data, val)
-    dataset, sizes = task.dataset(), [image.width * image.height for image in task.chosen.images]
+    dataset, sizes = task.dataset(recipe.augment), [image.width * image.height for image in task.chosen.images]
     largest = [int(row) for row in np.argsort(sizes)[::-1][:4]]
     samples = [dataset[0, row] for row in largest]
     samples = [samples[number % len(samples)] for number in range(4)]

@@ -148,8 +148,9 @@ class PretrainTask:
         """The method's loss and its terms."""
         self.skipped.update(dict(batch.skipped))
         generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + step)
-        self.output = module(self.views(batch, generator), batch.boxes, batch.valid, generator)
-        return {"loss": self.output.loss, **self.output.terms}
+        output: MethodOutput = module(self.views(batch, generator), batch.boxes, batch.valid, generator)
+        self.output = output._replace(loss=output.loss.detach())  # no graph outlives its step
+        return {"loss": output.loss, **output.terms}
 
     def after_step(self, step: int, log: MetricLogger) -> None:
         """Move the method's targets; from time to time measure the embeddings.

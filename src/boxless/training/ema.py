@@ -37,11 +37,15 @@ class WeightAverage:
     def applied(self) -> Iterator[None]:
         """Put the average into the module for the length of the block."""
         last = {name: value.clone() for name, value in self._live.items()}
-        self.apply()
         try:
+            self.apply()
             yield
         finally:
-            self._copy(last, self._live)
+            try:
+                self._copy(last, self._live)
+            except BaseException:  # a signal, which comes once: no checkpoint may hold a mixture
+                self._copy(last, self._live)
+                raise
 
     def apply(self) -> None:
         """Put the average into the module for good."""
