@@ -36,7 +36,7 @@ class ClassRows(NamedTuple):
 
     Attributes:
         name: the part that it belongs to.
-        pattern: of the module.
+        pattern: pattern of the module's name.
         needs: the part that must be loaded too.
         background: place of background's row.
         inner: neighbouring rows of a class; rows of several anchors are not neighbours.
