@@ -101,7 +101,7 @@ class Names:
 
     Attributes:
         classes: without background.
-        keypoints: of an object.
+        keypoints: names of the keypoints of an object.
     """
 
     classes: Sequence[str] | None = None
