@@ -73,6 +73,16 @@ def test_a_planned_run_goes_on_with_the_same_plan(scenes: Path, tmp_path: Path) 
     assert finetune(scenes, tmp_path / "run", **settings).finished
 
 
+def test_a_detector_that_is_continued_keeps_its_size_and_anchors(scenes: Path, tmp_path: Path) -> None:
+    first = finetune(
+        scenes, tmp_path / "first", **QUICK, **{"detector.anchor_sizes": (12, 24, 48, 96, 192)}, quiet=True
+    )
+    rest = {key: value for key, value in QUICK.items() if key not in ("min_size", "max_size", "iterations")}
+    measured = finetune(scenes, tmp_path / "same", weights=str(first.path), iterations=0, **rest, quiet=True)
+    assert measured.settings["min_size"] == [64] and measured.settings["detector.anchor_sizes"] == [12, 24, 48, 96, 192]
+    assert measured.summary["scores"] == first.summary["scores"]
+
+
 def test_minutes_decide_the_steps(scenes: Path, tmp_path: Path) -> None:
     settings = {**QUICK, "min_size": (32,), "max_size": 48, "quiet": True}
     del settings["iterations"]

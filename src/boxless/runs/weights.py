@@ -53,8 +53,8 @@ def weights_file(where: str | Path) -> Path:
     return path
 
 
-def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
-    """The trunk of the run, a pretraining or a fine-tuning, whose folder or weights these are; None where of no run."""
+def recipe_of(weights: str | Path | None) -> object | None:
+    """The recipe of the run whose folder or weights these are; None if they are of no run."""
     if weights is None:
         return None
     path = Path(weights)
@@ -62,6 +62,12 @@ def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
     if path not in (run.path, run.weights) or not run.recipe_file.is_file():
         return None
     recipe: object = load(run.recipe_file, object)
+    return recipe
+
+
+def trunk_of(weights: str | Path | None) -> TrunkConfig | None:
+    """The trunk of the run, a pretraining or a fine-tuning, whose folder or weights these are; None if of no run."""
+    recipe = recipe_of(weights)
     return recipe.trunk if isinstance(recipe, TrainingRecipe) else None
 
 

@@ -23,6 +23,7 @@ from boxless.errors import UserError, is_out_of_memory
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
+from boxless.runs.weights import recipe_of
 from boxless.tasks.finetune import DetectTask, detector_losses
 from boxless.tasks.labels import choose_labels
 from boxless.tasks.schedule import FinetuneSchedule
@@ -77,7 +78,8 @@ def planned(
     run, fabric = Run(out), make_fabric(recipe.precision)
     chosen = choose_labels(data, recipe)
     if options.settings:
-        recipe = override(recipe, choose_settings(recipe, chosen, fabric.device.type, options.given))
+        settings = choose_settings(recipe, chosen, fabric.device.type, options.given)
+        recipe = override(recipe, settings | _settings_of(weights, recipe, options.given))
     started = run.recipe_file.is_file() and (bool(run.checkpoints) or run.finished)
     if started:
         kept = {"accumulate": recipe.accumulate == "auto", "iterations": options.minutes is not None}
@@ -105,6 +107,17 @@ def planned(
     steps = FinetuneSchedule.of(recipe, len(chosen)).steps
     say(describe_plan(recipe, cost, chosen, steps, weights, fabric.device), options.quiet)
     return recipe
+
+
+def _settings_of(weights: str | None, recipe: FinetuneRecipe, given: Collection[str]) -> dict[str, Any]:
+    """Image size and anchors of the run that the weights are of: its heads have learned at these."""
+    source = recipe_of(weights)
+    if not isinstance(source, FinetuneRecipe) or type(source.detector) is not type(recipe.detector):
+        return {}
+    settings: dict[str, Any] = {"min_size": source.min_size, "max_size": source.max_size}
+    if hasattr(source.detector, "anchor_sizes"):
+        settings["detector.anchor_sizes"] = source.detector.anchor_sizes
+    return {key: value for key, value in settings.items() if key not in given}
 
 
 def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, given: Collection[str]) -> dict[str, Any]:
