@@ -75,7 +75,7 @@ def choose_labels(data: LabelledData, recipe: FinetuneRecipe) -> LabelledData:
 
 
 def shots_in_words(chosen: LabelledData, recipe: FinetuneRecipe) -> str:
-    """What a draw of boxes holds, for the terminal."""
+    """Number of boxes of each class in a draw, for the terminal."""
     counts = objects_per_class(chosen)
     text = f"shots {recipe.shots}: {listed([f'{name} {count}' for name, count in counts.items()])} boxes"
     if few := [name for name, count in counts.items() if count < (recipe.shots or 0)]:
