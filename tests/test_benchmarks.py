@@ -53,7 +53,7 @@ def test_costs_and_health_become_a_table(
     assert set(lines) == set(METHODS)
     assert "| 1.00 |" in lines["byol"] and "healthy" in lines["byol"] and "2006.07733" in lines["byol"]
     assert re.search(r"\| \d+\.\d\d \|", lines["moco"]) and "not measured" in lines["soco"]
-    assert "Self-EMD.**" in page and "the authors' repository calls DetCo" in page
+    assert "Self-EMD.**" in page and "authors' repository calls this DetCo" in page
 
 
 def test_kinds_that_learn_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

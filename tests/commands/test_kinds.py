@@ -36,9 +36,9 @@ SETTINGS = {
     **{f"trunk.{key}": value for key, value in TRUNK.items()},
 }
 LOADED = {
-    "retinanet": "100.0% of parameters; backbone ok, FPN ok (",
-    "fcos": "100.0% of parameters; backbone ok, FPN ok (",
-    "keypoint_rcnn": "100.0% of parameters; backbone ok, FPN ok, RoI head ok (",
+    "retinanet": "100.0% of parameters; backbone ok, FPN ok, ",
+    "fcos": "100.0% of parameters; backbone ok, FPN ok, ",
+    "keypoint_rcnn": "100.0% of parameters; backbone ok, FPN ok, ",
 }
 
 

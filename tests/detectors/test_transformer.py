@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxless.detectors.transformer import Transformer, TransformerConfig, _library
+from boxless.detectors.transformer import Transformer, TransformerConfig, library
 from boxless.errors import UserError
 
 CONFIG = TransformerConfig(16, heads=2, encoder_layers=2, decoder_layers=2, feedforward=24, queries=7)
@@ -32,7 +32,7 @@ def maps(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 def test_states_are_those_of_transformers_own_detr(transformer: Transformer) -> None:
     features, seen = maps((4, 6), (3, 2))
-    detr, settings = _library(CONFIG)
+    detr, settings = library(CONFIG)
     settings.backbone_config.update(
         {"hidden_sizes": [4, 4, 4, 5], "depths": [1] * 4, "embedding_size": 4, "layer_type": "basic"}
     )

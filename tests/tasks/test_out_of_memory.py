@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from small_runs import finetuning, pretraining
 from torch import Tensor
 
-from boxless.cli import main
-from boxless.commands import recipes
+from boxless.cli import COMMANDS, main
 from boxless.data.detection import DetectionSample
 from boxless.data.unlabelled import Batch
 from boxless.errors import UserError, is_out_of_memory
@@ -103,7 +102,7 @@ def test_elsewhere_it_is_one_line_too(
     def recipes_() -> None:
         raise error
 
-    monkeypatch.setattr(recipes, "recipes", recipes_)
+    monkeypatch.setitem(COMMANDS, "recipes", recipes_)
     assert is_out_of_memory(error) and main(["recipes"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("boxless: error: out of memory (")

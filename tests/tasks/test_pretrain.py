@@ -186,7 +186,7 @@ def test_first_step_has_the_files_weights_and_a_run_that_goes_on_reads_none(
 def test_weights_that_do_not_fit_are_refused_before_boxes_are_made(scenes: Path, tmp_path: Path) -> None:
     torch.save(mobilenet_v2(weights=None).state_dict(), tmp_path / "mobilenet.pth")
     with pytest.raises(
-        UserError, match=r"its names are like features\.0\.0\.weight, expected like conv1\.weight; choose"
+        UserError, match=r"its names are like features\.0\.0\.weight, expected like conv1\.weight; .*choose"
     ):
         pretraining(scenes, tmp_path / "run", "soco", weights=str(tmp_path / "mobilenet.pth"), **SHORT)
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["mobilenet.pth"]
@@ -224,5 +224,5 @@ def test_plan_counts_in_epochs_and_scales_with_the_batch() -> None:
     assert (short.steps, short.warmup) == (20, 2)  # a tenth of the run at most
     assert PretrainSchedule.of(PretrainRecipe(SoCoConfig(), epochs=0.01), 10).steps == 1
     assert PretrainSchedule.of(PretrainRecipe(SoCoConfig(), batch_size=256), 10).batch == 10
-    with pytest.raises(UserError, match="batch norms need 2"):
+    with pytest.raises(UserError, match="batch norms need at least 2"):
         PretrainSchedule.of(PretrainRecipe(SoCoConfig()), 1)

@@ -1,6 +1,7 @@
 """RT-DETR end to end: backbone and hybrid encoder pretrained by SoCo and the joint method, fine-tuned, used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,20 @@ from boxless.methods.joint import JointConfig
 from boxless.methods.lc import LocalConfig
 from boxless.methods.soco import SoCoConfig
 from boxless.recipes.load import load
-from boxless.recipes.schema import FinetuneRecipe
+from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import with_trunk_of
-from boxless.tasks import compare as comparison
+from boxless.tasks.compare_starts import resolve_starts
 from boxless.tasks.detect import detect_images, find_images, load_detector
 from boxless.tasks.finetune import make_detector_optimizer
 
 SIZES = {"trunk.neck": "hybrid", "trunk.hybrid.feedforward": 24, "trunk.hybrid.expansion": 0.5}
 SHORT = {"epochs": 1, "checkpoint_every": 9}
 KIND = {"detector.kind": "rt_detr", "detector.rt_detr.queries": 8, "detector.rt_detr.layers": 2}
-DETR = {**{key: value for key, value in FINETUNE.items() if not key.startswith(("trunk.", "detector."))}, **KIND}
+DETR = {
+    **{key: value for key, value in FINETUNE.items() if not key.startswith(("trunk.", "detector.", "recipe"))},
+    **KIND,
+}
 
 
 def rt_detr(scenes: Path, out: Path, weights: str | None, **changes: Any) -> Run:
@@ -130,10 +134,11 @@ def test_pixel_term_cannot_have_what_the_encoder_does_not_give() -> None:
 
 
 def test_a_comparison_keeps_the_encoder_where_the_method_can_have_it() -> None:
-    recipe = load("soco-small", comparison.PretrainRecipe)
+    soco = load("soco-small", PretrainRecipe)
     for neck, wanted in (("hybrid", "hybrid"), ("fpn", "fpn"), ("transformer", "fpn"), ("c4", "fpn")):
-        changed = comparison.replace(recipe, trunk=comparison.replace(recipe.trunk, neck=neck))
-        assert comparison._with_trainable_neck(changed).trunk.neck == wanted
+        common = CompareRecipe(pretrain=replace(soco, trunk=replace(soco.trunk, neck=neck)))
+        (start,) = resolve_starts(["soco"], common, None)
+        assert start.recipe is not None and start.recipe.trunk.neck == wanted
 
 
 def test_recipes_build_and_the_body_has_its_own_rate(pretrained: Run) -> None:

@@ -129,6 +129,9 @@ def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, giv
         device: cpu or cuda.
         given: keys that the user has set, which stay.
     """
+    if recipe.detector.targets == "classes":
+        steps = int(np.clip(100 * np.sqrt(len(data)), FEWEST_BY_LABELS, MOST_STEPS[device]))
+        return {} if {"epochs", "iterations"} & set(given) else {"iterations": steps}
     sides, shorter, ratio = _sizes(data)
     small = float(np.percentile(sides, 10))
     low, high = min(shorter, 224.0), min(1.5 * shorter, float(LONGEST_SIDE[device]))
