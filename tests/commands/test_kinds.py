@@ -36,9 +36,9 @@ SETTINGS = {
     **{f"trunk.{key}": value for key, value in TRUNK.items()},
 }
 LOADED = {
-    "retinanet": "100.0% of parameters; backbone ok, FPN ok, ",
-    "fcos": "100.0% of parameters; backbone ok, FPN ok, ",
-    "keypoint_rcnn": "100.0% of parameters; backbone ok, FPN ok, ",
+    "retinanet": "100.0% of parameters; backbone ok, FPN ok (",
+    "fcos": "100.0% of parameters; backbone ok, FPN ok (",
+    "keypoint_rcnn": "100.0% of parameters; backbone ok, FPN ok, RoI head ok (",
 }
 
 
@@ -135,7 +135,7 @@ def test_it_is_a_source_of_weights(run: tuple[str, Path], labels: str, tmp_path:
     kind, path = run
     changes = {**SETTINGS, "optim.lr": 0.0, "iterations": 1, "freeze": 5, "detector.kind": kind}
     again = boxless.finetune(labels, labels, str(tmp_path / "run"), weights=str(path), quiet=True, **changes)
-    assert LOADED[kind] in again.summary["weights"]
+    assert LOADED[kind].removesuffix(" (") in again.summary["weights"]
     before, after = load_file(path / "weights.safetensors"), load_file(again.weights)
     body = [key for key in before if key.startswith("backbone.body.")]
     assert len(body) > 100 and all(torch.equal(before[key], after[key]) for key in body)  # frozen, statistics too
