@@ -1,5 +1,10 @@
 """Errors that commands turn into a single line and an exit code."""
 
+import re
+
+_SEPARATORS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""Characters other than a newline that end a line, which a path or name from a file may hold."""
+
 _FULL = ("out of memory", "not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -8,7 +13,8 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         # PyTorch re-raises what a data worker raised, with the worker's traceback as its message.
-        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].strip())
+        line = message.rpartition(f"{__name__}.UserError: ")[2].strip()
+        super().__init__(_SEPARATORS.sub(" ", line))
 
 
 class Unfinished(BaseException):
