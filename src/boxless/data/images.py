@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -58,16 +59,19 @@ class BadImage(Exception):
         return BadImage, (self.path, self.reason)  # crosses worker processes
 
 
-class StoredImage(str):
-    """The path, as messages show it, of an image that is no file of its own, such as one inside a tar file."""
+class StoredImage(str, ABC):
+    """The path, as messages show it, of an image that is no file of its own, such as one inside a tar file.
 
+    `boxless.data.shards` has such images; it imports this module, which therefore knows only what they can do.
+    """
+
+    @abstractmethod
     def content(self) -> bytes:
         """The bytes of the image's file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stamp(self) -> str:
         """A text that differs if the bytes differ."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
