@@ -41,8 +41,10 @@ def parse_json(text: str | bytes) -> Any:
         sys.setrecursionlimit(before)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, as_text: str = "") -> Any:
     """Parse YAML with plain values only and no duplicate keys.
+
+    Values below the key `as_text` stay as they are written: classes may be called yes, no or 010.
 
     Aliases (`*name`) are refused: with them a file of a kilobyte holds lists of lists that no memory has room for.
 
@@ -52,7 +54,11 @@ def parse_yaml(text: str) -> Any:
     if len(text) > YAML_LIMIT:
         raise ValueError(f"longer than {YAML_LIMIT:,} characters")
     try:
-        return yaml.load(text, _Plain)
+        loader = _Plain(text)
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            _keep_text([value for key, value in node.value if key.value == as_text])
+        return None if node is None else loader.construct_document(node)
     except Exception as error:  # a wrong date raises ValueError, a wrong !!bool KeyError, ...
         raise ValueError(" ".join(str(error).split())[:200]) from error
 
@@ -86,6 +92,16 @@ def is_folder(path: Path) -> bool:
 def printable(text: str) -> str:
     """Text as a terminal may show it: line breaks, escape sequences and halves of characters are spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _keep_text(nodes: list[yaml.Node]) -> None:
+    for node in nodes:
+        if isinstance(node, yaml.ScalarNode) and node.value:
+            node.tag = "tag:yaml.org,2002:str"
+        elif isinstance(node, yaml.SequenceNode):
+            _keep_text(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            _keep_text([value for _, value in node.value])
 
 
 class _Plain(yaml.SafeLoader):

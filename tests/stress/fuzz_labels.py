@@ -277,6 +277,37 @@ def _cityscapes(random: Random, folder: Path) -> None:
     sound(read_labels(folder), folder)
 
 
+def _tools(random: Random, folder: Path) -> None:
+    """Labels of labelling tools: Labelme, Supervisely, CVAT."""
+    which = random.randrange(3)
+    square = [[8, 8], [30, 8], [30, 30]]
+    if which == 0:
+        _images(folder, "a.png")
+        shape = {"label": "cat", "points": square, "shape_type": "polygon", "group_id": 1}
+        content = {"shapes": [shape, {**shape, "points": square[::2], "shape_type": "circle"}], "imagePath": "a.png"}
+        (folder / "a.json").write_bytes(json_bytes(random, broken_json(random, content)))
+    elif which == 1:
+        _images(folder, "img/a.png")
+        (folder / "ann").mkdir()
+        shape = {"classTitle": "cat", "geometryType": "polygon", "points": {"exterior": square}}
+        content = {"size": {"width": WIDTH, "height": HEIGHT}, "objects": [shape]}
+        (folder / "ann" / "a.png.json").write_bytes(json_bytes(random, broken_json(random, content)))
+        meta = broken_json(random, {"classes": [{"title": "cat"}], "tags": []})
+        (folder / "meta.json").write_bytes(json_bytes(random, meta))
+    else:
+        _images(folder, "a.png")
+        box = "<box label='cat' xtl='8' ytl='8' xbr='30' ybr='30' rotation='5'/>"
+        shapes = (
+            f"{box}<polygon label='cat' points='8,8;30,8;30,30'/><ellipse label='cat' cx='9' cy='9' rx='5' ry='5'/>"
+        )
+        text = f"<annotations><image name='a.png' width='{WIDTH}' height='{HEIGHT}'>{shapes}</image></annotations>"
+        old = random.choice(("'8'", "'cat'", "'a.png'", "'5'", f"'{WIDTH}'", "30,8", "<image", "'9'"))
+        value = str(hostile(random)).replace("<", "").replace("'", "")
+        text = text.replace(old, f"'{value}'" if old[0] == "'" else value, 1)
+        (folder / "annotations.xml").write_text(text, errors="replace")
+    sound(read_labels(folder), folder)
+
+
 def _taken(random: Random, folder: Path) -> None:
     """Proposals from a COCO file."""
     _images(folder, "images/a.png", "images/sub/b.png", "images/c.png")
@@ -300,6 +331,7 @@ KINDS: dict[str, tuple[int, Case]] = {
     "voc": (1500, _voc),
     "yolo": (2500, _yolo),
     "cityscapes": (1000, _cityscapes),
+    "tools": (1500, _tools),
     **{f"crowded {kind}": (1, partial(_crowded, kind)) for kind in ("coco", "voc", "yolo")},
     "from_coco": (800, _taken),
 }

@@ -145,12 +145,14 @@ def _labels(index: "ImageIndex", data: str | list[str]) -> tuple[dict[int, dict[
     from os.path import abspath
 
     from boxless.data.annotations.read import read_labels
+    from boxless.data.annotations.types import check_losses
     from boxless.data.open import is_labelled
 
     places = [data] if isinstance(data, str) else data
     if not all(is_labelled(place) for place in places):
         return {}, None
     labelled = read_labels(places)
+    check_losses(labelled)
     coco = labelled.as_coco()
     rows = {abspath(index.path(row)): row for row in range(len(index))}
     by_number: dict[int, dict[str, Any]] = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boxless.data.annotations.read import formats_in, read_labels
-from boxless.data.annotations.types import LabelledData, Role
+from boxless.data.annotations.types import LabelledData, Role, check_losses
 from boxless.data.images import BadImage, check_size, open_image
 from boxless.data.open import index_images
 from boxless.data.transforms.color import Photometric
@@ -116,6 +116,7 @@ def read_classified(where: str, role: Role, objects: bool, classes: Sequence[str
     """
     if not Path(where).is_dir() or formats_in(Path(where)):
         labels = read_labels(where, role, classes=classes)
+        check_losses(labels)
         data = _objects(where, labels) if objects else _images(where, labels)
     else:
         data = _folders(where, classes)

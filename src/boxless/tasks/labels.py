@@ -12,6 +12,7 @@ from boxless.data.annotations.class_maps import read_segmentation
 from boxless.data.annotations.read import LabelledData, problem_report, read_labels
 from boxless.data.annotations.select import chosen_rows, listed_rows
 from boxless.data.annotations.shots import draw_shots, objects_per_class
+from boxless.data.annotations.types import check_losses
 from boxless.errors import UserError
 from boxless.recipes.schema import FinetuneRecipe
 
@@ -136,5 +137,7 @@ def _as_one(where: str | list[str]) -> str:
 
 
 def _report(data: LabelledData, quiet: bool) -> None:
+    """Say what is wrong with labels; raises `UserError` if that is too much."""
     if data.problems and not quiet:
         print(problem_report(data.problems), file=sys.stderr, flush=True)
+    check_losses(data)

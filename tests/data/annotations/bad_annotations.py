@@ -35,24 +35,22 @@ def write_coco(folder: Path) -> BadLabels:
     nan, huge = float("nan"), 10**400
     ring = {"size": [HEIGHT, WIDTH], "counts": [0, 10, HEIGHT * WIDTH - 10]}
     broken: list[tuple[Any, str, str]] = [  # changes to a sound annotation, entry, message
-        ({"id": 1}, "annotation 1", "duplicate annotation id"),
-        ({"id": 3, "image_id": 77}, "annotation 3", "annotation of an unknown image: 77"),
-        ({"id": 4, "image_id": [1]}, "annotation 4", "annotation of an unknown image"),
-        ({"id": 5, "category_id": 9}, "annotation 5", "unknown category id: 9"),
-        ({"id": 6, "category_id": None}, "annotation 6", "unknown category id: None"),
+        ({"id": 3, "image_id": 77}, "annotation 3", "unknown image_id: 77"),
+        ({"id": 4, "image_id": [1]}, "annotation 4", "unknown image_id"),
+        ({"id": 5, "category_id": 9}, "annotation 5", "unknown category_id: 9"),
+        ({"id": 6, "category_id": None}, "annotation 6", "unknown category_id: None"),
         ({"id": 7, "bbox": [10, 20, 0, 5]}, "annotation 7", "box without area: 0 x 5"),
         ({"id": 8, "bbox": [10, 20, 5, -5]}, "annotation 8", "box without area: 5 x -5"),
         ({"id": 9, "bbox": [150, 10, 20, 20]}, "annotation 9", "box outside the image: 150 10 170 30 .* 100 x 80"),
         ({"id": 10, "bbox": [90, 70, 20, 20]}, "annotation 10", "box reaches out of the image, clipped"),
-        ({"id": 11, "bbox": [nan, 0, 5, 5]}, "annotation 11", "coordinate is not finite: nan"),
-        ({"id": 12, "bbox": [0, 0, float("inf"), 5]}, "annotation 12", "coordinate is not finite: inf"),
-        ({"id": 13, "bbox": [0, 0, huge, 5]}, "annotation 13", "coordinate is not finite"),
-        ({"id": 14, "bbox": [1, 2, 3]}, "annotation 14", "wrong number of coordinates: expected 4, has 3"),
-        ({"id": 15, "bbox": [1, 2, "3", 4]}, "annotation 15", "coordinate is not a number: '3'"),
-        ({"id": 16, "bbox": None}, "annotation 16", "wrong number of coordinates: expected 4, is NoneType"),
-        ({"id": 17, "bbox": [0, 0, True, 4]}, "annotation 17", "coordinate is not a number: True"),
-        ({"id": {}}, "annotation {}", "annotation id is neither"),
-        ("text", r"annotations\[19\]", "annotation is not a dict"),
+        ({"id": 11, "bbox": [nan, 0, 5, 5]}, "annotation 11", "bbox: coordinate is not finite: nan"),
+        ({"id": 12, "bbox": [0, 0, float("inf"), 5]}, "annotation 12", "bbox: coordinate is not finite: inf"),
+        ({"id": 13, "bbox": [0, 0, huge, 5]}, "annotation 13", "bbox: coordinate is not finite"),
+        ({"id": 14, "bbox": [1, 2, 3]}, "annotation 14", "bbox: wrong number of coordinates: expected 4, has 3"),
+        ({"id": 15, "bbox": [1, 2, "3", 4]}, "annotation 15", "bbox: coordinate is not a number: '3'"),
+        ({"id": 16, "bbox": None}, "annotation 16", "bbox: wrong number of coordinates: expected 4, is NoneType"),
+        ({"id": 17, "bbox": [0, 0, True, 4]}, "annotation 17", "bbox: coordinate is not a number: True"),
+        ("text", r"annotations\[17\]", "annotation is not a dict"),
         ({"id": 20, "segmentation": [[1, 1, 5, 5]]}, "annotation 20", "polygon with fewer than 3 points.*kept the box"),
         ({"id": 21, "segmentation": [[1, 1, 5, 5, nan, 3]]}, "annotation 21", "polygon coordinate is not finite"),
         ({"id": 22, "segmentation": {"size": [5, 5], "counts": [25]}}, "annotation 22", "RLE size is not the image's"),
@@ -68,7 +66,7 @@ def write_coco(folder: Path) -> BadLabels:
         {"id": 1, "file_name": "good.png", "width": WIDTH, "height": HEIGHT},
         {"id": 2, "file_name": "bare.png", "width": None, "height": "80"},
         {"id": 3, "file_name": "missing.png", "width": WIDTH, "height": HEIGHT},
-        {"id": 1, "file_name": "bare.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 2, "file_name": "bare.png", "width": WIDTH, "height": HEIGHT},
         {"file_name": "bare.png"},
         {"id": 6},
         {"id": 7, "file_name": "text.png"},
@@ -88,7 +86,7 @@ def write_coco(folder: Path) -> BadLabels:
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     others = [
         ("image 3", "missing image file: .*missing.png"),
-        ("image 1", "duplicate image id"),
+        ("image 2", "image entry is there twice"),
         (r"images\[4\]", "image without an id"),
         ("image 6", "image without a file_name"),
         ("image 7", "unreadable image file: .*not an image"),
@@ -97,9 +95,9 @@ def write_coco(folder: Path) -> BadLabels:
         ("category 3", "duplicate category id"),
         (r"categories\[4\]", "category without an integer id"),
         ("category 11", "duplicate category name, joined with the first: 'dog'"),
+        ("labels", "objects labelled twice, left out: 6 of 9"),
     ]
-    mended = [[90, 70, 100, 80], *[SOUND_BOXES[0]] * 6]
-    return BadLabels(path, [(entry.replace("{}", r"\{\}"), m) for _, entry, m in broken] + others, mended)
+    return BadLabels(path, [(entry, message) for _, entry, message in broken] + others, [[90, 70, 100, 80]])
 
 
 def write_voc(folder: Path) -> BadLabels:
@@ -139,7 +137,7 @@ def write_voc(folder: Path) -> BadLabels:
     split.write_text("\n".join([*files, "unlisted", "good"]) + "\n")
     others = [
         ("file", "missing image file: .*missing"),
-        ("size", "no <size> and an unreadable image file: .*not an image"),
+        ("file", "unreadable image file: .*not an image"),
         ("file", "annotation file cannot be read: no element found"),
         ("file", "annotation file cannot be read: <!DOCTYPE> is not allowed"),
         ("file", "annotation file cannot be read: .*encoding"),
@@ -166,12 +164,11 @@ def write_yolo(folder: Path) -> BadLabels:
         ("0 50 40 10 10", "values not in 0..1"),
         ("0 0.5 0.5 0 0.1", "box without area: 0 x 8"),
         ("0 0.5 0.5 -0.1 0.1", "values not in 0..1"),
-        ("0 0.2 0.5 0.2 0.5", "duplicate line"),
         ("0 0.95 0.5 0.2 0.5", "box reaches out of the image, clipped"),
     ]
     labels = folder / "labels" / "train"
     labels.mkdir(parents=True)
-    (labels / "good.txt").write_text("\n".join([*sound, "", *(line for line, _ in broken)]) + "\n")
+    (labels / "good.txt").write_text("\n".join([*sound, "", *(line for line, _ in broken), sound[0]]) + "\n")
     (labels / "text.txt").write_text(sound[0])
     (labels / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
     (folder / "data.yaml").write_text("path: /made/on/another/machine\ntrain: ../images/train\nnames: [cat, '', dog]\n")
@@ -179,6 +176,7 @@ def write_yolo(folder: Path) -> BadLabels:
         ("file", "unreadable image file: .*not an image"),
         ("file", "annotation file cannot be read"),
         ("class 1", "empty category name"),
+        ("labels", "objects labelled twice, left out: 1 of 4"),
     ]
     problems = [(f"line {n}", message) for n, (_, message) in enumerate(broken, 4)]
     return BadLabels(folder / "data.yaml", problems + others, [[85, 20, 100, 60]])

@@ -115,7 +115,7 @@ def test_yolo_with_anything_anywhere(key: str, value: Any, field: int) -> None:
     assert all(len(line.splitlines()) == 1 for line in _read(write))
 
 
-@pytest.mark.parametrize("case", [fuzz._coco, fuzz._voc, fuzz._yolo, fuzz._cityscapes, fuzz._taken])
+@pytest.mark.parametrize("case", [fuzz._coco, fuzz._voc, fuzz._yolo, fuzz._cityscapes, fuzz._tools, fuzz._taken])
 def test_some_of_the_fuzzers_inputs(case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for number in range(12):
@@ -183,9 +183,7 @@ def test_an_image_of_too_many_objects_is_left_out(kind: str, tmp_path: Path) -> 
     counts = {"a": {"cat": OBJECT_LIMIT + 1, "dog": 1}, "b": {"cat": 1, "dog": OBJECT_LIMIT + 1}}
     names = {image: [name for name, count in of.items() for _ in range(count)] for image, of in counts.items()}
     where = _written(kind, names, tmp_path)
-    with pytest.raises(
-        UserError, match=r"no images left of 2.*too many objects, image left out: expected at most 10,0"
-    ):
+    with pytest.raises(UserError, match=r"no images left.*too many objects, image left out: expected at most 10,0"):
         read_labels(where)
     data = read_labels(where, classes=["cat"])  # what detectors do not get does not count
     assert [(image.path.name, len(image.boxes)) for image in data.images] == [("b.png", 1)]

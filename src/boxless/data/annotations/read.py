@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from boxless.data.annotations import cityscapes, coco, voc, yolo
+from boxless.data.annotations import cityscapes, coco, cvat, labelme, supervisely, tools, voc, yolo
 from boxless.data.annotations.select import joined
 from boxless.data.annotations.types import (
     OBJECT_LIMIT,
@@ -17,12 +17,13 @@ from boxless.data.annotations.types import (
     Problem,
     Role,
     problem_report,
+    without_doubles,
 )
 from boxless.errors import UserError
 
 __all__ = ["LabelledData", "LabelledImage", "Mask", "Problem", "problem_report", "read_labels"]
 
-Format = Literal["auto", "coco", "voc", "yolo", "cityscapes"]
+Format = Literal["auto", "coco", "voc", "yolo", "cityscapes", "labelme", "supervisely", "cvat"]
 
 
 class LabelFormat(Protocol):
@@ -46,7 +47,15 @@ class LabelFormat(Protocol):
         """
 
 
-FORMATS: dict[str, LabelFormat] = {"coco": coco, "voc": voc, "yolo": yolo, "cityscapes": cityscapes}
+FORMATS: dict[str, LabelFormat] = {
+    "coco": coco,
+    "voc": voc,
+    "yolo": yolo,
+    "cityscapes": cityscapes,
+    "labelme": labelme,
+    "supervisely": supervisely,
+    "cvat": cvat,
+}
 
 
 def read_labels(
@@ -57,6 +66,8 @@ def read_labels(
     classes: Sequence[str] | None = None,
 ) -> LabelledData:
     """Read labels: a COCO or LVIS .json, a VOC root or split file, a YOLO .yaml, or a folder that holds one of these.
+
+    Folders of labelling tools are read too: Roboflow's, Label Studio's, CVAT's, Labelme's and Supervisely's.
 
     A suffix `:split` picks the split (`neu-det:train`, `data.yaml:val`), else `role` does. Several sets, as a list or
     with + between (`VOCdevkit/VOC2007:trainval+VOC2012:trainval`), become one. `images`: folder of the images.
@@ -80,11 +91,14 @@ def _read_one(
     path: Path, split: str | None, role: Role, format: Format, images: Path | None, classes: Sequence[str] | None
 ) -> LabelledData:
     kind = "voc" if voc.is_voc_split(path) else _format(path, format)
-    data = FORMATS[kind].read(path, split, role, images, classes)
+    data = without_doubles(FORMATS[kind].read(path, split, role, images, classes))
     crowded = [image for image in data.images if len(image.boxes) > OBJECT_LIMIT]
     if not crowded:
         return data
-    problems = [Problem(data.origin, f"image {i.path.name}", f"{TOO_MANY}, has {len(i.boxes):,}") for i in crowded]
+    problems = [
+        Problem(data.origin, f"image {image.path.name}", f"{TOO_MANY}, has {len(image.boxes):,}", len(image.boxes))
+        for image in crowded
+    ]
     kept = [image for image in data.images if len(image.boxes) <= OBJECT_LIMIT]
     if not kept:
         raise UserError(f"{path}: no images left of {len(data)}; first: {problems[0]}")
@@ -132,11 +146,13 @@ def _format(path: Path, wanted: Format) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{path}: holds labels as {' and '.join(found)}; set format= to one, or name the file")
+        raise UserError(f"{path}: holds labels as {' and '.join(found)}; name the file of one, or its folder")
     sets = sorted(folder.parent.name for folder in path.glob("*/Annotations")) if path.is_dir() else []
     if sets:
         both = "+".join(f"{name}:trainval" for name in sets[:2])
         raise UserError(f"{path}: holds the sets {', '.join(sets[:5])}; name one, or several: {path}/{both}")
+    if hint := tools.described(path):
+        raise UserError(f"{path}: no labels found that are read; {hint}")
     looked = "a COCO .json, a VOC root (Annotations/, JPEGImages/), a YOLO data.yaml or Cityscapes (leftImg8bit/)"
     raise UserError(f"{path}: no labels found; expected {looked if wanted == 'auto' else f'the format {wanted}'}")
 

@@ -1,5 +1,6 @@
 """Labelled images in memory, the same for every format, and the checks that every format shares."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from boxless.data.annotations.keypoints import Skeleton, to_coco
+from boxless.errors import UserError
 from boxless.untrusted import printable
 
 Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in source px; or a COCO RLE
@@ -16,20 +18,23 @@ Mask = list[list[float]] | dict[str, Any]  # polygons, flat x1 y1 x2 y2 ... in s
 COORDINATE_LIMIT = 1e7  # px; beyond this float32 is coarser than a pixel
 PIXEL_LIMIT = 200_000_000  # of an image; larger ones are not read, whatever their labels say of them
 OBJECT_LIMIT = 10_000  # of an image; detectors compare all with all their boxes, which no memory has room for
+LOSS_LIMIT = 0.1  # share of the objects that may be left out before a run stops
 TOO_MANY = f"too many objects, image left out: expected at most {OBJECT_LIMIT:,}"
 Role = Literal["train", "val"]
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("train", "trainval"), "val": ("val", "test")}
 """The splits that a role reads, in order of preference."""
 _NUMBERS = frozenset((int, float))
+_FOLDERS = {"train": ("train", "training", "trainval"), "val": ("val", "valid", "validation", "test", "testing")}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A broken entry that was skipped or repaired; `message` is "kind: details"."""
+    """A broken entry that was skipped or repaired; `message` is "kind: details", `lost` the objects that it cost."""
 
     file: str
     entry: str
     message: str
+    lost: int = 0
 
     def __str__(self) -> str:
         return printable(f"{self.file}: {self.entry}: {self.message}")
@@ -44,6 +49,7 @@ class LabelledImage:
     polygons, a COCO RLE or None. `keypoints`: None, or (N, K, 3) float32, source px, as `keypoints.from_coco` has them.
     `class_map`: None, or an image file of the pixels' classes, for semantic segmentation; there are then no objects.
     `ignored`: None, or (N,) bool, objects that a detector neither learns nor takes for background.
+    `areas`: None, or (N,) float32, px^2, the area that COCO's labels say of each object; NaN where they do not.
 
     Of LVIS: `negative`: classes that were looked for and are not there; `not_exhaustive`: classes of which not every
     object is labelled. Of all other classes without an object here nothing is known.
@@ -62,6 +68,14 @@ class LabelledImage:
     negative: tuple[int, ...] = ()
     not_exhaustive: tuple[int, ...] = ()
     ignored: np.ndarray | None = None
+    areas: np.ndarray | None = None
+
+    def only(self, keep: np.ndarray) -> "LabelledImage":
+        """Return the image with the objects at `keep`, (N,) bool."""
+        of_objects = ("boxes", "labels", "crowd", "keypoints", "ignored", "areas")
+        arrays = {name: values[keep] for name in of_objects if (values := getattr(self, name)) is not None}
+        masks = None if self.masks is None else tuple(mask for mask, ok in zip(self.masks, keep, strict=True) if ok)
+        return replace(self, masks=masks, **arrays)
 
     @property
     def learned(self) -> np.ndarray:
@@ -118,7 +132,10 @@ class LabelledData:
         return replace(self, images=images, difficult=False)
 
     def as_coco(self) -> dict[str, Any]:
-        """Return a COCO dict: image ids are kept if all are integers, else 1..n; area is the mask's or the box's."""
+        """Return a COCO dict: image ids are kept if all are integers, else 1..n.
+
+        `area` is the mask's, else what the labels say, else the box's.
+        """
         keep = all(isinstance(image.image_id, int) for image in self.images)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -127,14 +144,17 @@ class LabelledData:
             size = {"width": image.width, "height": image.height}
             images.append({"id": number, "file_name": image.path.as_posix(), **size, **self._looked_for(image)})
             masks = image.masks or (None,) * len(image.boxes)
-            parts = image.boxes.tolist(), image.labels.tolist(), image.crowd.tolist(), masks, self.keypoints_of(image)
-            for (x1, y1, x2, y2), label, crowd, mask, points in zip(*parts, strict=True):
+            areas = [math.nan] * len(image.boxes) if image.areas is None else image.areas.tolist()
+            parts = image.boxes.tolist(), image.labels.tolist(), image.crowd.tolist(), masks, areas
+            points_of = self.keypoints_of(image)
+            for (x1, y1, x2, y2), label, crowd, mask, given, points in zip(*parts, points_of, strict=True):
+                of_box = (x2 - x1) * (y2 - y1) if math.isnan(given) else given
                 annotation = {
                     "id": len(annotations) + 1,
                     "image_id": number,
                     "category_id": self.category_ids[label],
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1) if mask is None else mask_area(mask),
+                    "area": of_box if mask is None else mask_area(mask),
                     "iscrowd": int(crowd),
                 }
                 if self.skeleton.names:
@@ -153,6 +173,12 @@ class LabelledData:
             return {}
         parts = {"neg_category_ids": image.negative, "not_exhaustive_category_ids": image.not_exhaustive}
         return {key: [self.category_ids[label] for label in labels] for key, labels in parts.items()}
+
+
+def role_folder(root: Path, split: str | None, role: Role) -> Path:
+    """Return the folder of a split below `root`, as Roboflow has them (train, valid, test), else `root` itself."""
+    names = (split,) if split else _FOLDERS[role]
+    return next((root / name for name in names if (root / name).is_dir()), root)
 
 
 def fit_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str]]]:
@@ -243,3 +269,59 @@ def problem_report(problems: Sequence[Problem], limit: int = 20) -> str:
     if len(problems) > limit:
         lines.append(f"... and {len(problems) - limit} more")
     return "\n".join(lines)
+
+
+def without_doubles(data: LabelledData) -> LabelledData:
+    """Return the data with each object once: the same box and class, mask and keypoints in an image are one object."""
+    images, problems = [], list(data.problems)
+    for image in data.images:
+        again = _repeated(image)
+        images.append(image.only(~again) if again.any() else image)
+        if again.any():
+            message = f"objects labelled twice, left out: {int(again.sum())} of {len(again)}"
+            problems.append(Problem(str(image.path), "labels", message))
+    return replace(data, images=tuple(images), problems=tuple(problems)) if len(problems) > len(data.problems) else data
+
+
+def _repeated(image: LabelledImage) -> np.ndarray:
+    """The objects that are there before, (N,) bool."""
+    keys = list(zip(image.labels.tolist(), image.crowd.tolist(), map(tuple, image.boxes.tolist()), strict=True))
+    again = np.zeros(len(keys), bool)
+    if len(set(keys)) == len(keys):
+        return again
+    seen: dict[Any, list[Any]] = {}
+    masks = image.masks or (None,) * len(keys)
+    points = [None] * len(keys) if image.keypoints is None else image.keypoints.tolist()
+    for row, (key, *details) in enumerate(zip(keys, masks, points, strict=True)):
+        alike = seen.setdefault(key, [])
+        again[row] = details in alike
+        if not again[row]:
+            alike.append(details)
+    return again
+
+
+def check_losses(data: LabelledData) -> None:
+    """Refuse labels that are not read as they were meant.
+
+    Raises:
+        UserError: boxes that are shares of the image, or more than a tenth of the objects left out.
+    """
+    boxes = [image.boxes for image in data.images if min(image.width, image.height) > 2]
+    kept = sum(len(image.boxes) for image in data.images)
+    within = sum(int(np.all(some[:, 2:] <= 1.01, axis=1).sum()) for some in boxes)
+    if within > LOSS_LIMIT * kept:
+        raise UserError(
+            f"{data.origin}: {within} of {kept} boxes lie within the first pixel, as shares of the image (0..1) do; "
+            "multiply them by its width and height"
+        )
+    costs: Counter[str] = Counter()
+    for problem in data.problems:
+        costs[problem.message.partition(":")[0]] += problem.lost
+    lost = sum(costs.values())
+    if lost > LOSS_LIMIT * (lost + kept):
+        kind, count = costs.most_common(1)[0]
+        first = next(problem for problem in data.problems if problem.lost and problem.message.startswith(kind))
+        raise UserError(
+            f"{data.origin}: {lost} of {lost + kept} objects would be left out and count as background, {count} of "
+            f"them as {first.entry}: {first.message}; correct these entries or take them out"
+        )

@@ -1,40 +1,42 @@
-"""Pascal VOC (Annotations/*.xml) to `LabelledData`.
+"""Pascal VOC (Annotations/*.xml, or .xml files beside their images) to `LabelledData`.
 
-VOC boxes are 1-based and inclusive, so pixels xmin..xmax cover [xmin - 1, xmax] of our frame. `difficult` objects
-become `crowd`: VOC and COCO agree that such objects count neither as hits nor as misses.
+VOC boxes are 1-based and inclusive, so pixels xmin..xmax cover [xmin - 1, xmax] of our frame. Many tools count from 0
+instead, which a 0 proves; then [xmin, xmax] is covered. `difficult` objects become `crowd`: VOC and COCO agree that
+such objects count neither as hits nor as misses.
 """
 
-import os
+import re
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from boxless.data.annotations.named import NamedImage, NamedObject, size_of, to_data
 from boxless.data.annotations.types import (
     COORDINATE_LIMIT,
     OBJECT_LIMIT,
-    PIXEL_LIMIT,
     SPLITS,
     TOO_MANY,
     LabelledData,
-    LabelledImage,
     Problem,
     Role,
-    fit_boxes,
+    role_folder,
 )
-from boxless.data.images import EXTENSIONS, BadImage, image_size
+from boxless.data.images import EXTENSIONS
 from boxless.errors import UserError
 from boxless.untrusted import inside, is_there, no_collection
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_FROM_ZERO = re.compile(rb"<[xy]min>\s*(0*\.\d+|0+(\.\d*)?)\s*<")
 
 
 def recognises(path: Path) -> bool:
-    """Return whether a path is a VOC root or one of its split files."""
-    return is_voc_split(path) or (path / "Annotations").is_dir()
+    """Return whether a path is a VOC root, one of its split files, or a folder of .xml files with <object>s."""
+    if is_voc_split(path) or (path / "Annotations").is_dir():
+        return True
+    first = next(iter(sorted(role_folder(path, None, "train").glob("*.xml"))), None)
+    return first is not None and re.search(rb"<annotation[\s>]", _content(first)[:1000]) is not None
 
 
 def is_voc_split(path: Path) -> bool:
@@ -48,50 +50,61 @@ def read(
     """Read the split of a VOC root, or a split file (one id per line); all images that have an .xml without splits.
 
     `images`: folder of the images, else JPEGImages. Classes are the sorted names found, or `classes`; category ids are
-    1..n. Broken objects are left out and listed.
+    1..n. Broken objects are left out and listed. In both folders files may lie at any depth; an id is a path then.
 
     Raises:
         UserError: no such split, it lists nothing, or none of its images is usable.
     """
+    if not is_voc_split(path) and not (path / "Annotations").is_dir():
+        folder = role_folder(path, split, role)
+        return _read(folder, folder, None, classes)
     root, split_file = (path.parents[2], path) if is_voc_split(path) else (path, _split_file(path, split, role))
-    annotations = root / "Annotations"
-    origin = split_file or annotations
-    names = split_names(split_file, annotations, ".xml") if split_file else sorted(p.stem for p in origin.glob("*.xml"))
-    folder = images or root / "JPEGImages"
     missing = [part for part in ("Annotations", "JPEGImages") if not (root / part).is_dir()]
     if missing and images is None:
         listed = f"ImageSets/Main/{split_file.name if split_file else 'trainval.txt'}"
         raise UserError(f"{root}: expected Annotations/, JPEGImages/, {listed}; there is no {' and no '.join(missing)}")
-    try:
-        files = {file.stem: file for file in map(Path, sorted(os.listdir(folder))) if file.suffix.lower() in EXTENSIONS}
-    except OSError as error:
-        raise UserError(f"{folder}: no such folder; expected the images of {origin}; give images=FOLDER") from error
+    return _read(root / "Annotations", images or root / "JPEGImages", split_file, classes)
+
+
+def _read(annotations: Path, folder: Path, split_file: Path | None, classes: Sequence[str] | None) -> LabelledData:
+    origin = split_file or annotations
+    every = sorted(annotations.rglob("*.xml"))
+    names = split_names(split_file, annotations, ".xml") if split_file else [_name(xml, annotations) for xml in every]
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in EXTENSIONS:
+            files.setdefault(_name(file, folder), []).append(file)
     problems: list[Problem] = []
+    first = 1
+    if any(_FROM_ZERO.search(_content(xml)) for xml in every):
+        first = 0
+        message = "boxes count from 0, as some are 0 or less than 1, and are read so; VOC's count from 1"
+        problems.append(Problem(str(annotations), "xmin, ymin", message))
     parsed = []
     for name in names:
         xml = inside(annotations, f"{name}.xml")
         if xml is None:
-            problems.append(Problem(str(origin), f"image {name:.80}", "leads out of the folder of annotations"))
+            problems.append(Problem(str(origin), f"image {name:.80}", "leads out of the folder of annotations", 1))
             continue
-        image = _read_image(xml, folder, files.get(name), classes, problems)
+        image = _read_image(xml, name, folder, files.get(name, []), classes, first, problems)
         if image is not None:
             parsed.append(image)
-    if not parsed:
-        first = f"; first: {problems[0]}" if problems else ""
-        raise UserError(f"{origin}: no images left of {len(names)} in {folder}{first}")
-    found = tuple(sorted({name for image in parsed for name in image.names}))
-    kept = tuple(classes) if classes is not None else found
-    label_of = {name: k for k, name in enumerate(kept)}
-    unwanted = Counter(name for image in parsed for name in image.names if name not in label_of)
-    for name, count in unwanted.items():
-        problems.append(Problem(str(origin), f"class {name}", f"class is not among the given classes: {count} objects"))
-    labelled = tuple(image.labelled(label_of) for image in parsed)
-    ids = tuple(range(1, len(kept) + 1))
-    return LabelledData(str(origin), kept, ids, labelled, tuple(problems), difficult=True)
+    return to_data(str(origin), parsed, None, classes, problems, difficult=True)
+
+
+def _content(xml: Path) -> bytes:
+    try:
+        return xml.read_bytes()
+    except OSError:  # is said when it is parsed
+        return b""
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()
 
 
 def _split_file(root: Path, split: str | None, role: Role) -> Path | None:
-    """Return the split file, None (all images) where the root has no splits."""
+    """Return the split file, None (all images) where the root has no splits; a single one of no role is for all."""
     folder = root / "ImageSets" / "Main"
     names = (split,) if split else SPLITS[role]
     for name in names:
@@ -100,22 +113,11 @@ def _split_file(root: Path, split: str | None, role: Role) -> Path | None:
     have = sorted(file.stem for file in folder.glob("*.txt"))
     if not have and not split:
         return None
+    if len(have) == 1 and not split and not any(have[0] in others for others in SPLITS.values()):
+        return folder / f"{have[0]}.txt"  # CVAT's default.txt
     raise UserError(
         f"{folder}: no {' or '.join(f'{n}.txt' for n in names)}; it has: {', '.join(have[:8]) or 'nothing'}"
     )
-
-
-@dataclass
-class _Parsed:
-    """An image whose objects still carry names."""
-
-    image: LabelledImage
-    names: list[str]
-
-    def labelled(self, label_of: dict[str, int]) -> LabelledImage:
-        keep = np.array([name in label_of for name in self.names], dtype=bool)
-        labels = np.array([label_of[name] for name in self.names if name in label_of], dtype=np.int64)
-        return replace(self.image, boxes=self.image.boxes[keep], labels=labels, crowd=self.image.crowd[keep])
 
 
 def split_names(split_file: Path, folder: Path, suffix: str) -> list[str]:
@@ -143,40 +145,47 @@ def split_names(split_file: Path, folder: Path, suffix: str) -> list[str]:
 
 
 def _read_image(
-    xml: Path, folder: Path, name: Path | None, classes: Sequence[str] | None, problems: list[Problem]
-) -> _Parsed | None:
+    xml: Path,
+    name: str,
+    folder: Path,
+    files: list[Path],
+    classes: Sequence[str] | None,
+    first: int,
+    problems: list[Problem],
+) -> NamedImage | None:
+    """An image of which all files of its name are given; `first`: number of the first pixel."""
     try:
-        tree = _parse(xml)
+        tree = parse(xml)
     except (OSError, ValueError, ElementTree.ParseError, LookupError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        problems.append(Problem(str(xml), "file", f"annotation file cannot be read: {reason}"))
+        problems.append(Problem(str(xml), "file", f"annotation file cannot be read: {reason}", 1))
         return None
-    file = folder / (name or Path(_text(tree, "filename")).name or xml.stem)
+    wanted = [item for item in tree.iter("object") if classes is None or _text(item, "name") in classes]
+    stated = Path(_text(tree, "filename").replace("\\", "/")).name or xml.stem
+    named = [file for file in files if file.name == stated] or files or [(folder / name).with_name(stated)]
+    if len(named) > 1:
+        both = f"{named[0].name} and {named[1].name}"
+        problems.append(
+            Problem(str(xml), "filename", f"image files of one name: {both}, it names neither", len(wanted))
+        )
+        return None
+    file = named[0]
     if not is_there(file):
-        problems.append(Problem(str(xml), "file", f"missing image file: {folder / xml.stem}.jpg"))
+        problems.append(Problem(str(xml), "file", f"missing image file: {folder / name}.jpg", len(wanted)))
         return None
-    size = [_number(tree, f"size/{side}") for side in ("width", "height")]
-    if not (min(size) >= 1 and size[0] * size[1] <= PIXEL_LIMIT):  # NaN fails too
-        try:
-            size = [float(side) for side in image_size(file)]
-        except BadImage as error:
-            problems.append(Problem(str(xml), "size", f"no <size> and an unreadable image file: {error}"))
-            return None
-    wanted = (item for item in tree.iter("object") if classes is None or _text(item, "name") in classes)
-    if (count := sum(1 for _ in wanted)) > OBJECT_LIMIT:  # before their boxes are looked at
-        problems.append(Problem(str(xml), "objects", f"{TOO_MANY}, has {count:,}"))
+    stated_size = [_number(tree, f"size/{side}") for side in ("width", "height")]
+    size = size_of(file, stated_size, xml, problems, len(wanted))
+    if size is None:
         return None
-    width, height = map(int, size)
-    names, boxes, crowd = _objects(tree, xml, (width, height), problems)
-    labels = np.zeros(len(names), dtype=np.int64)
-    return _Parsed(LabelledImage(file, xml.stem, width, height, boxes, labels, crowd), names)
+    if len(wanted) > OBJECT_LIMIT:  # before their boxes are looked at
+        problems.append(Problem(str(xml), "objects", f"{TOO_MANY}, has {len(wanted):,}", len(wanted)))
+        return None
+    return NamedImage(file, xml, name, *size, _objects(tree, xml, first, problems))
 
 
-def _objects(
-    tree: ElementTree.Element, xml: Path, size: tuple[int, int], problems: list[Problem]
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return names, boxes (N, 4) float32 and crowd (N,) of the usable objects."""
-    names, raw, crowd, entries = [], [], [], []
+def _objects(tree: ElementTree.Element, xml: Path, first: int, problems: list[Problem]) -> list[NamedObject]:
+    """Return the objects with a name and numbers for a box."""
+    objects = []
     for n, item in enumerate(tree.iter("object"), 1):
         name = _text(item, "name")
         entry = f"object {n} ({name})" if name else f"object {n}"
@@ -184,18 +193,11 @@ def _objects(
         texts = [] if place is None else [_text(place, side) for side in _SIDES]
         box = [_float(text) for text in texts]
         if message := _object_problem(name, texts, box):
-            problems.append(Problem(str(xml), entry, message))
+            problems.append(Problem(str(xml), entry, message, 1))
             continue
-        names.append(name)
-        raw.append((box[0] - 1, box[1] - 1, box[2], box[3]))  # 1-based, inclusive
-        crowd.append(_text(item, "difficult") == "1")
-        entries.append(entry)
-    boxes = np.array(raw, dtype=np.float64).reshape(-1, 4)
-    sizes = np.tile(np.array(size, dtype=np.float64), (len(boxes), 1))
-    clipped, keep, box_problems = fit_boxes(boxes, sizes)
-    problems += [Problem(str(xml), entries[n], message) for n, message in box_problems]
-    kept_names = [name for name, ok in zip(names, keep, strict=True) if ok]
-    return kept_names, clipped[keep].astype(np.float32), np.array(crowd, dtype=bool)[keep]
+        corners = (box[0] - first, box[1] - first, box[2], box[3])
+        objects.append(NamedObject(name, entry, corners, crowd=_text(item, "difficult") == "1"))
+    return objects
 
 
 def _object_problem(name: str, texts: list[str], box: list[float]) -> str:
@@ -234,6 +236,7 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise ValueError("<!DOCTYPE> is not allowed")
 
 
-def _parse(xml: Path) -> ElementTree.Element:
+def parse(xml: Path) -> ElementTree.Element:
+    """Return the root of an XML file without a DOCTYPE; raises OSError, ValueError, LookupError, ParseError."""
     with no_collection():  # most of the time of a million objects
         return ElementTree.fromstring(xml.read_bytes(), ElementTree.XMLParser(target=_NoDoctype()))

@@ -1,4 +1,4 @@
-"""YOLO (data.yaml, one .txt per image) to `LabelledData`; polygons become masks and their boxes."""
+"""YOLO (data.yaml or classes.txt, one .txt per image) to `LabelledData`; polygons become masks and their boxes."""
 
 import math
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from boxless.data.annotations.locate import ImageFiles
 from boxless.data.annotations.types import (
     OBJECT_LIMIT,
     SPLITS,
@@ -24,12 +25,15 @@ from boxless.data.images import EXTENSIONS, BadImage, image_size
 from boxless.errors import UserError
 from boxless.untrusted import is_folder, is_there, parse_yaml
 
+NAMES = ("classes.txt", "obj.names")  # a class a line: of LabelImg and Label Studio; of Darknet and CVAT
 _ROUNDING = 1e-3  # values this far outside 0..1 are rounding
 
 
 def recognises(path: Path) -> bool:
-    """Return whether a path is a .yaml file or a folder with some."""
-    return path.suffix.lower() in (".yaml", ".yml") if path.is_file() else bool(_yamls(path))
+    """Return whether a path is a .yaml file or a list of classes, or a folder with some."""
+    if path.is_file():
+        return path.suffix.lower() in (".yaml", ".yml") or path.name in NAMES
+    return bool(_settings(path))
 
 
 def read(
@@ -37,7 +41,7 @@ def read(
 ) -> LabelledData:
     """Read the `split` (train, val, test) of a data.yaml, or of the one in a folder; by default that of the role.
 
-    An image without a label file has no objects.
+    An image without a label file has no objects. Without a data.yaml, classes.txt has the names and folders the splits.
 
     `images`: folder of the images instead of the one in the file. Classes are `names`, or `classes`; category ids are
     1..n. Of pose labels (`kpt_shape`) the boxes are read. Broken lines are left out and listed.
@@ -45,8 +49,8 @@ def read(
     Raises:
         UserError: the file is no data.yaml, lacks the split, or no image is usable.
     """
-    path = _yaml_file(path)
-    config = load_config(path)
+    path = _settings_file(path)
+    config = load_config(path) if path.name not in NAMES else _found_config(path, split, role)
     split = split or next((name for name in SPLITS[role] if config.get(name)), role)
     names = _names(path, config)
     pose_fields = _pose_fields(path, config)
@@ -59,6 +63,7 @@ def read(
         raise UserError(f"{path}: no images in split '{split}'; looked for {' '.join(EXTENSIONS)}")
     if not any(is_there(label_file(file)) for file in files):
         raise UserError(f"{path}: no label files for split '{split}'; expected e.g. {label_file(files[0])}")
+    files = _of_one_name(files, problems)
     unwanted: Counter[int] = Counter()
     ids = _image_ids(files)
     labelled = [
@@ -74,23 +79,42 @@ def read(
     return LabelledData(f"{path}:{split}", found, tuple(range(1, len(found) + 1)), kept, tuple(problems))
 
 
-def _yaml_file(path: Path) -> Path:
+def _settings_file(path: Path) -> Path:
     if path.is_file():
         return path
-    files = _yamls(path)
+    files = _settings(path)
     if len(files) > 1:
         raise UserError(f"{path}: several YAML files: {', '.join(file.name for file in files[:5])}; name one")
     return files[0]
 
 
-def _yamls(folder: Path) -> list[Path]:
-    return [folder / "data.yaml"] if (folder / "data.yaml").is_file() else sorted(folder.glob("*.y*ml"))
+def _settings(folder: Path) -> list[Path]:
+    """The files that may say what a folder's labels are: data.yaml, else any .yaml, else a list of classes."""
+    if (folder / "data.yaml").is_file():
+        return [folder / "data.yaml"]
+    names = [place / name for place in (folder, folder / "labels") for name in NAMES]
+    return sorted(folder.glob("*.y*ml")) or [file for file in names if file.is_file()][:1]
+
+
+def _found_config(path: Path, split: str | None, role: Role) -> dict[str, Any]:
+    """The data.yaml that would describe a list of classes and the folders beside it."""
+    try:
+        names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of classes: {error}") from error
+    root = path.parent.parent if path.parent.name == "labels" else path.parent
+    words = (split,) if split else (*SPLITS[role], *(("valid",) if role == "val" else ()))
+    tries = [place for word in words for place in (f"images/{word}", f"{word}/images", word, f"{word}.txt")]
+    place = next((place for place in (*tries, "images") if (root / place).exists()), ".")
+    if split and place not in tries:
+        raise UserError(f"{path}: no split '{split}'; looked for {', '.join(tries)}")
+    return {"names": names, "path": str(root.absolute()), split or role: place}
 
 
 def load_config(path: Path) -> dict[str, Any]:
     """Return the data.yaml as a dict; raises `UserError` if it is not YAML or has no `names`."""
     try:
-        config = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        config = parse_yaml(path.read_text(encoding="utf-8-sig"), as_text="names")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -101,13 +125,14 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def label_file(image: Path) -> Path:
-    """Return the .txt of an image: the last folder `images` of its path becomes `labels`."""
+    """Return the .txt of an image: the last folder `images` of its path becomes `labels`; or it lies beside it."""
     parts = list(image.parts)
     for n in range(len(parts) - 2, -1, -1):
         if parts[n] == "images":
             parts[n] = "labels"
             break
-    return Path(*parts[:-1], f"{Path(parts[-1]).stem}.txt")
+    file, beside = Path(*parts[:-1], f"{Path(parts[-1]).stem}.txt"), image.with_suffix(".txt")
+    return beside if is_there(beside) and not is_there(file) else file
 
 
 def _names(path: Path, config: dict[str, Any]) -> dict[int, str]:
@@ -160,7 +185,9 @@ def _files(places: Sequence[Path]) -> list[Path]:
                 lines = place.read_text(encoding="utf-8-sig").split("\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{place}: cannot be read as a folder or a list of images: {error}") from error
-            files += [place.parent / line.strip() for line in lines if line.strip()]
+            names = [line.strip() for line in lines if line.strip()]
+            listed = ImageFiles(names, [place.parent, place.parent / "images", place.parent])
+            files += [listed.find(name) or Path(listed.expected(name)) for name in names]
     return list(dict.fromkeys(files))
 
 
@@ -175,6 +202,17 @@ def _below(root: Path) -> Iterator[Path]:
         entered.add((stat.st_dev, stat.st_ino))
         folders.sort()  # of two links to one folder the first counts
         yield from (Path(folder, name) for name in names)
+
+
+def _of_one_name(files: list[Path], problems: list[Problem]) -> list[Path]:
+    """The files without those that share their label file: a.jpg and a.png, of which it may be either's."""
+    count = Counter(map(label_file, files))
+    for source, shared in count.items():
+        if shared > 1:
+            names = ", ".join(file.name for file in files if label_file(file) == source)
+            message = f"image files of one name: {names:.200}; keep one of them"
+            problems.append(Problem(str(source), "file", message, 1))
+    return [file for file in files if count[label_file(file)] == 1]
 
 
 def _image_ids(files: Sequence[Path]) -> Sequence[int | str]:
@@ -195,25 +233,30 @@ def _read_image(
 ) -> LabelledImage | None:
     source = label_file(file)
     try:
+        lines = _lines(source)
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(str(source), "file", f"annotation file cannot be read: {error}", 1))
+        return None
+    try:
         width, height = image_size(file)
     except BadImage as error:
         kind = "unreadable image file" if is_there(file) else "missing image file"
-        problems.append(Problem(str(source), "file", f"{kind}: {error}"))
+        problems.append(Problem(str(source), "file", f"{kind}: {error}", len(lines)))
         return None
     labels: list[int] = []
     boxes, masks, entries = [], [], []
-    for n, line in _lines(source, problems):
+    for n, line in lines:
         entry = f"line {n}"
         parsed = _parse(line, label_of, pose_fields)
         if isinstance(parsed, str):
-            problems.append(Problem(str(source), entry, parsed))
+            problems.append(Problem(str(source), entry, parsed, 1))
             continue
         label, values = parsed
         if label < 0:
             unwanted[int(float(line.split()[0]))] += 1
             continue
         if len(labels) == OBJECT_LIMIT:  # before the rest is parsed
-            problems.append(Problem(str(source), entry, TOO_MANY))
+            problems.append(Problem(str(source), entry, TOO_MANY, len(lines)))
             return None
         values = values * np.tile([width, height], len(values) // 2)
         labels.append(label)
@@ -229,36 +272,26 @@ def _read_image(
     array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     sizes = np.tile(np.array([width, height], dtype=np.float64), (len(array), 1))
     clipped, keep, box_problems = fit_boxes(array, sizes)
-    problems += [Problem(str(source), entries[n], message) for n, message in box_problems]
-    kept_masks = tuple(mask for mask, ok in zip(masks, keep, strict=True) if ok)
+    problems += [Problem(str(source), entries[n], message, int(not keep[n])) for n, message in box_problems]
     return LabelledImage(
         path=file,
         image_id=image_id,
         width=width,
         height=height,
-        boxes=clipped[keep].astype(np.float32),
-        labels=np.array(labels, dtype=np.int64)[keep],
-        crowd=np.zeros(int(keep.sum()), dtype=bool),
-        masks=kept_masks if any(mask is not None for mask in kept_masks) else None,
-    )
+        boxes=clipped.astype(np.float32),
+        labels=np.array(labels, dtype=np.int64),
+        crowd=np.zeros(len(keep), dtype=bool),
+        masks=tuple(masks) if any(mask is not None for mask in masks) else None,
+    ).only(keep)
 
 
-def _lines(source: Path, problems: list[Problem]) -> list[tuple[int, str]]:
-    """Return the numbered lines of a label file, none if there is no file."""
+def _lines(source: Path) -> list[tuple[int, str]]:
+    """Return the numbered lines of a label file, none if there is no file; raises OSError, UnicodeDecodeError."""
     try:
         lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").split("\n")]
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(str(source), "file", f"annotation file cannot be read: {error}"))
-        return []
-    numbered = [(n, line) for n, line in enumerate(lines, 1) if line]
-    first = {line: n for n, line in reversed(numbered)}
-    again = [n for n, line in numbered if first[line] != n]
-    if again:
-        more = f", and {len(again) - 1:,} more" if len(again) > 1 else ""
-        problems.append(Problem(str(source), f"line {again[0]}", f"duplicate line{more}"))
-    return [(n, line) for n, line in numbered if first[line] == n]
+    return [(n, line) for n, line in enumerate(lines, 1) if line]
 
 
 def _parse(line: str, label_of: dict[int, int], pose_fields: int | None) -> tuple[int, np.ndarray] | str:
