@@ -112,7 +112,11 @@ name (from fasterrcnn_resnet50_fpn_coco.pth)
   (above).
 
 A file of another backbone is refused before anything is trained, with the `--trunk.backbone` that it fits if that is
-one of torchvision's here.
+one of torchvision's here. So is one of which a tensor of the body is missing or has another shape (a stem for small
+images), whose norms have scales and no statistics, or that holds NaN. A first convolution of one channel is spread over
+three, and a plain ViT's positions are resampled; both are said. Plain bodies of Lightly, LightlyTrain, VISSL and
+MMSelfSup, behind `torch.compile`, in an average (`ema`) or behind any other prefix load too. Of two bodies that nothing
+tells apart, `boxless convert --prefix` keeps one.
 
 boxless reads files without running code from them. A checkpoint with other objects beside its tensors (arguments,
 logs), or a pickle of arrays like Detectron2's, is refused in one line. `boxless convert` keeps only its tensors:

@@ -168,7 +168,7 @@ def test_a_misfit_is_refused_with_its_reason_and_changes_nothing(tmp_path: Path)
     with pytest.raises(UserError) as caught:
         load_trunk(target, path, 0.99)
     first, *rest = str(caught.value).splitlines()
-    assert "of the FPN would be loaded, 99% are asked for" in first and "FPN 16" in first
+    assert "of the FPN would be loaded, all of it is asked for" in first and "FPN 16" in first
     assert any("shape (32, 64, 1, 1) in the file, (16, 64, 1, 1) in the trunk" in line for line in rest)
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
 

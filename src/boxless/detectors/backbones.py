@@ -4,6 +4,7 @@ Every body gives a dict "0" to "3" of maps (B, C, h, w) at strides 4, 8, 16 and 
 its `stages`, five steps of modules that cover every parameter once: the stem, then what ends in each map.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -141,6 +142,21 @@ class TimmBody(nn.Module):
         if self.plain:
             maps = [*maps * 3, max_pool2d(maps[0], 2, ceil_mode=True)]
         return dict(zip(LEVELS, maps, strict=True))
+
+    def positions(self, given: Tensor) -> Tensor | None:
+        """Learned positions of another grid, (1, N, C), resampled to the model's; None if they are of no square grid.
+
+        The tokens before them, if any, stay.
+        """
+        from timm.layers.pos_embed import resample_abs_pos_embed
+
+        model = self.model
+        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        first = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
+        if grid is None or given.ndim != 3 or math.isqrt(given.shape[1] - first) ** 2 != given.shape[1] - first:
+            return None
+        resampled: Tensor = resample_abs_pos_embed(given, list(grid), num_prefix_tokens=first)
+        return resampled
 
     @torch.no_grad()
     def _tried(self, name: str) -> tuple[int, tuple[int, ...]]:

@@ -19,8 +19,13 @@ from boxless.errors import UserError
 from boxless.interop.names import Tensors
 from boxless.untrusted import is_there
 
-CONTAINERS = ("state_dict", "model", "model_state_dict", "model_ema", "teacher", "student")
-"""Keys that the weights lie under in a checkpoint; the first one that is there is taken."""
+CONTAINERS = (
+    *("ema", "module", "state_dict", "model", "model_state_dict", "model_ema", "teacher", "student"),
+    *("net", "network", "weights", "params", "classy_state_dict", "base_model", "trunk", "backbone", "encoder"),
+)
+"""Keys that the weights lie under in a checkpoint, perhaps one in another; the first one that is there is taken."""
+_NESTED = 8
+"""Most containers in one another."""
 FOREIGN_LIMIT = 100
 """Kinds of objects beside the tensors of a checkpoint; each costs another reading."""
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
@@ -111,14 +116,17 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _tensors(content: object, path: Path) -> Tensors:
-    for container in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
+    for _ in range(_NESTED):
+        inner = _contained(content)
+        if inner is None:
+            break
+        content = inner
     named = content.items() if isinstance(content, Mapping) else ()
     tensors = {key: value for key, value in named if isinstance(key, str) and _is_plain(value)}
     if not tensors:
         raise UserError(
-            f"{path}: holds no named tensors; expected the state_dict of a backbone or a detector, or a run"
+            f"{path}: holds no named tensors{_keys_in(content)}; expected the state_dict of a backbone or a detector, "
+            "or a run"
         )
     size = path.stat().st_size
     for key, value in tensors.items():
@@ -127,6 +135,19 @@ def _tensors(content: object, path: Path) -> Tensors:
                 f"{path}: {key} is said to be {tuple(value.shape)}, more than a file of {size:,} bytes holds"
             )
     return tensors
+
+
+def _keys_in(content: object) -> str:
+    keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+    return f" but {', '.join(keys[:5]):.100}" if keys else ""
+
+
+def _contained(content: object) -> Mapping[Any, Any] | None:
+    """The mapping in a container of a checkpoint; None if there is none."""
+    if not isinstance(content, Mapping):
+        return None
+    found = (content.get(container) for container in CONTAINERS)
+    return next((each for each in found if isinstance(each, Mapping) and each), None)
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:

@@ -17,7 +17,7 @@ from torch import nn
 from boxless.detectors.trunk import Trunk
 from boxless.interop.files import read_tensors
 from boxless.interop.names import Tensors
-from boxless.interop.weights import WeightsReport, named_as_trunk
+from boxless.interop.weights import WeightsReport, check_finite, named_as_trunk
 
 BACKGROUND = "\0background"
 """Row of background or of no object, which no class can be called."""
@@ -147,6 +147,7 @@ def load_heads(
         transfer.notes.append(f"{', '.join(lost)} new, so that all heads are new too")
     else:
         transfer.run()
+    check_finite(transfer.taken, path)
     detector.load_state_dict(transfer.taken, strict=False)
     return _whole(transfer, trunk, loaded)
 

@@ -5,11 +5,13 @@ bodies often have nothing around them: those of Barlow Twins, VICReg, DetCo and 
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from boxless.errors import UserError
 from boxless.interop import detectron2, efficientnet, mmdetection, transformers
 from boxless.interop.detr import from_authors
 from boxless.interop.names import Tensors, without
@@ -35,6 +37,8 @@ PROJECTS: tuple[Project, ...] = (detectron2, mmdetection, transformers, efficien
 
 _WRAPPED = "module."
 """Prefix of DataParallel, before every name."""
+_COMPILED = "_orig_mod."
+"""Part of names behind torch.compile."""
 
 
 class Layout(NamedTuple):
@@ -65,10 +69,21 @@ LAYOUTS = (
 )
 """Layouts in order; if several fit, the first one is used."""
 
-_OTHERS = ["", "backbone.", "backbone.body.", "encoder.", "model.", "resnet.", "timm_model."]
-_OTHERS += ["model.backbone.conv_encoder.model.", "backbone.0.body.", "base_encoder."]
-"""Prefixes elsewhere: DataParallel around a backbone, detectors, Lightning's and Hugging Face's classes around timm's
-models. The longest match wins."""
+NEIGHBOURS = {
+    r"_feature_blocks\.": "VISSL",
+    r"(student|teacher)_embedding_model\.wrapped_model\._model\.": "LightlyTrain",
+    r"(encoder_q|online_net|encoder)\.0\.": "MMSelfSup",
+    r"teacher\.backbone\.": "DINOv2",
+    r"base_encoder\.": "MoCo v3",
+    r"online_encoder\.net\.": "byol-pytorch",
+}
+"""Prefixes that tell whose a file is, if its body has torchvision's or timm's names."""
+
+_SECOND = re.compile(r"(^|[._])(student|momentum|encoder_k|key|target)([._]|$)")
+"""Words in the prefix of an encoder beside the one that is meant to be used."""
+
+_STEM_AND_LAYERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+"""Places in `nn.Sequential(*list(resnet.children())[:-1])`, as Lightly's tutorials have it, and torchvision's names."""
 
 
 def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
@@ -85,8 +100,9 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
     Raises:
         UserError: for weights that would load and be wrong.
     """
-    wrapped = all(key.startswith(_WRAPPED) for key in tensors)
-    inner = without(tensors, _WRAPPED) if wrapped else dict(tensors)
+    plain = {key.replace(_COMPILED, ""): value for key, value in tensors.items()}
+    wrapped = all(key.startswith(_WRAPPED) for key in plain)
+    inner, numbered = _without_places(without(plain, _WRAPPED) if wrapped else plain)
     around = _WRAPPED if wrapped else ""
     own = re.compile(rf"({body})(\..+)?")
     if any(key.startswith("backbone.body.") for key in inner):
@@ -103,8 +119,40 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
             if more:
                 body_only = {f"backbone.body.{key}": value for key, value in body_only.items()} | more
             return f"{layout.name} ({around}{layout.prefix}*)", body_only
-    best = max(_OTHERS, key=lambda prefix: sum(bool(own.fullmatch(key)) for key in without(inner, prefix)))
-    taken = {key: value for key, value in without(inner, best).items() if own.fullmatch(key)}
-    if not taken:
+    prefixes = _prefixes(inner, own)
+    if not prefixes:
         return "", dict(tensors)
-    return f"a backbone in torchvision's or timm's names ({around}{best}*)", taken
+    best = prefixes[0]
+    if len(prefixes) > 1:
+        behind = " and ".join(prefixes[:3])
+        raise UserError(f"holds several bodies, behind {behind}; keep one with boxless convert --prefix {best}")
+    taken = {key: value for key, value in without(inner, best).items() if own.fullmatch(key)}
+    whose = next((f"{name}, " for prefix, name in NEIGHBOURS.items() if re.fullmatch(prefix, best)), "")
+    whose = "Lightly, " if numbered and not whose else whose
+    return f"{whose}a backbone in torchvision's or timm's names ({around}{best}{numbered}*)", taken
+
+
+def _prefixes(tensors: Tensors, own: re.Pattern[str]) -> list[str]:
+    """The prefixes behind which most of a body's names are, without those of second encoders if there are others."""
+    counts: Counter[str] = Counter()
+    for key in tensors:
+        parts = key.split(".")
+        counts.update(".".join([*parts[:n], ""]) for n in range(len(parts)) if own.fullmatch(".".join(parts[n:])))
+    most = max(counts.values(), default=0)
+    found = [prefix for prefix, count in counts.items() if count == most]
+    return [prefix for prefix in found if not _SECOND.search(prefix)] or found
+
+
+def _without_places(tensors: Tensors) -> tuple[Tensors, str]:
+    """Tensors with torchvision's names where a ResNet's modules are numbered, and what stands for the number if so."""
+    starts = {key.removesuffix("4.0.conv1.weight") for key in tensors if key.endswith("4.0.conv1.weight")}
+    starts = {start for start in starts if {f"{start}0.weight", f"{start}1.weight"} <= tensors.keys()}
+    if not starts:
+        return tensors, ""
+
+    def name(key: str) -> str:
+        start = next((start for start in starts if key.startswith(start)), None)
+        place, dot, rest = ("", "", "") if start is None else key.removeprefix(start).partition(".")
+        return f"{start}{_STEM_AND_LAYERS[place]}{dot}{rest}" if place in _STEM_AND_LAYERS else key
+
+    return {name(key): value for key, value in tensors.items()}, "N."

@@ -26,6 +26,10 @@ _PYRAMIDS = {"backbone.fpn.inner_blocks.0.0.bias", "backbone.fpn.inner_blocks.0.
 _OLD_LEVEL = re.compile(r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)")  # before torchvision 0.13
 
 
+WHOLE = 0.99
+"""Least share that is asked for from which on no tensor of a part may be missing."""
+
+
 @dataclass(frozen=True)
 class WeightsReport:
     """Result of loading weights.
@@ -105,11 +109,13 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         minimum: share of the backbone's parameters, 0..1, that must be loaded.
 
     Raises:
-        UserError: if less than `minimum` of the backbone was loaded, or a part only partly, or the file is of
-            a larger backbone or of one with batch norms where the trunk has group norms; the trunk is then unchanged.
+        UserError: if less than `minimum` of the backbone was loaded, a part only partly or with another shape or
+            without the statistics of its norms, or the file is of a larger backbone, or of one with batch norms where
+            the trunk has group norms, or holds NaN; the trunk is then unchanged.
     """
     content = read_tensors(path)
     says, tensors = named_as_trunk(content, trunk, path)
+    tensors, adapted = adapted_to(trunk, tensors)
     own = trunk.state_dict()
     fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
     mismatched = tuple(
@@ -127,21 +133,50 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
         unused=tuple(key for key in tensors if key not in own),
         mismatched=mismatched,
         recognised=says,
-        notes=_pyramid_notes(tensors, trunk),
+        notes=(*adapted, *_pyramid_notes(tensors, trunk)),
     )
-    misshapen = {part for part, (name, _) in parts.items() if any(key.startswith(name) for key, _, _ in mismatched)}
-    partly = [part for part, share in report.shares.items() if share < minimum and (share > 0 or part in misshapen)]
-    if report.shares["backbone"] < minimum or partly:
-        lacking = "backbone" if report.shares["backbone"] < minimum else partly[0]
+    _check_whole(report, trunk, content, fitting, minimum)
+    _check_network(report, trunk, content)
+    check_finite(fitting, path)
+    trunk.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _check_whole(report: WeightsReport, trunk: Trunk, content: Tensors, fitting: Tensors, minimum: float) -> None:
+    """Refuse a file of which a part would be loaded only partly: a stem is less than a hundredth of a network."""
+    path = Path(report.origin)
+    for part, (prefix, module) in _placed_parts(trunk).items():
+        share = report.shares[part]
+        own = [prefix + key for key in module.state_dict() if "num_batches" not in key]
+        lacking = [key for key in own if key not in fitting]
+        misshapen = [key for key, _, _ in report.mismatched if key in own]
+        whole = not lacking if minimum >= WHOLE else share >= minimum
+        if (whole and not misshapen) or (part != "backbone" and not share and not misshapen):
+            continue
+        statistics = [key for key in lacking if key.endswith(("running_mean", "running_var"))]
+        if not misshapen and len(statistics) == len(lacking):
+            raise UserError(
+                f"{path}: has the scales of the {part}'s norms and not their statistics ({statistics[0]}): save the "
+                "whole state_dict() and not its parameters alone, or set trunk.norm to group if its norms are group "
+                "norms"
+            )
         names = ""
-        if not report.shares["backbone"]:
+        if part == "backbone" and not share:
             names = f"; its names are like {next(iter(content))}, expected like {_example(trunk)}"
-        names += _fitting_backbone(content, path)
+        elif lacking:
+            names = f"; such as {(misshapen or lacking)[0]}, {'of another shape' if misshapen else 'not in the file'}"
+        asked = "all of it is asked for" if minimum >= WHOLE else f"{minimum:.0%} are asked for"
+        fix = "choose the trunk that the file is of" + ("" if misshapen else ", or lower min_loaded of finetune")
         raise UserError(
-            f"{path}: only {report.shares[lacking]:.0%} of the {lacking} would be loaded, {minimum:.0%} are asked for "
-            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}){names}; choose the trunk that the file "
-            f"is of, or lower min_loaded of finetune\n{report}"
+            f"{path}: only {min(share, 0.999):.1%} of the {part} would be loaded, {asked} "
+            f"(trunk: {trunk.config.backbone}, FPN {trunk.config.fpn_channels}){names}"
+            f"{_fitting_backbone(content, path)}; {fix}\n{report}"
         )
+
+
+def _check_network(report: WeightsReport, trunk: Trunk, content: Tensors) -> None:
+    """Refuse a file of a larger network, or of one with other norms."""
+    path = Path(report.origin)
     # A smaller ResNet is part of a larger one, tensor by tensor, and yet another network.
     body, dropped = _network(trunk), getattr(trunk.backbone.body, "left_out", ())
     stages = [key for key in report.unused if key.startswith((body, "box_head.layer")) and key.endswith(".weight")]
@@ -158,8 +193,43 @@ def load_trunk(trunk: Trunk, path: Path, minimum: float) -> WeightsReport:
             f"{path}: is of a backbone with batch norms ({statistics[0]}), which trunk.norm=group cannot take over; "
             "set trunk.norm to batch, sync or frozen, or give weights that were trained with group norms"
         )
-    trunk.load_state_dict(fitting, strict=False)
-    return report
+
+
+def check_finite(tensors: Tensors, path: Path) -> None:
+    """Refuse weights of a training that has diverged.
+
+    Raises:
+        UserError: naming a tensor with NaN or infinite numbers.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise UserError(
+                f"{path}: {key} has {count} of {value.numel()} numbers that are NaN or infinite; take an earlier "
+                "checkpoint of that training"
+            )
+
+
+def adapted_to(trunk: Trunk, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """Tensors in a trunk's names that fit with a known change, and lines that say so.
+
+    A first convolution of one channel is spread over three, as timm does (each a third of it), and a plain ViT's
+    positions are resampled.
+    """
+    own, result, lines = trunk.state_dict(), dict(tensors), []
+    for key, value in tensors.items():
+        wanted = own[key].shape if key in own else value.shape
+        if value.shape == wanted:
+            continue
+        if len(wanted) == 4 and wanted[1] == 3 and value.shape == (wanted[0], 1, *wanted[2:]):
+            result[key] = (value / 3).expand(wanted).contiguous()
+            lines.append(f"{key}: of one channel in the file, spread over three, a third each")
+        elif key.endswith(".pos_embed") and isinstance(trunk.backbone.body, TimmBody):
+            resampled = trunk.backbone.body.positions(value)
+            if resampled is not None and resampled.shape == wanted:
+                result[key] = resampled
+                lines.append(f"{key}: {value.shape[1]} positions in the file, resampled to {wanted[1]}")
+    return result, tuple(lines)
 
 
 def _placed_parts(trunk: Trunk) -> dict[str, tuple[str, nn.Module]]:
