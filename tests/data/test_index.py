@@ -204,3 +204,31 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path, cache):
         pytest.skip("this file system refuses such names")
     with pytest.raises(UserError, match=r"rename .*\.jpg: its name is not UTF-8"):
         index_images(tmp_path, cache)
+
+
+@pytest.mark.parametrize("layout", ["images/{}/{}.jpg annotations/{}/{}.png", "images{}/{}.png masks{}/{}.png"])
+def test_label_maps_and_thumbnails_are_no_images(layout, tmp_path, capsys):
+    photo = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    classes = (np.indices((30, 40)).sum(0) // 20).astype(np.uint8)
+    images, maps = layout.split()
+    for split in ("train", "val"):
+        for number in range(3):
+            for name, pixels in ((images, photo), (maps, classes)):
+                path = tmp_path / "set" / name.format(split, number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+            thumbnail = tmp_path / "set" / "@eaDir" / f"{number}.jpg" / "SYNOPHOTO_THUMB_M.jpg"
+            thumbnail.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(photo).save(thumbnail)
+    index = index_images(tmp_path / "set", tmp_path / "cache")
+    assert len(index) == 6 and all(key.startswith("images") for key in index.keys().to_pylist())
+    assert capsys.readouterr().err.count("3 label maps are left out") == 2
+
+
+def test_two_cameras_are_both_images(tmp_path):
+    for camera in ("front", "grey"):
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 255, (30, 40), np.uint8)
+            (tmp_path / camera).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / camera / f"{number}.png")
+    assert len(index_images(tmp_path, tmp_path / "cache")) == 6

@@ -7,6 +7,7 @@ memory; the cache holds as long as no folder (or list file) below has been modif
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from itertools import combinations
@@ -20,6 +21,7 @@ from boxless.data.annotations.read import read_labels
 from boxless.data.annotations.voc import is_voc_split
 from boxless.data.images import EXTENSIONS
 from boxless.data.index import ImageIndex
+from boxless.data.label_maps import label_map_folders
 from boxless.errors import UserError
 from boxless.files import written
 
@@ -31,17 +33,18 @@ _LABEL_PICTURES = {  # by the folder of images that they lie beside
     "JPEGImages": {"SegmentationClass", "SegmentationClassAug", "SegmentationObject"},
     "leftImg8bit": {"gtFine", "gtCoarse"},
 }
-_CACHE_VERSION = 2  # of what a scan finds
+_NO_IMAGES = {"@eaDir", "#recycle", "__MACOSX"}  # thumbnails and copies of Synology and macOS, beside hidden folders
+_CACHE_VERSION = 3  # of what a scan finds
 _COARSE_CLOCK = 2_000_000_000  # ns; some file systems stamp changes no finer than this
 
 
 def index_images(where: str | Path | Sequence[str | Path], cache: Path | None = None) -> ImageIndex:
     """Find the images of a folder, a list file, a labelled data set (labels ignored), or of several of these.
 
-    A folder is searched to any depth; hidden files and label pictures of a VOC or Cityscapes root are skipped, and no
-    folder is entered twice. A list (.txt, .csv, .lst) has one path per line, relative to its own folder, # starts a
-    comment. All else is what `read_labels` accepts: `neu-det:train`, a COCO .json, a YOLO .yaml. Shards are given
-    alone, by their manifest or folder, a path or a URL.
+    A folder is searched to any depth; hidden files, thumbnails, label pictures of a VOC or Cityscapes root and folders
+    of label maps beside their images are skipped, and no folder is entered twice. A list (.txt, .csv, .lst) has one
+    path per line, relative to its own folder, # starts a comment. All else is what `read_labels` accepts:
+    `neu-det:train`, a COCO .json, a YOLO .yaml. Shards are given alone, by their manifest or folder, a path or a URL.
     `cache`: folder of the cached indexes (~/.cache/boxless/index).
 
     Raises:
@@ -140,7 +143,7 @@ def _scan(root: str) -> tuple[list[str], dict[str, int]]:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir():
-                        folders.add(entry.name)
+                        folders |= {entry.name} - _NO_IMAGES
                     elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                         keys.append(folder + entry.name)
         except OSError as error:
@@ -149,6 +152,9 @@ def _scan(root: str) -> tuple[list[str], dict[str, int]]:
             folders -= _LABEL_PICTURES[images]
         # sorted, for of two links to one folder the first counts
         pending += sorted((f"{folder}{name}/" for name in folders), reverse=True)
+    for folder, count in (maps := label_map_folders(root, keys)).items():
+        print(f"boxless: {os.path.join(root, folder)}: {count} label maps are left out", file=sys.stderr, flush=True)
+    keys = [key for key in keys if key.rpartition("/")[0] not in maps]
     if not keys:
         raise UserError(f"no images in {root} or its subfolders: looked for {' '.join(EXTENSIONS)}")
     return keys, stamps
