@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from boxless.data.images import BadImage, decode, decode_reduced, image_size, open_image
+from boxless.data.images import BadImage, dark_report, decode, decode_reduced, image_size, open_image
 
 GOOD, REFUSED = sorted(good_images()), sorted([*refused_images(), "folder.jpg", "dangling.jpg"])
 
@@ -127,3 +127,22 @@ def test_other_formats_and_turned_images_reduced(written):
 def test_agrees_with_opencv_on_photographs(shared_data):
     for path in sorted((shared_data / "coco256" / "images" / "val").glob("*.jpg"))[:8]:
         assert np.abs(decode(path).astype(int) - cv2.imread(str(path))[..., ::-1]).max() <= 1
+
+
+@pytest.mark.parametrize(("scale", "told"), [(16, "12 bits"), (1, "8 bits"), (257, "")])
+def test_images_in_a_small_part_of_their_range_are_told(scale, told, tmp_path):
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 30), np.uint16) * scale
+        Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"{number}.png")
+    line = dark_report(sorted(tmp_path.glob("*.png")))
+    assert told in line and bool(line) == bool(told)
+    Image.new("L", (30, 20)).save(tmp_path / "1.png")  # one image of 8 bits among them
+    assert not dark_report(sorted(tmp_path.glob("*.png")))
+
+
+@pytest.mark.parametrize("kind", ["unspecified", "unassalpha"])
+def test_a_fourth_band_of_a_tiff_is_transparency_only_where_it_says_so(kind, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 200, (20, 30, 4), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[kind])
+    assert np.array_equal(decode(tmp_path / "a.tif"), pixels[..., :3]) == (kind == "unspecified")

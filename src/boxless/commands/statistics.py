@@ -43,6 +43,7 @@ def statistics(data: str | list[str], workers: int | None = None, quiet: bool = 
     Raises:
         UserError: for data that cannot be used.
     """
+    from boxless.data.images import dark_report
     from boxless.data.open import index_images
     from boxless.data.statistics import colour_statistics
     from boxless.errors import UserError
@@ -56,5 +57,7 @@ def statistics(data: str | list[str], workers: int | None = None, quiet: bool = 
     (r, g, b), (r_std, g_std, b_std) = mean.tolist(), std.tolist()
     result = Statistics((r, g, b), (r_std, g_std, b_std), len(index) - len(skipped), skipped)
     if not quiet:
+        if line := dark_report([index.path(row) for row in range(0, len(index), 1 + len(index) // 16)]):
+            print(line)
         print(result)
     return result

@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,8 +23,10 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from boxless.data.retry import retry
+from boxless.untrusted import is_there
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -33,6 +35,7 @@ EXTENSIONS = (
 )
 
 _ORIENTATION_TAG = 0x0112
+_EXTRA_SAMPLES = 338  # of TIFF: 1 and 2 are transparency, 0 anything else
 _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,6 +45,7 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LOOKED_AT = 8  # images of a set
 _SWAPS_SIDES = (5, 6, 7, 8)
 _END_OF_JPEG = b"\xff\xd9"  # a file that is cut short lacks it
 _WARNINGS = threading.Lock()  # warnings.catch_warnings changes the whole process
@@ -235,6 +239,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_scale(np.asarray(image)))
+    elif isinstance(image, TiffImageFile) and image.mode == "RGBA" and image.tag_v2.get(_EXTRA_SAMPLES) in (None, (0,)):
+        image = Image.merge("RGB", image.split()[:3])  # a fourth band that is not said to be transparency: infrared
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -276,6 +282,30 @@ def _reason(path: str | Path, error: Exception) -> str:
     if "truncated" in str(error).lower():
         return "truncated"
     return f"cannot be decoded ({' '.join(str(error).split())[:80] or type(error).__name__})"
+
+
+def dark_report(paths: Sequence[str | Path]) -> str:
+    """Say that the 16- or 32-bit images of a set use a small part of their range, so that they look almost black.
+
+    Args:
+        paths: paths of all images, of which a few are opened.
+
+    Returns:
+        A line with the remedy; empty if any of them is bright enough or of 8 bits.
+    """
+    highest = 0
+    for path in paths[:: max(1, len(paths) // _LOOKED_AT)][:_LOOKED_AT]:
+        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if is_there(Path(path)) else None
+        if values is None or values.dtype.kind not in "ui" or values.dtype.itemsize < 2:
+            return ""
+        highest = max(highest, int(values.max()))
+    if not 0 < highest < 16384:
+        return ""
+    bits = max(8, highest.bit_length())
+    return (
+        f"{paths[0]}: like all that were looked at, of 16 or more bits and no value above {highest}: {bits} bits, "
+        f"which look almost black as they are divided by 65535; multiply the files' values by {2 ** (16 - bits)}"
+    )
 
 
 def skipped_report(

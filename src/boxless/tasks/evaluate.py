@@ -106,7 +106,10 @@ def score_table(scores: AnyScores) -> str:
     by_class = next(iter(scores.values())).per_class
     if 1 < len(by_class) <= 30:
         name = "IoU" if "segments" in scores else "AP"
-        lines.append(f"{name} by class: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in by_class.items()))
+        lines.append(
+            f"{name} by class: "
+            + ", ".join(f"{k} {100 * v:.1f}" if v == v else f"{k} none" for k, v in by_class.items())
+        )
     return "\n".join(lines)
 
 

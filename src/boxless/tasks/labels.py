@@ -13,6 +13,7 @@ from boxless.data.annotations.read import LabelledData, problem_report, read_lab
 from boxless.data.annotations.select import chosen_rows, listed_rows
 from boxless.data.annotations.shots import draw_shots, objects_per_class
 from boxless.data.annotations.types import check_losses
+from boxless.data.images import dark_report
 from boxless.errors import UserError
 from boxless.recipes.schema import FinetuneRecipe
 
@@ -141,3 +142,5 @@ def _report(data: LabelledData, quiet: bool) -> None:
     if data.problems and not quiet:
         print(problem_report(data.problems), file=sys.stderr, flush=True)
     check_losses(data)
+    if not quiet and (line := dark_report([image.path for image in data.images])):
+        print(line, file=sys.stderr, flush=True)
