@@ -39,6 +39,9 @@ RUNS: dict[str, Any] = {
     "soco": lambda scenes, out: pretraining(scenes, out, "soco", **SOCO),
     "moco": lambda scenes, out: pretraining(scenes, out, "moco", **{"method.norm_groups": 2, "epochs": 2}),
     "retinanet": lambda scenes, out: finetuning(scenes, out, **ALIKE, **RETINANET),
+    "self_training": lambda scenes, out: finetuning(
+        scenes, out, unlabelled=str(scenes / "images" / "unlabelled"), **ALIKE, **RETINANET
+    ),
 }
 """Runs whose curves must not depend on the number of processes."""
 SAMPLED = {"batch_size": 4, "accumulate": 2, "iterations": 3, "evaluate_every": 2}

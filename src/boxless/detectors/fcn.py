@@ -50,6 +50,7 @@ class FCNConfig:
     targets: ClassVar[Targets] = "classes"
     uses_box_head: ClassVar[bool] = False
     ignores: ClassVar[bool] = False
+    sure: ClassVar[float] = 1.0  # it finds no boxes
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> "FCN":
         """FCN around a trunk; see `DetectorConfig`."""

@@ -48,6 +48,7 @@ class FasterRCNNConfig(BoxDetectorConfig):
     necks: ClassVar[tuple[Neck, ...]] = ("fpn", "c4")
     uses_box_head: ClassVar[bool] = True
     ignores: ClassVar[bool] = True
+    sure: ClassVar[float] = 0.5
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FasterRCNN:
         """torchvision's FasterRCNN around a trunk; see `DetectorConfig`."""

@@ -78,6 +78,20 @@ def confusion(data: LabelledData, found: Sequence[Detections], matches: Iterable
     return counts
 
 
+def precision_by_class(
+    data: LabelledData, found: Sequence[Detections], thresholds: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of right detections of each class among those that reach its threshold (C,), and their number, (C,)."""
+    right, counted = np.zeros(len(thresholds)), np.zeros(len(thresholds))
+    for truth, detections in zip(data.images, found, strict=True):
+        sure = detections.subset(np.flatnonzero(detections.scores >= thresholds[detections.labels]))
+        matches = match(truth, sure, 0.0)
+        for row, outcome in zip(matches.kept, matches.outcomes, strict=True):
+            counted[sure.labels[row]] += outcome != IGNORED
+            right[sure.labels[row]] += outcome == CORRECT
+    return right / np.maximum(counted, 1), counted
+
+
 def balanced_score(data: LabelledData, found: Sequence[Detections]) -> float:
     """The score that as many detections reach as there are labelled objects: a weak detector shows nothing at 0.5."""
     objects = sum(int((~image.crowd).sum()) for image in data.images)

@@ -65,11 +65,15 @@ class View(NamedTuple):
         visible = clip(whole, width, height)
         return visible, area(visible) / area(whole).clamp(min=1e-6)
 
+    def source_boxes(self, boxes: Tensor) -> Tensor:
+        """Map boxes (B, K, 4) of these views, px, back into their sources, (B, K, 4), source px."""
+        return transform_boxes(invert(self.from_source), boxes)
+
     def windows(self) -> Tensor:
         """The part of its source that each view shows, (B, 4), xyxy in source px."""
         height, width = self.size
         whole = self.from_source.new_tensor([[[0, 0, width, height]]]).expand(len(self.from_source), 1, 4)
-        return transform_boxes(invert(self.from_source), whole)[:, 0]
+        return self.source_boxes(whole)[:, 0]
 
     def cell_centres(self, rows: int, columns: int) -> Tensor:
         """Centres of the cells of a rows x columns feature map, (B, rows, columns, 2) in source px, xy."""

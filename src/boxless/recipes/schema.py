@@ -12,6 +12,7 @@ from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.trunk import Neck, TrunkConfig, with_neck
 from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.methods.method import MethodConfig
+from boxless.methods.self_training import SelfTrainingConfig
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Loggers = tuple[Literal["wandb", "mlflow"], ...]
@@ -210,6 +211,10 @@ class FinetuneRecipe:
     ema: float = 0.0
     """Window of the weights' moving average, as a share of the run (0.05: its last twentieth). The average is
     evaluated, kept and exported. 0: the last step's weights."""
+    self_training: SelfTrainingConfig = field(
+        default=SelfTrainingConfig(), metadata={"used_if": lambda recipe: recipe.detector.targets != "classes"}
+    )
+    """Self-training on unlabelled images, where there are any."""
     freeze: int = 0
     """Stages of the body that stay as loaded: 1 is the stem, 5 the whole body."""
     label_fraction: float = 1.0

@@ -18,6 +18,7 @@ from boxless.data.annotations.shots import boxes_digest, boxes_to_learn, objects
 from boxless.data.dataloader import make_loader
 from boxless.data.detection import AugmentConfig, DetectionDataset, DetectionSample
 from boxless.data.images import skipped_report
+from boxless.data.index import ImageIndex
 from boxless.data.sampler import RepeatFactorSampler, TrainingSampler, repeat_factors
 from boxless.data.segmentation import CropConfig, SegmentationDataset
 from boxless.detectors.detector import build_trunk
@@ -144,7 +145,11 @@ class DetectTask:
         synchronized = recipe.trunk.norm == "sync" and world_size() > 1
         self.module = synchronize_norms(detector) if synchronized else detector
         self.optimizer = make_detector_optimizer(self.module, self.trunk, recipe.optim)
-        self.average = WeightAverage(self.module, max(1, round(recipe.ema * self.steps))) if recipe.ema else None
+        self.average = self.make_average(recipe.ema) if recipe.ema else None
+
+    def make_average(self, share: float) -> WeightAverage:
+        """The average of the module's weights over a share of the run, at its start."""
+        return WeightAverage(self.module, max(1, round(share * self.steps)))
 
     def _load_heads(self, detector: nn.Module) -> None:
         """Load what the weights have beside the trunk, rows of classes by name, and say what was loaded."""
@@ -344,6 +349,7 @@ def run_finetuning(
     weights: Path | None = None,
     quiet: bool = False,
     allow_changes: bool = False,
+    unlabelled: ImageIndex | None = None,
 ) -> Run:
     """Fine-tune in a folder, continuing what is there; see `boxless.finetune`."""
     run, fabric, quiet = Run(out), training_fabric(recipe.precision), quiet or rank() > 0
@@ -355,12 +361,23 @@ def run_finetuning(
         "targets": " ".join(targets_digest(each, recipe.detector.targets) for each in (data, val)),
         "weights": str(weights) if weights else None,
         "weights_sha256": sha256_of(weights) if weights else None,
+        "unlabelled": unlabelled.content if unlabelled is not None else None,
     }
-    task = SegmentTask if recipe.detector.targets == "classes" else DetectTask
     with training_in(out, recipe_text, inputs, allow_changes, quiet) as unfinished:
         if unfinished:
-            fit(task(recipe, fabric, out, data, val, weights, quiet), run, fabric, quiet)
+            given = recipe, fabric, out, data, val, weights, quiet
+            fit(_task(recipe)(*given) if unlabelled is None else _self_training(*given, unlabelled), run, fabric, quiet)
     return run
+
+
+def _task(recipe: FinetuneRecipe) -> type[DetectTask]:
+    return SegmentTask if recipe.detector.targets == "classes" else DetectTask
+
+
+def _self_training(*arguments: Any) -> DetectTask:
+    from boxless.tasks.self_train import SelfTrainTask
+
+    return SelfTrainTask(*arguments)
 
 
 def detector_losses(detector: nn.Module, samples: list[DetectionSample], device: torch.device) -> dict[str, Tensor]:

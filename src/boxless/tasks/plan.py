@@ -44,6 +44,8 @@ ANCHORS = (8, 12, 16, 24, 32)
 """Choices for the smallest anchor, px; each next level has twice the size."""
 FEWEST_STEPS = 50
 """Steps below which nothing is learned that is worth measuring."""
+TEACHING = 2 / 3
+"""Time of the teacher's two looks at a batch, as a share of a step's."""
 ROOM = 0.8
 """Share of the free memory that a plan may fill."""
 
@@ -66,11 +68,18 @@ class PlanOptions:
 
 
 def planned(
-    recipe: FinetuneRecipe, options: PlanOptions, data: LabelledData, val: LabelledData, out: Path, weights: str | None
+    recipe: FinetuneRecipe,
+    options: PlanOptions,
+    data: LabelledData,
+    val: LabelledData,
+    out: Path,
+    weights: str | None,
+    unlabelled: bool = False,
 ) -> FinetuneRecipe:
     """A recipe with what the plan decides; prints it with time and memory, measured on real steps.
 
-    A run that goes on keeps what was decided. Several processes measure nothing.
+    A run that goes on keeps what was decided. Several processes measure nothing. `unlabelled`: true if the run trains
+    itself on images without labels.
 
     Raises:
         UserError: not even one image fits into memory, or the time is too short.
@@ -89,6 +98,8 @@ def planned(
     if recipe.detector.targets == "classes":
         return recipe
     cost = measure(recipe, fabric, data, val)
+    if unlabelled:
+        cost = with_unlabelled(cost, recipe)
     if options.minutes is not None:
         steps = int(60 * options.minutes / cost.seconds)
         if steps < FEWEST_STEPS:
@@ -217,6 +228,16 @@ def measure(recipe: FinetuneRecipe, fabric: Fabric, data: LabelledData, val: Lab
             "images (--min-size, --max-size) or another --trunk.backbone, or close other programs"
         )
     return Cost(seconds * share, needed[max(fitting)], room, max(fitting))
+
+
+def with_unlabelled(cost: Cost, recipe: FinetuneRecipe) -> Cost:
+    """The mean cost of a step of self-training.
+
+    After the burn-in a step learns from as many unlabelled images, which the teacher has looked at twice before,
+    without gradients and so in a third of the time. Both kinds are micro-batches of their own, one after the other.
+    """
+    more = (1 - recipe.self_training.burn_in) * (1 + TEACHING)
+    return replace(cost, seconds=cost.seconds * (1 + more))
 
 
 def _peak(fabric: Fabric, module: torch.nn.Module, samples: Sequence[DetectionSample]) -> int:

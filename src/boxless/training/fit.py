@@ -176,7 +176,7 @@ def _gradients(
 def _backward(
     task: Task, fabric: Fabric, module: nn.Module, micro_batches: Sequence[Any], step: int
 ) -> Mapping[str, Tensor]:
-    """Gradients of the mean over all micro-batches, and the means of their scalars."""
+    """Gradients of the mean over all micro-batches, and each scalar's mean over those that have it."""
     outputs = []
     for number, batch in enumerate(micro_batches, start=1):
         # Processes wait for each other's gradients once per step, not once per micro-batch.
@@ -186,7 +186,8 @@ def _backward(
         outputs.append({name: value.detach() for name, value in terms.items()})
     if len(outputs) == 1:
         return outputs[0]
-    return {name: torch.stack([terms[name] for terms in outputs]).mean(0) for name in outputs[0]}
+    names = dict.fromkeys(name for terms in reversed(outputs) for name in terms)
+    return {name: torch.stack([terms[name] for terms in outputs if name in terms]).mean(0) for name in names}
 
 
 @torch.no_grad()

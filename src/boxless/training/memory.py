@@ -43,8 +43,8 @@ class MicroBatches:
         return self.images // self.parts
 
     def split(self, batch: Any) -> Sequence[Any]:
-        """The parts of a batch, which is a list if there are several."""
-        if self.parts == 1:
+        """The parts of a batch: a list, which may be longer than `images`, or else a batch that is one part."""
+        if not isinstance(batch, list):
             return (batch,)
         return [batch[first : first + self.size] for first in range(0, len(batch), self.size)]
 
