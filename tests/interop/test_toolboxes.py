@@ -18,6 +18,7 @@ from boxless.detectors.detector import DetectorConfig, build_trunk
 from boxless.detectors.trunk import Trunk, TrunkConfig, with_neck
 from boxless.detectors.two_stage import MaskRCNNConfig
 from boxless.interop import detectron2, mmdetection
+from boxless.interop.exported import Exported
 from boxless.interop.files import converted
 from boxless.interop.weights import load_trunk
 
@@ -63,6 +64,7 @@ class Settings(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         return self.setdefault(name, Settings())
 
+    __missing__ = __getattr__
     __setattr__ = dict.__setitem__
 
 
@@ -95,9 +97,9 @@ def built(text: str, library: str, monkeypatch: pytest.MonkeyPatch) -> manifests
         made.append((name, {"mmdetection": of_mmdetection, "detectron2": of_detectron2}[library]("retinanet" in name)))
         return made[-1][1]
 
-    for module in ("mmdet", "mmdet.apis", "mmengine", "mmengine.config"):
-        monkeypatch.setitem(sys.modules, module, MagicMock(Config=MagicMock(fromfile=named)))
-    for module in ("detectron2", "detectron2.checkpoint", "detectron2.modeling"):
+    for module in ("mmdet", "mmdet.apis", "mmengine", "mmengine.hub"):
+        monkeypatch.setitem(sys.modules, module, MagicMock(get_config=named))
+    for module in ("detectron2", "detectron2.checkpoint", "detectron2.engine", "detectron2.modeling"):
         monkeypatch.setitem(sys.modules, module, MagicMock(model_zoo=MagicMock(get_config=named)))
     exec(text, {})
     ((name, settings),) = made
@@ -137,8 +139,8 @@ def test_the_text_makes_the_network_that_the_file_is_of(
         tensors = (Trunk(trunk) if pretrained else detector(name, fpn_channels=32, box_head_width=96)).state_dict()
     if pretrained:
         tensors = {f"roi_heads.{key}" if key.startswith("box_head") else key: v for key, v in tensors.items()}
-    counts = (manifests.CLASSES, *([manifests.KEYPOINTS] if library == "detectron2" else []))
-    text = module.how_to_load(trunk, None if pretrained else config, *counts, "file")
+    classes = tuple(str(number) for number in range(manifests.CLASSES))
+    text = module.how_to_load(Exported("file", trunk, None if pretrained else config, classes, manifests.KEYPOINTS))
     named, _ = module.from_torchvision(tensors)
     shapes = {key: tuple(value.shape) for key, value in named.items() if "num_batches" not in key}
     there = built(text, library, monkeypatch)

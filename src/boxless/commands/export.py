@@ -32,7 +32,8 @@ def export(
 ) -> Path:
     """Write a run's trained weights in another library's format, for use without boxless.
 
-    Beside it comes a text of the same name, .README.txt, with the lines of Python that load it.
+    Beside it comes a text, NAME.README.txt, with the lines of Python that load it there and find objects in an image.
+    They are run on images of the run's validation data, and nothing is written if they find something else.
 
     Args:
         run: Folder that boxless pretrain or finetune wrote.

@@ -80,6 +80,11 @@ def keep_above(detector: nn.Module, score: float) -> float:
     return before
 
 
+def kept_above(detector: nn.Module) -> float:
+    """The score that `keep_above` sets."""
+    return float(getattr(detector, "roi_heads", detector).score_thresh)  # type: ignore[arg-type]
+
+
 class NormalizeAndPad(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's transform without resizing: the loader has already resized, so the maps stay in one place.
 

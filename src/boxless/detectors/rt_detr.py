@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import _topk_min
 from torchvision.ops import box_convert
 
 from boxless.detectors.criterion import Objects
@@ -104,7 +105,11 @@ class RTDETR(nn.Module):
         from transformers.modeling_outputs import BaseModelOutput
 
         # An image may have fewer cells than queries are asked for.
-        self.rt_detr.config.num_queries = min(self.config.queries, sum(one[0, 0].numel() for one in maps))
+        cells = torch.cat([one[0, 0].flatten() for one in maps])
+        count = _topk_min(cells, self.config.queries, 0)
+        object.__setattr__(
+            self.rt_detr.config, "num_queries", count
+        )  # traced for ONNX a tensor, which its check refuses
         with torch.autocast(maps[0].device.type, enabled=False):  # with 16 bits a box would be off by whole pixels
             levels: Any = [one.float() for one in maps]
             encoded = BaseModelOutput(last_hidden_state=levels)

@@ -127,7 +127,8 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
             y, x = feature.shape[-2] / frame[0], feature.shape[-1] / frame[1]
             scaled = (rois[chosen] * rois.new_tensor([1, x, y, x, y])).to(device, non_blocking=True)
             aligned = roi_align(feature, scaled, size, sampling_ratio=self.sampling_ratio, aligned=True)
-            pooled[chosen.to(device, non_blocking=True)] = aligned
+            # Not pooled[chosen] = aligned: traced with one box on a level, that is exported for just one box.
+            pooled.index_copy_(0, chosen.to(device, non_blocking=True), aligned)
         return pooled
 
 

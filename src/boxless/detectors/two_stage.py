@@ -23,6 +23,9 @@ from boxless.detectors.detector import BoxDetectorConfig, NormalizeAndPad, Targe
 from boxless.detectors.trunk import LastStage, Neck, RoIPool, Trunk, norm_layer
 from boxless.errors import UserError
 
+C4_BEFORE_NMS = 6
+"""Proposals before NMS to one after it: Detectron2's C4 keeps 12000 of all anchors, its FPN 2000 of each level."""
+
 
 @dataclass(frozen=True)
 class FasterRCNNConfig(BoxDetectorConfig):
@@ -49,6 +52,11 @@ class FasterRCNNConfig(BoxDetectorConfig):
     uses_box_head: ClassVar[bool] = True
     ignores: ClassVar[bool] = True
     sure: ClassVar[float] = 0.5
+
+    @property
+    def proposals_at_test(self) -> int:
+        """Proposals per image at test."""
+        return max(self.rpn_proposals // 2, self.detections)
 
     def build(self, trunk: Trunk, classes: int, keypoints: int = 0) -> FasterRCNN:
         """torchvision's FasterRCNN around a trunk; see `DetectorConfig`."""
@@ -91,8 +99,8 @@ class KeypointRCNNConfig(FasterRCNNConfig):
 def _options(config: FasterRCNNConfig, trunk: Trunk, classes: int) -> dict[str, Any]:
     """The arguments that all of torchvision's two-stage detectors take."""
     single = trunk.config.neck == "c4"
-    before_nms = 6 if single else 1  # Detectron2's C4 keeps 12000 of all anchors, its FPN 2000 of each level
-    at_test = max(config.rpn_proposals // 2, config.detections)
+    before_nms = C4_BEFORE_NMS if single else 1
+    at_test = config.proposals_at_test
     sizes = (config.anchor_sizes,) if single else tuple((size,) for size in config.anchor_sizes)
     return {
         "rpn_anchor_generator": Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),

@@ -7,24 +7,23 @@ from torch import Tensor
 
 from boxless.detectors.all import DETECTORS
 from boxless.detectors.backbones import RESNETS
-from boxless.detectors.detector import DetectorConfig
+from boxless.detectors.detector import BoxDetectorConfig
 from boxless.detectors.one_stage import FCOSConfig, RetinaNetConfig
 from boxless.detectors.sparse_rcnn import SparseRCNNConfig
-from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import FasterRCNNConfig
 from boxless.errors import UserError
 from boxless.export.weights import (
     BODY,
     Export,
+    Library,
     body_tensors,
     detector_tensors,
     numbered,
     of_bytes,
     of_tensors,
-    readme,
     trunk_tensors,
 )
-from boxless.interop import detectron2, mmdetection, onnx, timm, torchvision, transformers
+from boxless.interop import compared, detectron2, mmdetection, onnx, timm, torchvision, transformers
+from boxless.interop.exported import Exported
 from boxless.interop.files import read_tensors
 from boxless.recipes.schema import FinetuneRecipe, PretrainRecipe, TrainingRecipe
 from boxless.runs.run import Run
@@ -33,18 +32,34 @@ from boxless.tasks.detect import load_detector, skeleton_of
 WHOLE = {"detectron2": detectron2.CONFIGS.keys(), "mmdetection": mmdetection.CONFIGS.keys()}
 """Detectors that a toolbox takes whole."""
 BODY_INSTEAD = "export its body with --to torchvision-backbone"
-IMPORTS = ["import math", "import torch, torchvision"]
+C5 = "[model(x)]"
+
+
+def _facts(run: Run, file: str, whole: bool = False) -> Exported:
+    """The facts of a run that the lines depend on; `whole`: those of its detector too."""
+    recipe = run.recipe
+    if not whole:
+        return Exported(file, recipe.trunk)
+    assert isinstance(recipe, FinetuneRecipe)
+    keypoints = len(skeleton_of(run.path).names)
+    sizes = (recipe.min_size[-1], recipe.max_size)
+    return Exported(file, recipe.trunk, recipe.detector, run.classes, keypoints, sizes, recipe.freeze)
+
+
+def _with_imports(code: Callable[[Exported], list[str]]) -> Callable[[Exported], str]:
+    return lambda facts: "\n".join(["import math", "import torch, torchvision", *code(facts)])
 
 
 def to_torchvision_backbone(run: Run, file: str) -> Export:
     """The body in the names of torchvision's (or timm's) classifiers."""
-    body, trunk = body_tensors(run), run.recipe.trunk
+    body, trunk, facts = body_tensors(run), run.recipe.trunk, _facts(run, file)
     if trunk.backbone.startswith("timm:"):
-        code = [*IMPORTS, *timm.how_to_load(trunk, file).split("\n")[1:]]
         about = f"{trunk.backbone} of {run.path}, in timm's names."
-        return of_tensors(timm.from_torchvision(body, trunk), readme(about, trunk, code))
+        library = Library("timm", "timm", C5, "C5")
+        return Export(of_tensors(timm.from_torchvision(body, trunk)), about, facts, timm.how_to_load, library)
     about = f"{trunk.backbone} of {run.path}, in the names of torchvision.models.{trunk.backbone}."
-    return of_tensors(body, readme(about, trunk, [*IMPORTS, *torchvision.backbone_code(trunk, file)]))
+    lines = _with_imports(torchvision.backbone_code)
+    return Export(of_tensors(body), about, facts, lines, Library("torchvision", None, C5, "C5"))
 
 
 def to_torchvision_detector(run: Run, file: str) -> Export:
@@ -55,22 +70,17 @@ def to_torchvision_detector(run: Run, file: str) -> Export:
         about = (
             f"The pretrained parts of {run.path}, in the names of torchvision's FasterRCNN; the other parts are new."
         )
-        code = torchvision.pretrained_code(recipe.trunk, file)
-        return of_tensors(trunk_tensors(run), readme(about, recipe.trunk, [*IMPORTS, *code]))
+        library = Library("torchvision", None, "model.backbone(x).values()", "pyramid")
+        lines = _with_imports(torchvision.pretrained_code)
+        return Export(of_tensors(trunk_tensors(run)), about, _facts(run, file), lines, library)
     tensors, classes, recipe = detector_tensors(run)
-    trunk, config, sizes = recipe.trunk, recipe.detector, (recipe.min_size[-1], recipe.max_size)
-    if isinstance(config, RetinaNetConfig | FCOSConfig):
-        code = torchvision.one_stage_code(trunk, config, sizes, len(classes), file)
-    else:
-        assert isinstance(config, FasterRCNNConfig)
-        keypoints = len(skeleton_of(run.path).names)
-        code = torchvision.detector_code(trunk, config, sizes, len(classes) + 1, keypoints, file)
-        classes = ("background", *classes)
+    one_stage = isinstance(recipe.detector, RetinaNetConfig | FCOSConfig)
+    lines = _with_imports(torchvision.one_stage_code if one_stage else torchvision.detector_code)
     about = (
-        f"The detector of {run.path}, in the names of torchvision's {torchvision.CLASSES[type(config)]}.\n"
-        "Its labels: " + numbered(classes, 0)
+        f"The detector of {run.path}, in the names of torchvision's {torchvision.CLASSES[type(recipe.detector)]}.\n"
+        "Its labels: " + numbered(classes if one_stage else ("background", *classes), 0)
     )
-    return of_tensors(tensors, readme(about, trunk, [*IMPORTS, *code]))
+    return Export(of_tensors(tensors), about, _facts(run, file, True), lines, Library("torchvision"))
 
 
 def _check_torchvision(run: Run, recipe: TrainingRecipe) -> None:
@@ -94,35 +104,36 @@ def to_timm(run: Run, file: str) -> Export:
     """The backbone in timm's names."""
     trunk = run.recipe.trunk
     about = f"{trunk.backbone} of {run.path}, in timm's names."
-    text = readme(about, trunk, [timm.how_to_load(trunk, file)])
-    return of_tensors(timm.from_torchvision(body_tensors(run), trunk), text)
+    write = of_tensors(timm.from_torchvision(body_tensors(run), trunk))
+    return Export(write, about, _facts(run, file), timm.how_to_load, Library("timm", "timm", C5, "C5"))
 
 
 def to_safetensors(run: Run, file: str) -> Export:
     """All weights as they are."""
     about = f"All weights of {run.path}, in torchvision's names (backbone.body.* is the body)."
-    code = ["from safetensors.torch import load_file", "", f'tensors = load_file("{file}")']
-    return of_tensors(read_tensors(run.weights), readme(about, run.recipe.trunk, code))
+    lines = f"from safetensors.torch import load_file\n\ntensors = load_file({file!r})"
+    return Export(of_tensors(read_tensors(run.weights)), about, _facts(run, file), lambda _: lines, None)
 
 
 def to_detectron2(run: Run, file: str) -> Export:
     """A .pkl for Detectron2."""
-    tensors, trunk, config, classes, part = _toolbox_tensors(run, "detectron2")
+    tensors, facts, part = _toolbox_tensors(run, "detectron2", file)
     named, left = detectron2.from_torchvision(tensors)
     assert not left, left
-    about = f"{part} of {run.path}, in Detectron2's names." + _last_row(classes)
-    if config:
-        about += "\nBoxes may differ by parts of a pixel: torchvision rounds its anchors, Detectron2 does not."
-    keypoints = len(skeleton_of(run.path).names) if config else 0
-    code = detectron2.how_to_load(trunk, config, len(classes), keypoints, file)
-    description = f"{len(named)} tensors ({part.lower()})"
-    return of_bytes(detectron2.pickled(named), description, readme(about, trunk, [code]))
+    about = f"{part} of {run.path}, in Detectron2's names." + _last_row(facts)
+    library = Library("Detectron2", "detectron2")
+    if facts.detector is None:
+        pyramid = any(".fpn." in key for key in tensors)
+        maps = "model.backbone" if pyramid or facts.trunk.neck == "c4" else "model.backbone.bottom_up"
+        library = Library("Detectron2", "detectron2", f"{maps}(x).values()", "pyramid" if pyramid else "body")
+    write = of_bytes(detectron2.pickled(named), f"{len(named)} tensors ({part.lower()})")
+    return Export(write, about, facts, detectron2.how_to_load, library)
 
 
 def to_mmdetection(run: Run, file: str) -> Export:
     """A .pth for MMDetection 3."""
-    tensors, trunk, config, classes, part = _toolbox_tensors(run, "mmdetection")
-    if trunk.norm == "group" and isinstance(config, RetinaNetConfig):
+    tensors, facts, part = _toolbox_tensors(run, "mmdetection", file)
+    if facts.trunk.norm == "group" and isinstance(facts.detector, RetinaNetConfig):
         raise UserError(
             f"run {run.path}: MMDetection has norms behind P6 and P7, which group norms cannot stand in for; "
             "export it with --to detectron2, or its body with --to torchvision-backbone"
@@ -130,20 +141,22 @@ def to_mmdetection(run: Run, file: str) -> Export:
     bare = not any(key.startswith(BODY) for key in tensors)
     named, left = mmdetection.from_torchvision({BODY + k: v for k, v in tensors.items()} if bare else tensors)
     assert not left, left
-    about = f"{part} of {run.path}, in the names of MMDetection 3." + _last_row(classes)
-    load, load_body = mmdetection.how_to_load, mmdetection.how_to_load_body
-    code = load_body(trunk, file) if bare else load(trunk, config, len(classes), file)
-    description = f"{len(named)} tensors ({part.lower()})"
-    return of_bytes(mmdetection.saved(named, classes), description, readme(about, trunk, [code]))
+    about = f"{part} of {run.path}, in the names of MMDetection 3." + _last_row(facts)
+    library = Library("MMDetection", "mmdet")
+    if facts.detector is None:
+        maps = "[model.backbone(x)[2]]" if facts.trunk.neck == "c4" else "model.backbone(x)"
+        whole = Library("MMDetection", "mmdet", "model.extract_feat(x)", "pyramid")
+        library = Library("MMDetection", "mmdet", maps, "body") if bare else whole
+    lines = mmdetection.how_to_load_body if bare else mmdetection.how_to_load
+    write = of_bytes(mmdetection.saved(named, facts.classes), f"{len(named)} tensors ({part.lower()})")
+    return Export(write, about, facts, lines, library)
 
 
-def _last_row(classes: tuple[str, ...]) -> str:
-    return f"\nIts labels: {numbered(classes, 0)}; background is the last row." if classes else ""
+def _last_row(facts: Exported) -> str:
+    return f"\nIts labels: {numbered(facts.classes, 0)}; background is the last row." if facts.classes else ""
 
 
-def _toolbox_tensors(
-    run: Run, library: str
-) -> tuple[dict[str, Tensor], TrunkConfig, DetectorConfig | None, tuple[str, ...], str]:
+def _toolbox_tensors(run: Run, library: str, file: str) -> tuple[dict[str, Tensor], Exported, str]:
     """The tensors that Detectron2 or MMDetection has names for, in torchvision's names, and the part in words."""
     recipe = run.recipe
     trunk = recipe.trunk
@@ -157,13 +170,13 @@ def _toolbox_tensors(
             f"head, this is {trunk.backbone}; {BODY_INSTEAD}, a whole detector with --to onnx"
         )
     if isinstance(recipe, FinetuneRecipe) and type(recipe.detector) in WHOLE[library]:
-        tensors, classes, recipe = detector_tensors(run)
-        return tensors, trunk, recipe.detector, classes, f"The whole {recipe.detector.kind}"
+        tensors, _, recipe = detector_tensors(run)
+        return tensors, _facts(run, file, True), f"The whole {recipe.detector.kind}"
     tensors = trunk_tensors(run)
     has_fpn = isinstance(recipe, PretrainRecipe) and trunk.neck in ("fpn", "fpn_p3")
     if has_fpn and not all(key.startswith(BODY) for key in tensors):
-        return tensors, trunk, None, (), "The pretrained trunk"
-    return body_tensors(run), trunk, None, (), "The backbone alone"
+        return tensors, _facts(run, file), "The pretrained trunk"
+    return body_tensors(run), _facts(run, file), "The backbone alone"
 
 
 def to_transformers(run: Run, file: str) -> Export:
@@ -177,15 +190,14 @@ def to_transformers(run: Run, file: str) -> Export:
             f"run {run.path}: transformers' {kind} is written on ResNets with batch norms, this is {trunk.backbone} "
             f"with norm {trunk.norm}; {BODY_INSTEAD}"
         )
-    sizes = (recipe.min_size[-1], recipe.max_size)
+    facts = _facts(run, file, True)
 
     def write(path: Path) -> str:
         path.mkdir(exist_ok=True)
-        count = transformers.save(path, tensors, trunk, recipe.detector, classes, sizes)
-        return f"{count} tensors with configuration and image processor"
+        return f"{transformers.save(path, tensors, facts)} tensors with configuration and image processor"
 
     about = f"The {kind} of {run.path}, for transformers.\nIts labels: {numbered(classes, 0)}"
-    return Export(write, readme(about, trunk, [transformers.how_to_load(recipe.detector, file)]))
+    return Export(write, about, facts, transformers.how_to_load, Library("transformers"))
 
 
 def to_onnx(run: Run, file: str) -> Export:
@@ -195,18 +207,34 @@ def to_onnx(run: Run, file: str) -> Export:
         taken = [kind for kind, config in DETECTORS.items() if config.targets != "classes"]
         raise UserError(f"run {run.path}: is a {recipe.detector.kind}; --to onnx takes {', '.join(taken)}")
     onnx.require()
+    facts = _facts(run, file, True)
+    assert isinstance(recipe.detector, BoxDetectorConfig)
+    kept = {
+        "shorter_side_px": facts.sizes[0],
+        "longest_side_px": facts.sizes[1],
+        "mean": facts.trunk.mean,
+        "std": facts.trunk.std,
+        "score_threshold": recipe.detector.score_threshold,
+        "detections": recipe.detector.detections,
+    }
 
     def write(path: Path) -> str:
-        names = onnx.export(path, detector, classes)
-        difference = onnx.difference(path, detector)
-        return f"image -> {', '.join(names)}; onnxruntime finds the same to {difference:.0e} (relative)"
+        names = onnx.export(path, detector, classes, kept)
+        apart = onnx.difference(path, detector)
+        if not apart <= compared.LIMIT:
+            raise UserError(
+                f"run {run.path}: onnxruntime finds something else than boxless in drawn images (apart by {apart:.0e}, "
+                f"expected at most {compared.LIMIT:.0e}), so nothing was written"
+            )
+        return f"image -> {', '.join(names)}; in drawn images of {len(onnx.pictures())} sizes apart by {apart:.0e}"
 
     about = (
-        f"The {recipe.detector.kind} of {run.path}, whole, with normalisation. Images keep their size, so resize them "
-        f"as in training: shorter side {recipe.min_size[-1]} px, longest {recipe.max_size} px.\n"
-        f"Its labels: {numbered(classes, 1)}"
+        f"The {recipe.detector.kind} of {run.path}, whole, with normalisation, threshold and NMS. Images are resized "
+        f"before, keeping their shape: shorter side {facts.sizes[0]} px, longest {facts.sizes[1]} px.\n"
+        f"Its labels: {numbered(classes, 1)}\n"
+        f"The file's metadata holds these too, as JSON: classes, first_label, input, {', '.join(kept)}."
     )
-    return Export(write, readme(about, recipe.trunk, [onnx.how_to_load(file)]))
+    return Export(write, about, facts, onnx.how_to_load, Library("ONNX Runtime"), keeps_threshold=True)
 
 
 LIBRARIES: dict[str, Callable[[Run, str], Export]] = {

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import save
 from torch import Tensor
 
-from boxless.detectors.trunk import TrunkConfig
 from boxless.errors import UserError
+from boxless.interop.exported import Exported
 from boxless.interop.files import read_tensors
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
@@ -22,43 +23,70 @@ weights that this training started from may have terms of their own."""
 
 
 @dataclass(frozen=True)
+class Library:
+    """Another library, and how its own path is asked.
+
+    Attributes:
+        name: in words.
+        module: name to import, if boxless does not need the library itself.
+        features: expression of the maps that its `model` makes of an image `x` (1, 3, H, W); empty for a detector,
+            whose lines end in `detect`.
+        part: the part that makes these maps: C5 averaged over the image, the body's stages, or the pyramid's levels.
+    """
+
+    name: str
+    module: str | None = None
+    features: str = ""
+    part: Literal["C5", "body", "pyramid"] = "body"
+
+
+@dataclass(frozen=True)
 class Export:
     """Weights for another library.
 
     Attributes:
         write: puts them at a path and returns a description.
-        text: instructions for loading them there.
+        about: a description in words.
+        facts: facts of the run that the lines depend on.
+        lines: the lines of Python that load them there.
+        library: the library that they are tried in; None if there is nothing to try.
+        keeps_threshold: true if the score threshold is in the file and not in the lines.
     """
 
     write: Callable[[Path], str]
-    text: str
+    about: str
+    facts: Exported
+    lines: Callable[[Exported], str]
+    library: Library | None
+    keeps_threshold: bool = False
+
+    @property
+    def text(self) -> str:
+        """The text beside the file: a description, the colours it was trained on, the licence, and the lines."""
+        trunk = self.facts.trunk
+        colours = f"It has seen RGB in 0..1, minus {list(trunk.mean)}, divided by {list(trunk.std)}."
+        return "\n".join([self.about, colours, LICENCE, "", self.lines(self.facts), ""])
 
 
-def of_tensors(tensors: dict[str, Tensor], text: str) -> Export:
-    """A .safetensors file."""
+def of_tensors(tensors: dict[str, Tensor]) -> Callable[[Path], str]:
+    """A writer of a .safetensors file."""
     content = save({key: value.contiguous() for key, value in tensors.items()}, metadata={"format": "pt"})
-    return of_bytes(content, f"{len(tensors)} tensors", text)
+    return of_bytes(content, f"{len(tensors)} tensors")
 
 
-def of_bytes(content: bytes, description: str, text: str) -> Export:
-    """A file of that content."""
+def of_bytes(content: bytes, description: str) -> Callable[[Path], str]:
+    """A writer of a file of that content."""
 
     def write(path: Path) -> str:
         path.write_bytes(content)
         return description
 
-    return Export(write, text)
+    return write
 
 
 def numbered(classes: Sequence[str], first: int) -> str:
     """Classes with their numbers, from `first` on."""
     return ", ".join(f"{number} {name}" for number, name in enumerate(classes, first))
-
-
-def readme(about: str, trunk: TrunkConfig, code: list[str]) -> str:
-    """The text: a description, the colours that it was trained on, the licence, and the lines of Python."""
-    colours = f"It has seen RGB in 0..1, minus {list(trunk.mean)}, divided by {list(trunk.std)}."
-    return "\n".join([about, colours, LICENCE, "", *code, ""])
 
 
 def body_tensors(run: Run) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from torch import Tensor
 from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig
+from boxless.detectors.two_stage import C4_BEFORE_NMS, FasterRCNNConfig, KeypointRCNNConfig, MaskRCNNConfig
 from boxless.errors import UserError
+from boxless.interop.exported import OPENED, Exported, names
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 RATIOS = 3
@@ -96,88 +97,168 @@ def pickled(tensors: Tensors) -> bytes:
     return buffer.getvalue()
 
 
-def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, keypoints: int, file: str) -> str:
-    """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
-    zoo = CONFIGS[type(detector) if detector else RetinaNetConfig if trunk.neck == "fpn_p3" else FasterRCNNConfig]
-    single = trunk.neck == "c4"
-    norm = {"batch": "BN", "sync": "SyncBN", "frozen": "FrozenBN", "group": "GN"}[trunk.norm]
-    depth = int(trunk.backbone.removeprefix("resnet"))
-    settings = [
-        f"RESNETS.DEPTH = {depth}",
-        *(["RESNETS.RES2_OUT_CHANNELS = 64"] if depth < 50 else []),
-        "RESNETS.STRIDE_IN_1X1 = False  # torchvision's stride: with True it would load too, and be wrong",
-        f'RESNETS.NORM = "{norm}"',
-        f"PIXEL_MEAN = {[round(255 * value, 4) for value in trunk.mean]}  # RGB, 0..255",
-        f"PIXEL_STD = {[round(255 * value, 4) for value in trunk.std]}",
-    ]
-    if trunk.neck in ("fpn", "fpn_p3"):
-        settings += [f'FPN.NORM = "{norm if trunk.fpn_norm else ""}"', f"FPN.OUT_CHANNELS = {trunk.fpn_channels}"]
-    if trunk.neck == "fpn":
-        settings += _box_head(trunk, norm)
-    if single and detector is not None:
-        settings += ['ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"  # MoCo\'s: registered above']
-    if detector is not None:
-        settings += _detector_settings(trunk, detector, classes, keypoints, norm)
-    name = "C4" if single else "FPN"
+def how_to_load(export: Exported) -> str:
+    """The lines of Python that load the file there and, of a whole detector, find objects in an image."""
+    trunk, detector = export.trunk, export.detector
+    retinanet = isinstance(detector, RetinaNetConfig) or trunk.neck == "fpn_p3"
+    zoo = CONFIGS[type(detector) if detector else RetinaNetConfig if retinanet else FasterRCNNConfig]
+    name = "C4" if trunk.neck == "c4" else "FPN"
+    extra = trunk.neck == "c4" and detector is not None
+    imports = _DETECT_IMPORTS if detector else _LOAD_IMPORTS
+    ending = _detect(export, retinanet) if detector else _load(export)
     return "\n".join(
         [
-            "from detectron2 import model_zoo",
-            "from detectron2.checkpoint import DetectionCheckpointer",
-            "from detectron2.modeling import build_model",
-            *(_EXTRA_NORM if single and detector is not None else ()),
-            "",
+            *imports,
+            *(_EXTRA_NORM if extra else ("",)),
             f'cfg = model_zoo.get_config("{zoo}_R_50_{name}_1x.yaml")',
-            'cfg.INPUT.FORMAT = "RGB"',
-            *(f"cfg.MODEL.{setting}" for setting in settings),
-            "model = build_model(cfg)",
-            f'DetectionCheckpointer(model).load("{file}")',
+            'cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"',
+            *_body_settings(export),
+            *(_detector_settings(export) if detector else []),
+            *ending,
         ]
     )
 
 
+_LOAD_IMPORTS = (
+    "import torch",
+    "from detectron2 import model_zoo",
+    "from detectron2.checkpoint import DetectionCheckpointer",
+    "from detectron2.modeling import build_model",
+)
+_DETECT_IMPORTS = (
+    "import numpy",
+    "import torch",
+    "from detectron2 import model_zoo",
+    "from detectron2.engine import DefaultPredictor",
+    "from PIL import Image, ImageOps",
+)
 _EXTRA_NORM = (
     "from detectron2.layers import get_norm",
-    "from detectron2.modeling import ROI_HEADS_REGISTRY, Res5ROIHeads",
+    "from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads",
     "",
     "",
     "@ROI_HEADS_REGISTRY.register()",
-    "class Res5ROIHeadsExtraNorm(Res5ROIHeads):",
+    "class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # MoCo's",
     "    @classmethod",
     "    def _build_res5_block(cls, cfg):",
     "        block, channels = super()._build_res5_block(cfg)",
     '        block.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))',
     "        return block, channels",
     "",
+    "",
 )
 
 
-def _box_head(trunk: TrunkConfig, norm: str) -> list[str]:
-    convolutions, linear = (4, 1) if trunk.box_head == "4conv1fc" else (0, 2)
+def _load(export: Exported) -> list[str]:
+    return ["model = build_model(cfg)", f"DetectionCheckpointer(model).load({export.file!r})"]
+
+
+def _detect(export: Exported, retinanet: bool) -> list[str]:
+    more = ', "masks": found.pred_masks' if isinstance(export.detector, MaskRCNNConfig) else ""
+    more = ', "keypoints": found.pred_keypoints' if isinstance(export.detector, KeypointRCNNConfig) else more
+    single = export.trunk.neck == "c4"
+    generator = "anchor_generator" if retinanet else "proposal_generator.anchor_generator"
     return [
-        f"ROI_BOX_HEAD.NUM_CONV = {convolutions}",
-        f"ROI_BOX_HEAD.CONV_DIM = {trunk.fpn_channels}",
-        f"ROI_BOX_HEAD.NUM_FC = {linear}",
-        f"ROI_BOX_HEAD.FC_DIM = {trunk.box_head_width}",
-        f'ROI_BOX_HEAD.NORM = "{norm}"',
+        f"cfg.MODEL.WEIGHTS = {export.file!r}",
+        "predictor = DefaultPredictor(cfg)",
+        "model = predictor.model",
+        f"for anchors in model.{generator}.cell_anchors:",
+        "    anchors.round_()  # whole pixels, as torchvision has them",
+        *(["type(model.backbone).size_divisibility = 32  # images are padded as in training"] if single else []),
+        names(export.classes, background=False),
+        "",
+        "",
+        "def detect(path):  # boxes (px), scores, labels: classes[label] is a name",
+        OPENED,
+        '    found = predictor(numpy.asarray(image)[:, :, ::-1])["instances"].to("cpu")  # it takes BGR',
+        "    boxes, scores, labels = found.pred_boxes.tensor, found.scores, found.pred_classes",
+        f'    return {{"boxes": boxes, "scores": scores, "labels": labels{more}}}',
     ]
 
 
-def _detector_settings(
-    trunk: TrunkConfig, detector: DetectorConfig, classes: int, keypoints: int, norm: str
-) -> list[str]:
+def _norm(trunk: TrunkConfig) -> str:
+    return {"batch": "BN", "sync": "SyncBN", "frozen": "FrozenBN", "group": "GN"}[trunk.norm]
+
+
+def _body_settings(export: Exported) -> list[str]:
+    """Settings of a body, its pyramid and box head, and of the images that they were trained on."""
+    trunk = export.trunk
+    depth, norm, (mean, std) = int(trunk.backbone.removeprefix("resnet")), _norm(trunk), export.pixels
+    settings = [
+        f"BACKBONE.FREEZE_AT = {export.frozen}",
+        f"RESNETS.DEPTH = {depth}",
+        *(["RESNETS.RES2_OUT_CHANNELS = 64"] if depth < 50 else []),
+        "RESNETS.STRIDE_IN_1X1 = False  # torchvision's stride: with True it would load too, and be wrong",
+        f'RESNETS.NORM = "{norm}"',
+        f"PIXEL_MEAN = {mean}  # RGB, 0..255",
+        f"PIXEL_STD = {std}",
+    ]
+    if trunk.neck in ("fpn", "fpn_p3"):
+        settings += [f'FPN.NORM = "{norm if trunk.fpn_norm else ""}"', f"FPN.OUT_CHANNELS = {trunk.fpn_channels}"]
+    if trunk.neck == "fpn":
+        convolutions, linear = (4, 1) if trunk.box_head == "4conv1fc" else (0, 2)
+        settings += [
+            f"ROI_BOX_HEAD.NUM_CONV = {convolutions}",
+            f"ROI_BOX_HEAD.CONV_DIM = {trunk.fpn_channels}",
+            f"ROI_BOX_HEAD.NUM_FC = {linear}",
+            f"ROI_BOX_HEAD.FC_DIM = {trunk.box_head_width}",
+            f'ROI_BOX_HEAD.NORM = "{norm}"',
+        ]
+    return ['cfg.INPUT.FORMAT = "RGB"', *(f"cfg.MODEL.{setting}" for setting in settings)]
+
+
+def _detector_settings(export: Exported) -> list[str]:
+    """Settings of RPN and heads, and all that holds at test."""
+    trunk, detector, (shorter, longest) = export.trunk, export.detector, export.sizes
+    assert isinstance(detector, RetinaNetConfig | FasterRCNNConfig)
+    settings = [
+        f"cfg.INPUT.MIN_SIZE_TEST = {shorter}",
+        f"cfg.INPUT.MAX_SIZE_TEST = {longest}",
+        f"cfg.TEST.DETECTIONS_PER_IMAGE = {detector.detections}",
+    ]
     if isinstance(detector, RetinaNetConfig):
-        octave = [[round(side * 2 ** (third / 3), 4) for third in range(3)] for side in detector.anchor_sizes]
-        return [f"RETINANET.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {octave}"]
-    assert isinstance(detector, FasterRCNNConfig)
-    sizes, single = detector.anchor_sizes, trunk.neck == "c4"
-    levels = [list(sizes)] if single else [[size] for size in sizes]
-    settings = [f"ROI_HEADS.NUM_CLASSES = {classes}", f"ANCHOR_GENERATOR.SIZES = {levels}"]
+        sizes = [list(sides) for sides in detector.octave_sizes]
+        model = [
+            f"RETINANET.NUM_CLASSES = {len(export.classes)}",
+            f"RETINANET.SCORE_THRESH_TEST = {detector.score_threshold}",
+            "RETINANET.NMS_THRESH_TEST = 0.5",
+            "RETINANET.TOPK_CANDIDATES_TEST = 1000",
+            f"ANCHOR_GENERATOR.SIZES = {sizes}",
+        ]
+        return settings + [f"cfg.MODEL.{setting}" for setting in model]
+    single, proposals = trunk.neck == "c4", detector.proposals_at_test
+    levels = [list(detector.anchor_sizes)] if single else [[size] for size in detector.anchor_sizes]
+    model = [
+        f"RPN.PRE_NMS_TOPK_TEST = {proposals * (C4_BEFORE_NMS if single else 1)}",
+        f"RPN.POST_NMS_TOPK_TEST = {proposals}",
+        "RPN.NMS_THRESH = 0.7",
+        f"ROI_HEADS.NUM_CLASSES = {len(export.classes)}",
+        f"ROI_HEADS.SCORE_THRESH_TEST = {detector.score_threshold}",
+        "ROI_HEADS.NMS_THRESH_TEST = 0.5",
+        f"ANCHOR_GENERATOR.SIZES = {levels}",
+        *(['ROI_HEADS.NAME = "Res5ROIHeadsExtraNorm"'] if single else []),
+        *_branch_settings(export),
+    ]
+    return settings + [f"cfg.MODEL.{setting}" for setting in model]
+
+
+def _branch_settings(export: Exported) -> list[str]:
+    """Settings of masks and keypoints."""
+    trunk, detector = export.trunk, export.detector
+    settings = []
     if isinstance(detector, MaskRCNNConfig):
-        settings += [] if single else [f"ROI_MASK_HEAD.CONV_DIM = {trunk.fpn_channels}"]
-        settings += [f'ROI_MASK_HEAD.NORM = "{norm}"'] if detector.mask_norm else []
+        if trunk.neck != "c4":  # masks are pooled as torchvision does it
+            settings += [
+                f"ROI_MASK_HEAD.CONV_DIM = {trunk.fpn_channels}",
+                'ROI_MASK_HEAD.POOLER_TYPE = "ROIAlign"',
+                "ROI_MASK_HEAD.POOLER_SAMPLING_RATIO = 2",
+            ]
+        settings += [f'ROI_MASK_HEAD.NORM = "{_norm(trunk)}"'] if detector.mask_norm else []
     if isinstance(detector, KeypointRCNNConfig):
-        settings += [f"ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {keypoints}"]
-        settings += [f"ROI_KEYPOINT_HEAD.CONV_DIMS = {[2 * trunk.fpn_channels] * 8}"]
+        settings += [
+            f"ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = {export.keypoints}",
+            f"ROI_KEYPOINT_HEAD.CONV_DIMS = {[2 * trunk.fpn_channels] * 8}",
+        ]
     return settings
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from boxless.detectors.detector import DetectorConfig
 from boxless.detectors.one_stage import RetinaNetConfig
 from boxless.detectors.trunk import TrunkConfig
-from boxless.detectors.two_stage import FasterRCNNConfig, MaskRCNNConfig
+from boxless.detectors.two_stage import C4_BEFORE_NMS, FasterRCNNConfig, MaskRCNNConfig
+from boxless.interop.exported import Exported, names
 from boxless.interop.names import Tensors, background_first, background_last, renamed, resnet_modules
 
 CONFIGS: dict[type[DetectorConfig], tuple[str, str]] = {
@@ -81,110 +82,186 @@ def saved(tensors: Tensors, classes: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def how_to_load(trunk: TrunkConfig, detector: DetectorConfig | None, classes: int, file: str) -> str:
-    """The lines of Python that load the file there; `detector` is None for a pretrained trunk."""
+def how_to_load(export: Exported) -> str:
+    """The lines of Python that load the file there and, of a whole detector, find objects in an image."""
+    trunk, detector = export.trunk, export.detector
     single, retinanet = trunk.neck == "c4", trunk.neck == "fpn_p3"
     config = CONFIGS[type(detector) if detector else RetinaNetConfig if retinanet else FasterRCNNConfig][single]
-    norm = _norm(trunk)
-    depth = int(trunk.backbone.removeprefix("resnet"))
-    widths = [64 * 2**stage * (1 if depth < 50 else 4) for stage in range(4)]
-    lines = [
-        "model = cfg.model",
-        f"model.data_preprocessor.update(mean={[round(255 * value, 4) for value in trunk.mean]},",
-        f"    std={[round(255 * value, 4) for value in trunk.std]}, bgr_to_rgb=True)",
-        f"model.backbone.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)",
-    ]
-    if not single:
-        extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if retinanet else ""
-        extra = f"norm_cfg={norm if trunk.fpn_norm else None}{extra}"
-        lines += [f"model.neck.update(in_channels={widths}, out_channels={trunk.fpn_channels}, {extra})"]
-    if retinanet:
-        lines += [f"model.bbox_head.update(in_channels={trunk.fpn_channels}, feat_channels={trunk.fpn_channels})"]
-        lines += [f"model.bbox_head.num_classes = {classes}"] if detector is not None else []
-    elif not single:
-        lines += _heads(trunk, norm)
-    else:
-        lines += [f"model.roi_head.shared_head.update(depth={depth}, norm_cfg={norm}, style='pytorch', init_cfg=None)"]
-        if detector is not None:
-            lines += ["model.roi_head.shared_head.type = 'ResLayerExtraNorm'  # of OpenMMLab's MMSelfSup"]
-    if isinstance(detector, FasterRCNNConfig):
-        lines += [f"model.roi_head.bbox_head.num_classes = {classes}"]
-        if isinstance(detector, MaskRCNNConfig):
-            lines += [f"model.roi_head.mask_head.num_classes = {classes}"]
-            lines += [] if single else _mask_widths(trunk)
-            lines += [f"model.roi_head.mask_head.norm_cfg = {norm}"] if detector.mask_norm else []
-    if detector is not None:
-        lines += _anchors(detector, single)
     return "\n".join(
         [
-            "from mmdet.apis import init_detector",
-            "from mmengine.config import Config",
-            "",
-            f'cfg = Config.fromfile("configs/{config}.py")  # of MMDetection\'s repository',
-            *lines,
-            f'detector = init_detector(cfg, "{file}")',
+            "import torch",
+            "from mmdet.apis import inference_detector, init_detector",
+            "from mmengine.hub import get_config",
+            *(_EXTRA_NORM if single and detector is not None else ("",)),
+            f'cfg = get_config("mmdet::{config}.py")',
+            *_body_settings(export),
+            *(_heads(export) if detector is None or retinanet or not single else []),
+            *(_detector_settings(export) if detector is not None else []),
+            'device = "cuda" if torch.cuda.is_available() else "cpu"',
+            f"model = init_detector(cfg, {export.file!r}, device=device)",
+            *(_detect(export) if detector is not None else []),
         ]
     )
 
 
-def how_to_load_body(trunk: TrunkConfig, file: str) -> str:
+_EXTRA_NORM = (
+    "from mmdet.models.roi_heads.shared_heads import ResLayer",
+    "from mmdet.registry import MODELS",
+    "from mmcv.cnn import build_norm_layer",
+    "",
+    "",
+    "@MODELS.register_module(force=True)",
+    "class ResLayerExtraNorm(ResLayer):  # MMSelfSup's, for MoCo",
+    "    def __init__(self, *args, **kwargs):",
+    "        super().__init__(*args, **kwargs)",
+    '        self.add_module("norm", build_norm_layer(self.norm_cfg, 2048)[1])',
+    "",
+    "    def forward(self, x):",
+    "        return self.norm(super().forward(x))",
+    "",
+    "",
+)
+
+
+def how_to_load_body(export: Exported) -> str:
     """The lines of Python that start a detector from a file with a body alone."""
+    trunk = export.trunk
     basic = trunk.backbone in ("resnet18", "resnet34")
-    start = f"init_cfg=dict(type='Pretrained', checkpoint={file!r}, prefix='backbone.')"
+    start = f"init_cfg=dict(type='Pretrained', checkpoint={export.file!r}, prefix='backbone.')"
     return "\n".join(
         [
             "from mmdet.registry import MODELS",
             "from mmdet.utils import register_all_modules",
-            "from mmengine.config import Config",
+            "from mmengine.hub import get_config",
             "",
             "register_all_modules()",
-            "cfg = Config.fromfile('configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')  # or any other on a ResNet",
-            f"cfg.model.backbone.update(depth={trunk.backbone.removeprefix('resnet')}, norm_cfg={_norm(trunk)},",
-            f"    style='pytorch', frozen_stages=-1, norm_eval=False, {start})",
-            *(["cfg.model.neck.in_channels = [64, 128, 256, 512]"] if basic else []),
-            "model = MODELS.build(cfg.model)",
+            'cfg = get_config("mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")  # or any other on a ResNet',
+            *_body_settings(export, start),
+            *(["model.neck.in_channels = [64, 128, 256, 512]"] if basic else []),
+            "model = MODELS.build(model)",
             "model.init_weights()  # on C4 give roi_head.shared_head the same init_cfg, for its layer4",
         ]
     )
 
 
+def _body_settings(export: Exported, start: str = "init_cfg=None") -> list[str]:
+    """Settings of a body: its norms learn and its stages stay as they did in training."""
+    trunk, (mean, std) = export.trunk, export.pixels
+    return [
+        "model = cfg.model",
+        f"model.data_preprocessor.update(mean={mean}, std={std}, bgr_to_rgb=True)",
+        f"model.backbone.update(depth={trunk.backbone.removeprefix('resnet')}, {_norms(trunk)}, style='pytorch',",
+        f"    frozen_stages={export.frozen - 1}, {start})",
+    ]
+
+
+def _norms(trunk: TrunkConfig) -> str:
+    return f"norm_cfg={_norm(trunk)}, norm_eval={trunk.norm == 'frozen'}"
+
+
 def _norm(trunk: TrunkConfig) -> str:
     kind = {"batch": "BN", "sync": "SyncBN", "frozen": "BN", "group": "GN"}[trunk.norm]
-    return f"dict(type={kind!r}{', num_groups=32' if kind == 'GN' else ''})"
+    more = {"group": ", num_groups=32", "frozen": ", requires_grad=False"}.get(trunk.norm, "")
+    return f"dict(type={kind!r}{more})"
 
 
-def _heads(trunk: TrunkConfig, norm: str) -> list[str]:
-    lines = [
-        f"model.rpn_head.update(in_channels={trunk.fpn_channels}, feat_channels={trunk.fpn_channels})",
-        f"model.roi_head.bbox_roi_extractor.out_channels = {trunk.fpn_channels}",
+def _heads(export: Exported) -> list[str]:
+    """Widths and norms of pyramid and heads."""
+    trunk, width = export.trunk, export.trunk.fpn_channels
+    depth, retinanet = int(trunk.backbone.removeprefix("resnet")), trunk.neck == "fpn_p3"
+    widths = [64 * 2**stage * (1 if depth < 50 else 4) for stage in range(4)]
+    extra = ", add_extra_convs='on_input', relu_before_extra_convs=True" if retinanet else ""
+    norm = f"norm_cfg={_norm(trunk) if trunk.fpn_norm else None}{extra}"
+    lines = [f"model.neck.update(in_channels={widths}, out_channels={width}, {norm})"]
+    if retinanet:
+        return [*lines, f"model.bbox_head.update(in_channels={width}, feat_channels={width})"]
+    lines += [
+        f"model.rpn_head.update(in_channels={width}, feat_channels={width})",
+        f"model.roi_head.bbox_roi_extractor.out_channels = {width}",
     ]
-    sizes = f"in_channels={trunk.fpn_channels}, fc_out_channels={trunk.box_head_width}"
+    sizes = f"in_channels={width}, fc_out_channels={trunk.box_head_width}"
     if trunk.box_head == "2fc":
         return [*lines, f"model.roi_head.bbox_head.update({sizes})"]
     return [
         *lines,
         "model.roi_head.bbox_head.update(type='Shared4Conv1FCBBoxHead',",
-        f"    conv_out_channels={trunk.fpn_channels}, norm_cfg={norm}, {sizes})",
+        f"    conv_out_channels={width}, norm_cfg={_norm(trunk)}, {sizes})",
     ]
 
 
-def _mask_widths(trunk: TrunkConfig) -> list[str]:
-    return [
-        f"model.roi_head.mask_roi_extractor.out_channels = {trunk.fpn_channels}",
-        f"model.roi_head.mask_head.update(in_channels={trunk.fpn_channels}, conv_out_channels={trunk.fpn_channels})",
+def _detector_settings(export: Exported) -> list[str]:
+    """Classes, and all that holds at test."""
+    trunk, detector, (shorter, longest) = export.trunk, export.detector, export.sizes
+    assert isinstance(detector, RetinaNetConfig | FasterRCNNConfig)
+    kept = f"score_thr={detector.score_threshold}, nms=dict(type='nms', iou_threshold=0.5)"
+    kept += f", max_per_img={detector.detections}"
+    settings = [
+        "pipeline = cfg.test_dataloader.dataset.pipeline",
+        "pipeline[0].imdecode_backend = 'pillow'",
+        f"pipeline[1].update(scale=({longest}, {shorter}), backend='pillow')  # longest and shorter side, px",
     ]
-
-
-def _anchors(detector: DetectorConfig, single: bool) -> list[str]:
     if isinstance(detector, RetinaNetConfig):
-        scale = f"octave_base_scale={detector.anchor_sizes[0] / 8:g}"
-        return [f"model.bbox_head.anchor_generator.{scale}  # if each level's are twice the last one's"]
-    assert isinstance(detector, FasterRCNNConfig)
-    sizes = detector.anchor_sizes
+        return [
+            *settings,
+            f"model.bbox_head.num_classes = {len(export.classes)}",
+            f"model.test_cfg.update(nms_pre=1000, min_bbox_size=0, {kept})",
+        ]
+    single, proposals = trunk.neck == "c4", detector.proposals_at_test
+    before = proposals * (C4_BEFORE_NMS if single else 1)
+    settings += [
+        f"model.test_cfg.rpn.update(nms_pre={before}, max_per_img={proposals},",
+        "    nms=dict(type='nms', iou_threshold=0.7))",
+        f"model.test_cfg.rcnn.update({kept})",
+        f"model.roi_head.bbox_head.num_classes = {len(export.classes)}",
+    ]
     if single:
-        return [f"model.rpn_head.anchor_generator.scales = {[size / 16 for size in sizes]}"]
-    scales = f"[{sizes[0] / 4:g}]"
-    return [f"model.rpn_head.anchor_generator.scales = {scales}  # if each level's are twice the last one's"]
+        depth = trunk.backbone.removeprefix("resnet")
+        shared = f"depth={depth}, {_norms(trunk)}, style='pytorch', init_cfg=None"
+        settings += [
+            f"model.roi_head.shared_head.update(type='ResLayerExtraNorm', {shared})",
+            f"model.rpn_head.anchor_generator.scales = {[size / 16 for size in detector.anchor_sizes]}",
+        ]
+    return [*settings, *(_mask_settings(export) if isinstance(detector, MaskRCNNConfig) else [])]
+
+
+def _mask_settings(export: Exported) -> list[str]:
+    trunk, detector = export.trunk, export.detector
+    assert isinstance(detector, MaskRCNNConfig)
+    lines = [f"model.roi_head.mask_head.num_classes = {len(export.classes)}"]
+    if trunk.neck != "c4":
+        width = trunk.fpn_channels
+        pool = "roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=2, aligned=False)  # as torchvision's"
+        lines += [
+            f"model.roi_head.mask_roi_extractor.update(out_channels={width},",
+            f"    {pool.replace(')  #', '))  #')}",
+            f"model.roi_head.mask_head.update(in_channels={width}, conv_out_channels={width})",
+        ]
+    return lines + ([f"model.roi_head.mask_head.norm_cfg = {_norm(trunk)}"] if detector.mask_norm else [])
+
+
+def _detect(export: Exported) -> list[str]:
+    detector = export.detector
+    assert isinstance(detector, RetinaNetConfig | FasterRCNNConfig)
+    head = "bbox_head" if isinstance(detector, RetinaNetConfig) else "rpn_head"
+    masks = ', "masks": found.masks' if isinstance(detector, MaskRCNNConfig) else ""
+    if isinstance(detector, RetinaNetConfig):
+        sizes = [list(sides) for sides in detector.octave_sizes]
+    else:
+        sides = detector.anchor_sizes
+        sizes = [list(sides)] if export.trunk.neck == "c4" else [[side] for side in sides]
+    return [
+        f"anchors = model.{head}.prior_generator",
+        "anchors.base_anchors = [  # of whole pixels, as torchvision has them",
+        "    anchors.gen_single_level_base_anchors(1, torch.tensor(sides), anchors.ratios).round()",
+        f"    for sides in {sizes}",
+        "]",
+        names(export.classes, background=False),
+        "",
+        "",
+        "def detect(path):  # boxes (px), scores, labels: classes[label] is a name",
+        '    found = inference_detector(model, path).pred_instances.to("cpu")',
+        f'    return {{"boxes": found.bboxes, "scores": found.scores, "labels": found.labels{masks}}}',
+    ]
 
 
 def _laterals(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -5,8 +5,9 @@ one does not take them. RT-DETR's file asks for the traced number of queries: an
 """
 
 import json
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from boxless.detectors.detector import keep_above, kept_above
 from boxless.errors import UserError
+from boxless.interop import compared
+from boxless.interop.exported import OPENED, Exported, names, resized
 
 OPSET = 17
-SIZES = ((224, 320), (256, 192))
-"""Height and width of the images that a file is traced and tried with, px."""
+SIZES = ((224, 320), (256, 192), (40, 56), (640, 1056))
+"""Height and width of the images that a file is traced and tried with, px; it is traced with the first."""
+OUTPUTS = ("boxes", "labels", "scores", "masks", "keypoints", "keypoints_scores")
+"""Names of a file's outputs, in their order."""
+INPUT = "image: (3, H, W) float32, RGB in 0..1; normalised inside"
 
 
 class _OneImage(nn.Module):
@@ -29,8 +36,9 @@ class _OneImage(nn.Module):
         self.detector = detector
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Values of what is found in an image (3, H, W), in the order of `outputs`."""
-        return tuple(self.detector([image])[0].values())
+        """Values of what is found in an image (3, H, W), in the order of `OUTPUTS`."""
+        found = self.detector([image])[0]
+        return tuple(found[name] for name in _ordered(found))
 
 
 def require() -> None:
@@ -47,19 +55,22 @@ def require() -> None:
     assert onnx.__version__
 
 
-def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]:
+def export(
+    path: Path, detector: nn.Module, classes: Sequence[str], facts: Mapping[str, Any] | None = None
+) -> list[str]:
     """Write the file; returns the names of its outputs.
 
     Args:
         path: path of the .onnx file.
         detector: in evaluation mode, on the CPU.
-        classes: names, kept in the file's metadata; label k is classes[k - 1].
+        classes: names; label k is classes[k - 1].
+        facts: more entries of the file's metadata, written as JSON.
     """
     import onnx
 
-    image = _image(SIZES[0])
+    image = pictures()[0]
     with torch.no_grad():
-        names = list(detector([image])[0])
+        names = _ordered(detector([image])[0])
     with warnings.catch_warnings(), _attention_in_steps():
         warnings.simplefilter("ignore")  # of tracing: what torchvision's own paths for ONNX keep constant
         torch.onnx.export(
@@ -74,9 +85,15 @@ def export(path: Path, detector: nn.Module, classes: Sequence[str]) -> list[str]
         )
     model = onnx.load(path)
     _narrow_cosines(model)
-    onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes))})
+    kept = {"classes": list(classes), "first_label": 1, "input": INPUT, **(facts or {})}
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in kept.items()})
     onnx.save(model, path)
     return names
+
+
+def _ordered(found: Mapping[str, Tensor]) -> list[str]:
+    """Names of what a detector finds, in the order of every file."""
+    return [name for name in OUTPUTS if name in found]
 
 
 def _narrow_cosines(model: Any) -> None:
@@ -108,42 +125,86 @@ def _attention_in_steps() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def difference(path: Path, detector: nn.Module) -> float:
-    """The largest difference between what onnxruntime and the detector find, on images of two sizes.
+def difference(path: Path, detector: nn.Module, images: Sequence[Tensor] = ()) -> float:
+    """The largest difference between what onnxruntime and the detector find, see `compared.difference`.
 
-    It is relative where a value (a coordinate in px) is above 1, absolute below, and infinite where they find different
-    numbers of objects.
+    Args:
+        path: path of the .onnx file.
+        detector: the one that it was made of.
+        images: (3, H, W), 0..1; by default drawn ones of many sizes. If nothing is found in any of them, a copy of the
+            file is tried that keeps everything it finds.
     """
+    images = images or pictures()
+    found, expected = _answers(path, images), [_expected(detector, image) for image in images]
+    if any(len(one["scores"]) for one in expected):
+        return compared.difference(found, expected)
+    usual = kept_above(detector)
+    try:
+        keep_above(detector, -1.0)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            export(copy, detector, [])
+            found = _answers(copy, images)
+            return compared.difference(found, [_expected(detector, image) for image in images])
+    finally:
+        keep_above(detector, usual)
+
+
+def _answers(path: Path, images: Sequence[Tensor]) -> list[compared.Found]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    largest = 0.0
-    for size in SIZES:
-        image = _image(size)
-        with torch.no_grad():
-            expected = list(detector([image])[0].values())
-        given = [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
-        for one, other in zip(given, expected, strict=True):
-            if one.shape != other.shape:
-                return float("inf")
-            apart = (one.double() - other.double()).abs() / other.double().abs().clamp(min=1)
-            largest = max(largest, float(apart.max()) if apart.numel() else 0.0)
-    return largest
+    names = [output.name for output in session.get_outputs()]
+    runs = (session.run(names, {"image": image.numpy()}) for image in images)
+    return [dict(zip(names, values, strict=True)) for values in runs]
 
 
-def how_to_load(file: str) -> str:
+@torch.no_grad()
+def _expected(detector: nn.Module, image: Tensor) -> compared.Found:
+    return {name: value.numpy() for name, value in detector([image])[0].items()}
+
+
+def how_to_load(export: Exported) -> str:
     """The lines of Python that run the file."""
     return "\n".join(
         [
+            "import numpy",
             "import onnxruntime",
+            "from PIL import Image, ImageOps",
             "",
-            f'session = onnxruntime.InferenceSession("{file}")',
-            'found = session.run(None, {"image": image})  # (3, H, W) float32, RGB in 0..1; boxes are in its px',
+            f"session = onnxruntime.InferenceSession({export.file!r})",
+            "outputs = [output.name for output in session.get_outputs()]",
+            names(export.classes, background=True),
+            "",
+            "",
+            "def detect(path):  # boxes (px), scores, labels: classes[label] is a name",
+            OPENED,
+            *resized(export.sizes),
+            "    pixels = numpy.asarray(small, numpy.float32).transpose(2, 0, 1) / 255  # (3, H, W), RGB, 0..1",
+            '    found = dict(zip(outputs, session.run(outputs, {"image": pixels})))',
+            '    found["boxes"] *= numpy.float32([image.width / small.width, image.height / small.height] * 2)',
+            "    return found",
         ]
     )
 
 
-def _image(size: tuple[int, int]) -> Tensor:
-    return torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+def pictures() -> list[Tensor]:
+    """Drawn images (3, H, W), 0..1, that a file is traced and tried with: blank, small and large ones among them."""
+    drawn = [_scene(size, seed) for seed, size in enumerate(SIZES)]
+    return [*drawn, torch.full((3, 96, 96), 0.5)]
+
+
+def _scene(size: tuple[int, int], seed: int) -> Tensor:
+    """Rectangles of many sizes on noise."""
+    random = torch.Generator().manual_seed(seed)
+    image = 0.4 + 0.2 * torch.rand(3, *size, generator=random)
+    for _ in range(12):
+        height, width = (max(2, int(side * 0.6 * torch.rand((), generator=random) ** 2)) for side in size)
+        top, left = (
+            int((side - own) * torch.rand((), generator=random))
+            for side, own in zip(size, (height, width), strict=True)
+        )
+        image[:, top : top + height, left : left + width] = torch.rand(3, 1, 1, generator=random)
+    return image

@@ -5,6 +5,7 @@ import torch
 from boxless.detectors.backbones import RESNETS
 from boxless.detectors.trunk import TrunkConfig
 from boxless.errors import UserError
+from boxless.interop.exported import Exported
 from boxless.interop.names import Tensors, without
 
 
@@ -26,21 +27,44 @@ def from_torchvision(body: Tensors, trunk: TrunkConfig) -> Tensors:
     return body | {key: torch.tensor(0) for key in counts}
 
 
-def how_to_load(trunk: TrunkConfig, file: str) -> str:
+def how_to_load(export: Exported) -> str:
     """The lines of Python that load the file there."""
+    trunk = export.trunk
     name, own = trunk.backbone.removeprefix("timm:"), trunk.backbone.startswith("timm:")
     layer = ", norm_layer=lambda channels, **_: torch.nn.GroupNorm(math.gcd(32, channels), channels)"
     grouped = layer if trunk.norm == "group" and not own else ""
-    convert = ["from boxless.detectors.norms import convert_norms", 'convert_norms(model, "group", "this model")']
     return "\n".join(
         [
             "import math",
             "import timm, torch",
             "from safetensors.torch import load_file",
             "",
+            *(_GROUPED if trunk.norm == "group" and own else ()),
             f'model = timm.create_model("{name}", num_classes=0{grouped})',
-            *(convert if trunk.norm == "group" and own else []),
-            f'missing, unexpected = model.load_state_dict(load_file("{file}"), strict=False)  # a body lacks the head',
+            *(["group_norms(model)"] if trunk.norm == "group" and own else []),
+            f"missing, unexpected = model.load_state_dict(load_file({export.file!r}), strict=False)",
             "assert not unexpected",
+            "model.eval()  # a body: what is missing is a head",
         ]
     )
+
+
+_GROUPED = (
+    "from timm.layers.norm_act import BatchNormAct2d, GroupNormAct",
+    "",
+    "",
+    "def group_norms(module):  # in place of batch norms",
+    "    for name, child in module.named_children():",
+    "        if not isinstance(child, torch.nn.BatchNorm2d):",
+    "            group_norms(child)",
+    "            continue",
+    "        channels = child.num_features",
+    "        if isinstance(child, BatchNormAct2d):",
+    "            norm = GroupNormAct(channels, math.gcd(32, channels), eps=child.eps, apply_act=False)",
+    "            norm.act, norm.drop = child.act, child.drop",
+    "        else:",
+    "            norm = torch.nn.GroupNorm(math.gcd(32, channels), channels, eps=child.eps)",
+    "        setattr(module, name, norm)",
+    "",
+    "",
+)

@@ -19,6 +19,7 @@ from boxless.detectors.hybrid_encoder import library as rt_detr_library
 from boxless.detectors.rt_detr import RTDETRConfig
 from boxless.detectors.transformer import library as detr_library
 from boxless.detectors.trunk import TrunkConfig
+from boxless.interop.exported import OPENED, Exported, names, resized
 from boxless.interop.names import Tensors, resnet_modules
 
 _BODY = "model.backbone.model."
@@ -75,29 +76,21 @@ def recognised(tensors: Tensors, around: str) -> tuple[str, Tensors] | None:
     return "Hugging Face transformers (embedder.*, encoder.stages.*)", to_torchvision(tensors)
 
 
-def save(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    trunk: TrunkConfig,
-    detector: DetectorConfig,
-    classes: Sequence[str],
-    sizes: tuple[int, int],
-) -> int:
+def save(folder: Path, tensors: Mapping[str, Tensor], export: Exported) -> int:
     """Write a folder for `from_pretrained`: configuration, weights, and the image processor's settings.
 
     Args:
         folder: exists.
         tensors: tensors of the detector, in boxless' names.
-        trunk: with a ResNet.
-        detector: one of `MODELS`.
-        classes: names.
-        sizes: shorter and longest side of images, px.
+        export: facts of a run of one of `MODELS` on a ResNet.
 
     Returns:
         The number of tensors.
     """
-    _, make = MODELS[type(detector)]
-    model, processor = make(trunk, detector, classes, sizes)
+    assert export.detector is not None
+    _, make = MODELS[type(export.detector)]
+    model = make(export.trunk, export.detector, export.classes)
+    processor = _processor(export)
     own, given = model.state_dict(), from_torchvision(tensors)
     given |= {key: torch.tensor(0) for key in own if key.endswith("num_batches_tracked") and key not in given}
     given |= {key: given[source] for key, source in _twice(own, given).items()}
@@ -118,17 +111,50 @@ def _save_quietly(model: Any, folder: Path) -> None:
         library.enable_progress_bar()
 
 
-def how_to_load(detector: DetectorConfig, folder: str) -> str:
-    """The lines of Python that load the folder there."""
+def how_to_load(export: Exported) -> str:
+    """The lines of Python that load the folder there and find objects in an image."""
+    detector = export.detector
+    assert isinstance(detector, DETRConfig | RTDETRConfig)
     name, _ = MODELS[type(detector)]
-    note = "# The network takes sides that are multiples of 32; boxless keeps an image's shape and pads it to them."
+    if isinstance(detector, DETRConfig):
+        seen = [
+            "    mask = torch.zeros(1, *pixels.shape[2:], dtype=torch.long)",
+            "    mask[:, :height, :width] = 1",
+            "    outputs = model(pixel_values=pixels, pixel_mask=mask)",
+            "    frame = (image.height, image.width)",
+        ]
+    else:
+        seen = [
+            "    outputs = model(pixel_values=pixels)",
+            "    # Its boxes are shares of the padded image, whose sides these are in px of the image as it is.",
+            "    frame = [pixels.shape[2] * image.height / height, pixels.shape[3] * image.width / width]",
+        ]
     return "\n".join(
         [
+            "import torch",
+            "from PIL import Image, ImageOps",
             f"from transformers import AutoImageProcessor, {name}ForObjectDetection",
             "",
-            f'model = {name}ForObjectDetection.from_pretrained("{folder}").eval()',
-            note,
-            f'processor = AutoImageProcessor.from_pretrained("{folder}")',
+            f"processor = AutoImageProcessor.from_pretrained({export.file!r})",
+            f"model = {name}ForObjectDetection.from_pretrained({export.file!r}).eval()",
+            names(export.classes, background=False),
+            "",
+            "",
+            "@torch.no_grad()",
+            "def detect(path):  # boxes (px), scores, labels: classes[label] is a name",
+            OPENED,
+            *resized(export.sizes),
+            '    pixels = processor(small, do_resize=False, do_pad=False, return_tensors="pt")["pixel_values"]',
+            "    height, width = pixels.shape[2:]",
+            "    # The network takes sides that are multiples of 32; an image keeps its shape and is padded to them.",
+            "    pixels = torch.nn.functional.pad(pixels, (0, -width % 32, 0, -height % 32))",
+            *seen,
+            f"    found = processor.post_process_object_detection(outputs, {detector.score_threshold}, [frame])[0]",
+            f'    best = found["scores"].argsort(descending=True)[:{detector.detections}]',
+            "    found = {key: value[best] for key, value in found.items()}",
+            "    limits = torch.tensor([image.width, image.height] * 2)",
+            '    found["boxes"] = torch.minimum(found["boxes"].clamp(min=0), limits)',
+            "    return found",
         ]
     )
 
@@ -163,18 +189,13 @@ def _resnet(trunk: TrunkConfig, maps: Sequence[int]) -> Any:
     )
 
 
-def _detr(
-    trunk: TrunkConfig, detector: DETRConfig, classes: Sequence[str], sizes: tuple[int, int]
-) -> tuple[Any, dict[str, Any]]:
+def _detr(trunk: TrunkConfig, detector: DETRConfig, classes: Sequence[str]) -> Any:
     more = {"backbone_config": _resnet(trunk, (1, 2, 3, 4)), "eos_coefficient": detector.no_object, **_labels(classes)}
     detr, settings = detr_library(trunk.transformer, **more)
-    size = {"shortest_edge": sizes[0], "longest_edge": sizes[1]}
-    return detr.DetrForObjectDetection(settings), _processor("DetrImageProcessor", trunk, size)
+    return detr.DetrForObjectDetection(settings)
 
 
-def _rt_detr(
-    trunk: TrunkConfig, detector: RTDETRConfig, classes: Sequence[str], sizes: tuple[int, int]
-) -> tuple[Any, dict[str, Any]]:
+def _rt_detr(trunk: TrunkConfig, detector: RTDETRConfig, classes: Sequence[str]) -> Any:
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
     _, settings = rt_detr_library(
@@ -187,27 +208,34 @@ def _rt_detr(
     body = _resnet(trunk, (2, 3, 4))
     plain = {**settings.to_dict(), **_labels(classes), "backbone_config": body, "freeze_backbone_batch_norms": False}
     plain["encoder_in_channels"] = body.hidden_sizes[1:]
-    side = 32 * max(1, round(sizes[0] / 32))
-    model = RTDetrV2ForObjectDetection(RTDetrV2Config(**plain))
-    return model, _processor("RTDetrImageProcessor", trunk, {"height": side, "width": side})
+    return RTDetrV2ForObjectDetection(RTDetrV2Config(**plain))
 
 
-Maker = Callable[..., tuple[Any, dict[str, Any]]]
+Maker = Callable[..., Any]
 MODELS: dict[type[DetectorConfig], tuple[str, Maker]] = {
     DETRConfig: ("Detr", _detr),
     RTDETRConfig: ("RTDetrV2", _rt_detr),
 }
-"""The detectors that the library has: the beginning of its classes' names, and what makes model and processor."""
+"""The detectors that the library has: the beginning of its classes' names, and what makes the model."""
 
 
 def _labels(classes: Sequence[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(classes)), "label2id": {name: k for k, name in enumerate(classes)}}
 
 
-def _processor(kind: str, trunk: TrunkConfig, size: dict[str, int]) -> dict[str, Any]:
-    colours = {"image_mean": list(trunk.mean), "image_std": list(trunk.std)}
-    return {"image_processor_type": kind, "do_resize": True, "do_rescale": True, "do_normalize": True,
-            "do_pad": kind == "DetrImageProcessor", "size": size, **colours}  # fmt: skip
+def _processor(export: Exported) -> dict[str, Any]:
+    """Settings of the library's processor, which keeps an image's shape as training did."""
+    detr = isinstance(export.detector, DETRConfig)
+    return {
+        "image_processor_type": "DetrImageProcessor" if detr else "RTDetrImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_pad": detr,
+        "size": {"shortest_edge": export.sizes[0], "longest_edge": export.sizes[1]},
+        "image_mean": list(export.trunk.mean),
+        "image_std": list(export.trunk.std),
+    }
 
 
 def _twice(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
