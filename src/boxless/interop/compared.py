@@ -24,14 +24,15 @@ def difference(found: Sequence[Found], expected: Sequence[Found]) -> float:
     apart = np.concatenate([_one_way(*pair) for a, b in zip(found, expected, strict=True) for pair in ((a, b), (b, a))])
     if not len(apart):
         return 0.0
-    return float(np.quantile(apart, SHARE, method="lower"))
+    return float(np.sort(apart)[-1 - int(len(apart) * (1 - SHARE))])
 
 
 def _one_way(given: Found, other: Found) -> NDArray[np.float64]:
     """The difference of each object from its counterpart."""
     edge = min((each["scores"].min() for each in (given, other) if len(each["scores"])), default=0.0) + LIMIT
-    many = len(given["scores"]) == len(other["scores"])
-    rows = [row for row, score in enumerate(given["scores"]) if many or score > edge]
+    # With the lowest score there may be more objects than are kept, and then any of them are.
+    sure = len(given["scores"]) == len(other["scores"]) and (given["scores"] <= edge).sum() == 1
+    rows = [row for row, score in enumerate(given["scores"]) if sure or score > edge]
     return np.array([_nearest(given, row, other) for row in rows], np.float64)
 
 
