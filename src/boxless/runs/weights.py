@@ -17,17 +17,21 @@ from boxless.recipes.load import load
 from boxless.recipes.schema import TrainingRecipe
 from boxless.runs.run import Run
 
+NONE = "none"
+"""The word for random weights."""
 R = TypeVar("R", bound=TrainingRecipe)
 
 
 def local(where: str | None) -> str | None:
     """A place that a user names, fetched first if it is on the Hugging Face Hub (hf://user/name).
 
-    The word imagenet names the file of an installed package.
+    The word imagenet names the file of an installed package; the word none gives None, for random weights.
 
     Raises:
         UserError: if it cannot be fetched, or the package is missing.
     """
+    if where == NONE:
+        return None
     if where == WORD:
         return str(embedded_weights())
     return str(fetch(where)) if where is not None and is_address(where) else where

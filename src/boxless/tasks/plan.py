@@ -42,6 +42,8 @@ MOST_STEPS = {"cpu": 2000, "cuda": 5000}
 """Steps for however many labels, by device: on a processor about an hour."""
 ANCHORS = (8, 12, 16, 24, 32)
 """Choices for the smallest anchor, px; each next level has twice the size."""
+MOST_MINUTES = 60.0
+"""Time to train on a processor where the user gives neither steps nor minutes."""
 FEWEST_STEPS = 50
 """Steps below which nothing is learned that is worth measuring."""
 TEACHING = 2 / 3
@@ -91,8 +93,9 @@ def planned(
         recipe = override(recipe, settings | _settings_of(weights, recipe, options.given))
     started = run.recipe_file.is_file() and (bool(run.checkpoints) or run.finished)
     if started:
-        kept = {"accumulate": recipe.accumulate == "auto", "iterations": options.minutes is not None}
-        return override(recipe, {key: run.settings[key] for key, decided in kept.items() if decided})
+        decided = options.minutes is not None or (options.settings and not _has_length(options.given))
+        kept = {"accumulate": recipe.accumulate == "auto", "iterations": decided}
+        return override(recipe, {key: run.settings[key] for key, taken in kept.items() if taken})
     if world_size() > 1 or (options.quiet and options.minutes is None and not options.settings):
         return recipe
     if recipe.detector.targets == "classes":
@@ -108,6 +111,8 @@ def planned(
                 f"give {FEWEST_STEPS * cost.seconds / 60:.0f} minutes or more, or smaller images (--min-size)"
             )
         recipe = replace(recipe, iterations=steps)
+    elif options.settings and fabric.device.type == "cpu" and not _has_length(options.given):
+        recipe = within(recipe, cost, MOST_MINUTES)
     if cost.images < recipe.batch_size and recipe.accumulate == 1:
         raise UserError(
             f"memory: {recipe.batch_size} images at a time do not fit into {cost.available / 1e9:.1f} GB, "
@@ -142,7 +147,7 @@ def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, giv
     """
     if recipe.detector.targets == "classes":
         steps = int(np.clip(100 * np.sqrt(len(data)), FEWEST_BY_LABELS, MOST_STEPS[device]))
-        return {} if {"epochs", "iterations"} & set(given) else {"iterations": steps}
+        return {} if _has_length(given) else {"iterations": steps}
     sides, shorter, ratio = _sizes(data)
     small = float(np.percentile(sides, 10))
     low, high = min(shorter, 224.0), min(1.5 * shorter, float(LONGEST_SIDE[device]))
@@ -158,9 +163,13 @@ def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, giv
     }
     if hasattr(recipe.detector, "anchor_sizes"):
         settings["detector.anchor_sizes"] = tuple(anchor * 2**level for level in range(5))
-    if "epochs" in given or "iterations" in given:
+    if _has_length(given):
         del settings["iterations"]
     return {key: value for key, value in settings.items() if key not in given}
+
+
+def _has_length(given: Collection[str]) -> bool:
+    return "epochs" in given or "iterations" in given
 
 
 def _sizes(data: LabelledData) -> tuple[NDArray[np.float32], float, float]:
@@ -228,6 +237,13 @@ def measure(recipe: FinetuneRecipe, fabric: Fabric, data: LabelledData, val: Lab
             "images (--min-size, --max-size) or another --trunk.backbone, or close other programs"
         )
     return Cost(seconds * share, needed[max(fitting)], room, max(fitting))
+
+
+def within(recipe: FinetuneRecipe, cost: Cost, minutes: float) -> FinetuneRecipe:
+    """The recipe with as many of its steps as fit into the time, and at least `FEWEST_BY_LABELS`."""
+    assert recipe.iterations is not None
+    fitting = max(FEWEST_BY_LABELS, int(60 * minutes / cost.seconds))
+    return replace(recipe, iterations=min(recipe.iterations, fitting))
 
 
 def with_unlabelled(cost: Cost, recipe: FinetuneRecipe) -> Cost:

@@ -6,6 +6,7 @@ LVIS is of the same form, but for images named by `coco_url` and what it says of
 import json
 import math
 import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from boxless.data.annotations.types import (
 )
 from boxless.data.images import BadImage, image_size
 from boxless.errors import UserError
-from boxless.untrusted import no_collection, parse_json
+from boxless.untrusted import inside, no_collection, parse_json
 
 _SPELLINGS = {"train": "train(ing)?", "val": "val(id(ation)?)?", "test": "test(ing)?"}
 _LOOKED_INTO = 100  # files of a folder; labelling tools write one for each image
@@ -244,7 +245,7 @@ class _Reader:
         for number, image in entries.items():
             file = files.find(image["file_name"])
             if file is None:
-                self.unusable[number] = f"missing image file: {files.expected(image['file_name']):.200}"
+                self.unusable[number] = _why_missing(image["file_name"], files)
             elif file in first:
                 row_of[number] = row_of[first[file]]
                 self.problem(f"image {number}", f"its file is that of image {first[file]}, joined: {file.name}")
@@ -427,6 +428,12 @@ class _Reader:
                 return from_coco(values)
             self.problem(f"annotation {entry.get('id', '?')}", f"keypoints: {message}; left out")
         return np.zeros((count, 3), np.float32)
+
+
+def _why_missing(name: str, files: ImageFiles) -> str:
+    if not os.path.isabs(name) and inside(Path(), name) is None:
+        return f"file_name leads out of the folder: {name:.200}"
+    return f"missing image file: {files.expected(name):.200}"
 
 
 def _with_file_name(image: Any) -> Any:
