@@ -152,6 +152,7 @@ def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, giv
     small = float(np.percentile(sides, 10))
     low, high = min(shorter, 224.0), min(1.5 * shorter, float(LONGEST_SIDE[device]))
     size = 16 * round(float(np.clip(shorter * SMALLEST / small, low, max(low, high))) / 16)
+    size = recipe.min_size[-1] if "min_size" in given else size
     shown = small * size / shorter
     anchor = max([side for side in ANCHORS if side <= shown] or [ANCHORS[0]])
     steps = int(np.clip(100 * np.sqrt(len(sides)), FEWEST_BY_LABELS, MOST_STEPS[device]))
