@@ -30,6 +30,11 @@ def embedded_weights() -> Path:
     return file
 
 
+def in_words(weights: str) -> str:
+    """A place of weights for people: the word of these, else as it is."""
+    return WORD if weights.endswith(FILE) else weights
+
+
 def _installed_file() -> Path | None:
     package = find_spec(PACKAGE)
     folders = (package.submodule_search_locations if package else None) or []

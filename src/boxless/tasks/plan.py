@@ -20,6 +20,7 @@ from boxless.data.annotations.read import LabelledData
 from boxless.data.detection import DetectionSample
 from boxless.detectors.detector import build_trunk
 from boxless.errors import UserError, is_out_of_memory
+from boxless.interop.imagenet import in_words
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
@@ -308,7 +309,7 @@ def available_memory(device: torch.device) -> int:
 
 
 def describe_plan(
-    recipe: FinetuneRecipe, cost: Cost, data: LabelledData, steps: int, weights: object, device: torch.device
+    recipe: FinetuneRecipe, cost: Cost, data: LabelledData, steps: int, weights: str | None, device: torch.device
 ) -> str:
     """The plan in five lines for people."""
     boxes = sum(int(image.learned.sum()) for image in data.images)
@@ -316,7 +317,7 @@ def describe_plan(
     sizes = ", ".join(map(str, recipe.min_size))
     return (
         f"plan: {recipe.detector.kind} on {recipe.trunk.backbone}, "
-        f"{f'weights {weights}' if weights else 'from random weights'}\n"
+        f"{f'weights {in_words(weights)}' if weights else 'from random weights'}\n"
         f"  {len(data)} labelled images, {boxes} objects, {len(data.classes)} classes; images at {sizes} px\n"
         f"  {steps} steps of {recipe.batch_size} images{parts}; {recipe.optim.name}, rate {recipe.optim.lr:g} for "
         f"{recipe.optim.reference_batch} images\n"
