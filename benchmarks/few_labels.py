@@ -240,9 +240,7 @@ def with_loop(train: Path, val: Path, arm: str, minutes: float, seed: int) -> di
     size, longest = settings["min_size"][0], settings["max_size"]
     detector = loop_detector(arm, len(data.classes), size, longest, settings["detector.anchor_sizes"])
     detector = detector.to(memory_format=torch.channels_last).train()
-    average = torch.optim.swa_utils.AveragedModel(
-        detector, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99), use_buffers=True
-    )
+    average = torch.optim.swa_utils.AveragedModel(detector, multi_avg_fn=moving_average, use_buffers=True)
     optimizer = torch.optim.AdamW(detector.parameters(), 5e-4, weight_decay=1e-4)
     began, budget, steps = time.process_time(), 60 * minutes, 0
     for batch in batches(data, seed, arm != "scratch"):
@@ -263,6 +261,17 @@ def with_loop(train: Path, val: Path, arm: str, minutes: float, seed: int) -> di
     ap, ap50 = measured(average.module.eval(), val)
     speed = round(8 * steps / seconds, 2)
     return {"ap": ap, "ap50": ap50, "steps": steps, "seconds": seconds, "images_a_second": speed, "size": [size]}
+
+
+@torch.no_grad()
+def moving_average(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    """A decay of 0.99 that begins small, as TensorFlow's and timm's do, so that short runs do not keep their start."""
+    share = 1 - min(0.99, (1 + int(count)) / (10 + int(count)))
+    for average, value in zip(averages, values, strict=True):
+        if value.is_floating_point():
+            average.lerp_(value, share)
+        else:
+            average.copy_(value)
 
 
 def batches(data: LabelledData, seed: int, strong: bool) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:

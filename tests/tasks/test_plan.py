@@ -50,6 +50,15 @@ def test_what_the_user_has_set_stays() -> None:
     assert "min_size" not in made and "iterations" not in made and "detector.anchor_sizes" in made
 
 
+def test_anchors_suit_the_size_that_the_user_has_set() -> None:
+    recipe = replace(FASTER_RCNN_AUTO, min_size=(160,))
+    own, given_size = (choose_settings(recipe, labels(48), "cpu", given) for given in ((), ("min_size",)))
+    assert own["detector.anchor_sizes"][0] == 16  # 48 px of 480 are 22 px of 224
+    assert given_size["detector.anchor_sizes"][0] == 16 and "min_size" not in given_size
+    small = choose_settings(replace(recipe, min_size=(96,)), labels(48), "cpu", ("min_size",))
+    assert small["detector.anchor_sizes"][0] == 8  # 9.6 px
+
+
 def finetune(scenes: Path, out: Path, **settings: object) -> Run:
     where = {role: str(scenes / "annotations" / f"{role}.json") for role in ("val",)}
     return boxless.finetune(str(scenes / "annotations" / "train.json"), out=str(out), **where, **settings)  # type: ignore[arg-type]
