@@ -55,6 +55,8 @@ SETS = {"neu": "neu-det", "pcb": "deep-pcb", "coco": "coco256"}
 MEASURED = 150
 """Images that AP is measured on, at most."""
 CUT_OFF = 0.05
+RATE = 1e-3
+"""Peak of the loop's learning rate."""
 
 
 def draw(data: Path, name: str, split: str, seed: int, out: Path) -> tuple[Path, Path]:
@@ -233,15 +235,17 @@ def changed(image: Tensor, boxes: Tensor, labels: Tensor, random: np.random.Gene
 
 
 def with_loop(train: Path, val: Path, arm: str, minutes: float, seed: int) -> dict[str, Any]:
-    """The plain loop, for the same CPU seconds."""
+    """The plain loop, for the same CPU seconds; loop:0.001 has another peak rate."""
     torch.manual_seed(seed)
+    arm, _, given = arm.partition(":")
+    rate = float(given or RATE)
     data = read_labels(train)
     settings = plan.choose_settings(FASTER_RCNN_AUTO, data, "cpu", ())
     size, longest = settings["min_size"][0], settings["max_size"]
     detector = loop_detector(arm, len(data.classes), size, longest, settings["detector.anchor_sizes"])
     detector = detector.to(memory_format=torch.channels_last).train()
     average = torch.optim.swa_utils.AveragedModel(detector, multi_avg_fn=moving_average, use_buffers=True)
-    optimizer = torch.optim.AdamW(detector.parameters(), 5e-4, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(detector.parameters(), rate, weight_decay=1e-4)
     began, budget, steps = time.process_time(), 60 * minutes, 0
     for batch in batches(data, seed, arm != "scratch"):
         done = (time.process_time() - began) / budget
@@ -249,7 +253,7 @@ def with_loop(train: Path, val: Path, arm: str, minutes: float, seed: int) -> di
             break
         warm = min(1, (steps + 1) / 50)
         for group in optimizer.param_groups:
-            group["lr"] = 5e-4 * warm * 0.5 * (1 + np.cos(np.pi * done))
+            group["lr"] = rate * warm * 0.5 * (1 + np.cos(np.pi * done))
         with torch.autocast("cpu", torch.bfloat16):
             loss = sum(detector(*batch).values())
         optimizer.zero_grad()
@@ -331,9 +335,8 @@ def run(options: argparse.Namespace) -> None:
     cells = itertools.product(map(float, options.minutes.split(",")), seeds, options.sets.split(","), options.arms)
     running: list[subprocess.Popen[bytes]] = []
     for minutes, seed, name, arm in cells:
-        cell = (
-            Path(options.out) / f"{name}-{options.split}-{arm.replace(':', '_').replace('/', '_')}-{minutes:g}-{seed}"
-        )
+        folder = arm.replace(":", "_").replace("/", "_")[-80:]
+        cell = Path(options.out) / f"{name}-{options.split}-{folder}-{minutes:g}-{seed}"
         if (cell / "result.json").is_file():
             continue
         while len(running) == options.jobs:
