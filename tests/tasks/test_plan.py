@@ -88,7 +88,7 @@ def test_the_installed_imagenet_weights_are_the_start_unless_the_user_says_other
         finetune(scenes, tmp_path / "run", dry_run=True, **size, **settings)
         said = capsys.readouterr().err
         assert backbone in said and ("random weights" in said) == (backbone != "efficientnet_lite0")
-    monkeypatch.setattr("boxless.interop.imagenet.is_installed", lambda: False)
+    monkeypatch.setattr("boxless.runs.weights.is_installed", lambda: False)
     finetune(scenes, tmp_path / "run", dry_run=True, **size)
     assert "on resnet18, from random weights" in capsys.readouterr().err
 

@@ -59,7 +59,7 @@ def finetune(
     from boxless.recipes.overrides import choose, override, renamed
     from boxless.recipes.schema import FinetuneRecipe
     from boxless.runs.run import Run
-    from boxless.runs.weights import built_as_in, local, weights_file, with_trunk_of
+    from boxless.runs.weights import built_as_in, local, usual_start, weights_file, with_trunk_of
     from boxless.tasks.finetune import run_finetuning
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.tasks.plan import PlanOptions, planned
@@ -69,7 +69,7 @@ def finetune(
     from boxless.training.signals import stoppable
 
     weights = renamed(overrides, "init", "weights", weights)
-    weights = local(_start(recipe, overrides) if weights is None else weights)
+    weights = local(usual_start(recipe == DEFAULT_RECIPE, overrides) if weights is None else weights)
     settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck
     settings = with_trunk_of(settings, weights)
     trunk = built_as_in(settings.trunk, weights)
@@ -93,11 +93,3 @@ def finetune(
             return Run(Path(out))
         text = describe(settings, recipe)
         return run_finetuning(settings, text, Path(out), train_data, val_data, file, quiet, allow_changes, images)
-
-
-def _start(recipe: str, overrides: dict[str, Any]) -> str | None:
-    """The weights to start from where the user names none."""
-    from boxless.interop.imagenet import WORD, is_installed
-
-    trunk = any(key.startswith("trunk.") for key in overrides)
-    return WORD if recipe == DEFAULT_RECIPE and not trunk and is_installed() else None

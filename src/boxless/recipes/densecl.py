@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from boxless.methods.densecl import DenseCLConfig
+from boxless.recipes.faster_rcnn import FASTER_RCNN_AUTO
 from boxless.recipes.schema import PretrainOptim, PretrainRecipe
 from boxless.recipes.soco import SOCO_SMALL
 
@@ -13,6 +14,16 @@ DENSECL_SMALL = replace(
 
 Queues hold 32 batches, so that keys are not older than the key encoder's memory (momentum 0.99, 100 steps). Maps of
 96 px views have 3 x 3 cells. Two groups of 16 images have batch statistics of their own.
+"""
+
+DENSECL_AUTO = replace(
+    DENSECL_SMALL,
+    trunk=FASTER_RCNN_AUTO.trunk,
+    optim=replace(DENSECL_SMALL.optim, base_lr=4e-3),
+)
+"""DenseCL on the trunk of faster-rcnn-auto, planned for the images: the default of `boxless pretrain`.
+
+Length, warm-up and queue follow from the number of images unless they are given (boxless.tasks.plan_pretraining).
 """
 
 DENSECL_R50 = PretrainRecipe(

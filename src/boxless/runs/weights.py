@@ -1,6 +1,6 @@
 """The file that a user means by weights, and the trunk to build for it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ from boxless.interop.efficientnet import EfficientNet, efficientnet_in
 from boxless.interop.files import read_tensors
 from boxless.interop.heads import Names
 from boxless.interop.hub import fetch, is_address
-from boxless.interop.imagenet import WORD, embedded_weights
+from boxless.interop.imagenet import WORD, embedded_weights, is_installed
 from boxless.interop.weights import parts_in, trunk_as_in
 from boxless.recipes.load import load
 from boxless.recipes.schema import TrainingRecipe
@@ -35,6 +35,17 @@ def local(where: str | None) -> str | None:
     if where == WORD:
         return str(embedded_weights())
     return str(fetch(where)) if where is not None and is_address(where) else where
+
+
+def usual_start(planned: bool, given: Collection[str]) -> str | None:
+    """The weights to start from where the user names none: for a planned run those of an installed package.
+
+    Args:
+        planned: true if no recipe was named.
+        given: keys that the user has set; one of the trunk's asks for another network.
+    """
+    own_trunk = any(key.startswith("trunk.") for key in given)
+    return WORD if planned and not own_trunk and is_installed() else None
 
 
 def weights_file(where: str | Path) -> Path:
