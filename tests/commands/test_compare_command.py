@@ -43,6 +43,29 @@ workers: 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_start_is_measured_with_and_without_self_training_after_one_pretraining(tmp_path):
+    make_scenes(tmp_path / "scenes", unlabelled=8, train=10, val=4, size=48)
+    annotations = tmp_path / "scenes" / "annotations"
+    comparison = compare(
+        data=str(tmp_path / "scenes" / "images" / "unlabelled"),
+        labels=str(annotations / "train.json"),
+        val=str(annotations / "val.json"),
+        out=str(tmp_path / "out"),
+        methods="none,none+unlabelled,byol,byol+unlabelled",
+        label_fraction="0.5",
+        seeds=1,
+        quiet=True,
+        **TINY,
+    )
+    assert [cell.method for cell in comparison.cells] == ["none", "none+unlabelled", "byol", "byol+unlabelled"]
+    assert [folder.name for folder in (tmp_path / "out" / "pretrain").iterdir() if folder.is_dir()] == ["byol"]
+    cells = {cell.method: tmp_path / "out/finetune/faster_rcnn" / cell.method for cell in comparison.cells}
+    trained = {name: Run(next(folder.glob("*/seed-0"))).summary for name, folder in cells.items()}
+    assert all(("self_training" in summary) == name.endswith("+unlabelled") for name, summary in trained.items())
+    assert trained["byol+unlabelled"]["self_training"]["images"] == 8
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     make_scenes(tmp_path / "scenes", unlabelled=16, train=10, val=4, size=48)
     annotations = tmp_path / "scenes" / "annotations"

@@ -38,8 +38,9 @@ def compare(
         val: Labels to measure AP with.
         out: Folder of the comparison, for comparison.csv, comparison.md, figures/ and report.html.
         methods: Starts, separated by commas: none (from scratch), imagenet (see `boxless finetune`; all starts then
-            have its backbone), a method, a start of the recipe's own, a recipe, a run's folder or a weights file. By
-            default none and the recipe's own, or else none,densecl,soco.
+            have its backbone), a method, a start of the recipe's own, a recipe, a run's folder or a weights file. With
+            +unlabelled behind it (imagenet+unlabelled) its fine-tunings also learn from the images of data, by
+            self-training. By default none and the recipe's own, or else none,densecl,soco.
         detectors: Detectors that every start is put into, separated by commas: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
         label_fraction: Shares of the labels to learn from, separated by commas; 0.1 by default.
@@ -69,7 +70,7 @@ def compare(
     from boxless.report.build import write_report
     from boxless.runs.weights import local, with_trunk_of
     from boxless.tasks.compare import Plan, run_comparison
-    from boxless.tasks.compare_starts import refuse_decided, resolve_detectors, resolve_starts
+    from boxless.tasks.compare_starts import UNLABELLED, refuse_decided, resolve_detectors, resolve_starts
     from boxless.tasks.compare_table import NOTE, amounts_of
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.training.faults import one_line_faults
@@ -79,7 +80,8 @@ def compare(
     refuse_decided(overrides)
     common = load(recipe, CompareRecipe)
     chosen = None if methods is None else [word.strip() for word in methods.split(",") if word.strip()]
-    body = local(WORD) if weights is None and WORD in (chosen or ()) else weights  # all starts have the same
+    has_embedded = any(word.removesuffix(UNLABELLED) == WORD for word in chosen or ())
+    body = local(WORD) if weights is None and has_embedded else weights  # all starts have the same
     common = replace(common, pretrain=with_trunk_of(common.pretrain, body))
     settings = override(common, overrides)
     words = ["none", *settings.starts] if settings.starts else DEFAULT_METHODS
@@ -91,7 +93,7 @@ def compare(
         raise UserError("expected at least one of methods, and seeds and jobs of 1 or more")
     train_data = training_labels(labels, quiet)
     val_data = validation_labels(val, train_data.classes, quiet)
-    images = index_images(data) if any(start.recipe for start in starts) else None
+    images = index_images(data) if any(start.recipe or start.unlabelled for start in starts) else None
     folder = Path(out)
     make_folder(folder)
     with stoppable(), locked(folder / ".lock", f"--out {out}"), one_line_faults(folder):

@@ -81,8 +81,8 @@ class Plan:
                 yield replace(labels, label_seed=seed, seed=seed)
 
     def folder(self, start: Start) -> Path:
-        """Folder of a start's pretraining."""
-        return self.out / "pretrain" / start.name
+        """Folder of a start's pretraining, the same with and without self-training after it."""
+        return self.out / "pretrain" / start.plain
 
     def weights(self, start: Start) -> Path | None:
         """Weights of a start, once it is pretrained."""
@@ -99,7 +99,10 @@ def run_comparison(plan: Plan, images: ImageIndex | None, train: LabelledData, v
     for line in missing:
         say(line, plan.quiet)
     _pretrain_all(plan, images)
-    work = [(start, detector, train, val, plan.weights(start), plan.out) for start, detector in plan.cells()]
+    work = [
+        (start, detector, train, val, plan.weights(start), plan.out, images if start.unlabelled else None)
+        for start, detector in plan.cells()
+    ]
     say(f"fine-tuning: {len(work)} cells, {min(plan.jobs, len(work))} at a time", plan.quiet)
     cells: list[Cell] = []
     began = time.monotonic()
@@ -145,10 +148,11 @@ def _check_weights(plan: Plan) -> None:
 
 
 def _pretrain_all(plan: Plan, images: ImageIndex | None) -> None:
-    new = []
+    new, seen = [], set[Path]()
     for start in plan.starts:  # one after the other: runs on the same images share their boxes
-        if start.recipe is None:
+        if start.recipe is None or plan.folder(start) in seen:
             continue
+        seen.add(plan.folder(start))
         assert images is not None
         if not Run(plan.folder(start)).finished:
             new.append((start, images, plan.folder(start), plan.quiet))
@@ -164,18 +168,25 @@ def _pretrain_all(plan: Plan, images: ImageIndex | None) -> None:
 def _pretrain(start: Start, images: ImageIndex, folder: Path, quiet: bool) -> None:
     assert start.recipe is not None
     needed = start.recipe.method.needs_boxes and not Run(folder).finished
-    say(f"pretraining {start.name}", quiet)
+    say(f"pretraining {start.plain}", quiet)
     boxes = prepare_boxes(images, start.recipe, folder, quiet) if needed else None
     run_pretraining(start.recipe, describe(start.recipe, start.base), folder, images, boxes, start.init, quiet)
 
 
 def _cell(
-    start: Start, detector: Finetuning, train: LabelledData, val: LabelledData, weights: Path | None, out: Path
+    start: Start,
+    detector: Finetuning,
+    train: LabelledData,
+    val: LabelledData,
+    weights: Path | None,
+    out: Path,
+    unlabelled: ImageIndex | None,
 ) -> Cell:
     recipe = detector.recipe
     amount = Amount(recipe.label_fraction, recipe.shots or 0)
     folder = out / "finetune" / detector.name / start.name / amount.folder / f"seed-{recipe.seed}"
-    run = run_finetuning(recipe, describe(recipe, detector.base), folder, train, val, weights, quiet=True)
+    text = describe(recipe, detector.base)
+    run = run_finetuning(recipe, text, folder, train, val, weights, quiet=True, unlabelled=unlabelled)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of no use to a finished cell, and six times its weights
     images = run.summary["labelled_images"]
     scores = {name: math.nan if ap is None else ap for name, ap in run.summary["scores"]["bbox"].items()}

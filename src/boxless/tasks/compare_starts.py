@@ -25,6 +25,8 @@ DECIDED = {
     "finetune.trunk": "it is the pretrained one, pretrain.trunk",
 }
 """Keys of a fine-tuning that a comparison sets by itself, and what sets them."""
+UNLABELLED = "+unlabelled"
+"""Ending of a start whose fine-tunings train themselves on the images without labels too."""
 
 
 def refuse_decided(keys: Iterable[str]) -> None:
@@ -37,13 +39,22 @@ def refuse_decided(keys: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """Start of fine-tunings: a pretraining by `recipe` from the weights `init`, a file of weights, or neither."""
+    """Start of fine-tunings: a pretraining by `recipe` from the weights `init`, a file of weights, or neither.
+
+    With `unlabelled`, the fine-tunings learn from the images without labels too, by self-training.
+    """
 
     name: str
     recipe: PretrainRecipe | None = None
     base: str = ""
     init: Path | None = None
     weights: Path | None = None
+    unlabelled: bool = False
+
+    @property
+    def plain(self) -> str:
+        """Name of the same start without self-training."""
+        return self.name.removesuffix(UNLABELLED)
 
 
 def resolve_starts(words: Sequence[str], recipe: CompareRecipe, init: str | None = None) -> list[Start]:
@@ -61,6 +72,9 @@ def resolve_starts(words: Sequence[str], recipe: CompareRecipe, init: str | None
 
 
 def _start(word: str, recipe: CompareRecipe, init: str | None) -> Start:
+    if word.endswith(UNLABELLED):
+        start = _start(word.removesuffix(UNLABELLED), recipe, init)
+        return replace(start, name=start.name + UNLABELLED, unlabelled=True)
     file = weights_file(init) if init else None
     if word == REFERENCE:
         return Start(word)
