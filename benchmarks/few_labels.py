@@ -55,6 +55,8 @@ SETS = {"neu": "neu-det", "pcb": "deep-pcb", "coco": "coco256"}
 MEASURED = 150
 """Images that AP is measured on, at most."""
 CUT_OFF = 0.05
+WIDTH = 64
+"""Channels of the loop's pyramid, those of the default."""
 RATE = 1e-3
 """Peak of the loop's learning rate."""
 
@@ -180,7 +182,7 @@ class Scratch(nn.Module):
 
 
 def loop_detector(arm: str, classes: int, size: int, longest: int, anchors: tuple[int, ...]) -> FasterRCNN:
-    backbone = Scratch(128) if arm == "scratch" else Timm(128)
+    backbone = Scratch(WIDTH) if arm == "scratch" else Timm(WIDTH)
     config = TrunkConfig()
     if isinstance(backbone, Timm):
         config = with_trunk_of(FASTER_RCNN_AUTO, str(embedded_weights())).trunk
@@ -203,7 +205,7 @@ def loop_detector(arm: str, classes: int, size: int, longest: int, anchors: tupl
         rpn_pre_nms_top_n_test=500,
         rpn_post_nms_top_n_test=500,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
-        box_head=TwoMLPHead(128 * 49, 512),
+        box_head=TwoMLPHead(WIDTH * 49, 512),
         box_predictor=FastRCNNPredictor(512, classes + 1),
         box_score_thresh=CUT_OFF,
     )

@@ -133,7 +133,7 @@ def run_python(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
 
         @functools.wraps(function)
         def short(*args: Any, function: Any = function, name: str = name, kind: Any = kind, **changes: Any) -> Any:
-            default = {"pretrain": "densecl-small", "finetune": "faster-rcnn-auto"}[name]
+            default = {"pretrain": "densecl-auto", "finetune": "faster-rcnn-auto"}[name]
             recipe = load(changes.get("recipe", default), kind)
             shutil.rmtree(changes["out"], ignore_errors=True)
             return function(*args, **{**changes, **small(name, recipe, weights="weights" in changes)})

@@ -20,7 +20,7 @@ Learning rate, drops and image sizes are Detectron2's, which the papers use (bat
 
 FASTER_RCNN_AUTO = FinetuneRecipe(
     detector=FasterRCNNConfig(rpn_samples=128, rpn_proposals=500, roi_samples=128),
-    trunk=TrunkConfig(backbone="resnet18", fpn_channels=128, box_head="2fc", box_head_width=512),
+    trunk=TrunkConfig(backbone="resnet18", fpn_channels=64, box_head="2fc", box_head_width=512),
     optim=FinetuneOptim(name="adamw", lr=2e-3, warmup_iterations=50, schedule="cosine", final_lr=1e-4),
     batch_size=8,
     accumulate="auto",
