@@ -51,7 +51,7 @@ from boxless.runs.weights import with_trunk_of
 from boxless.tasks import plan
 from boxless.tasks.finetune import DetectTask
 
-SETS = {"neu": "neu-det", "pcb": "deep-pcb", "coco": "coco256"}
+SETS = {"neu": "neu-det", "pcb": "deep-pcb", "coco": "coco256/annotations"}
 MEASURED = 150
 """Images that AP is measured on, at most."""
 CUT_OFF = 0.05
