@@ -57,7 +57,7 @@ MEASURED = 150
 CUT_OFF = 0.05
 WIDTH = 64
 """Channels of the loop's pyramid, those of the default."""
-RATE = 1e-3
+RATE = 2e-3
 """Peak of the loop's learning rate."""
 
 
