@@ -175,3 +175,18 @@ def test_each_detector_is_measured_over_its_own_start_from_scratch():
     rows = summarize([Cell(*key, 0.1, 10, 0, dict.fromkeys(names, ap), 1.0) for key, ap in values.items()])
     assert [row.gain for row in rows] == [None, pytest.approx(0.2), None, pytest.approx(-0.05)]
     assert table(rows).splitlines()[3].startswith("| fcos | soco | 10 (10%) | 30.0")
+
+
+def test_self_training_is_measured_over_the_same_start_without_it():
+    rows = summarize(
+        [
+            *cells("none", [0.1, 0.1, 0.1]),
+            *cells("soco", [0.2, 0.21, 0.19]),
+            *cells("soco+unlabelled", [0.24, 0.25, 0.23]),
+            *cells("byol+unlabelled", [0.3, 0.31, 0.29]),
+        ]
+    )
+    gains = {row.method: (row.over, row.gain) for row in rows}
+    assert gains["soco+unlabelled"] == ("soco", pytest.approx(0.04))
+    assert gains["byol+unlabelled"] == ("none", pytest.approx(0.2))  # byol alone is not there
+    assert [row.verdict for row in rows][2] == "better than soco"

@@ -70,8 +70,8 @@ def compare(
     from boxless.report.build import write_report
     from boxless.runs.weights import local, with_trunk_of
     from boxless.tasks.compare import Plan, run_comparison
-    from boxless.tasks.compare_starts import UNLABELLED, refuse_decided, resolve_detectors, resolve_starts
-    from boxless.tasks.compare_table import NOTE, amounts_of
+    from boxless.tasks.compare_starts import refuse_decided, resolve_detectors, resolve_starts
+    from boxless.tasks.compare_table import NOTE, UNLABELLED, amounts_of
     from boxless.tasks.labels import training_labels, validation_labels
     from boxless.training.faults import one_line_faults
     from boxless.training.signals import stoppable

@@ -110,11 +110,12 @@ def advise_comparison(comparison: Comparison) -> list[Advice]:
         name = f"{row.method}, {labels}" + (f", {row.detector}" if several else "")
         gain = with_spread(row.gain, row.interval, "+")
         lost = _lost_classes(comparison, row)
-        if row.verdict == "better":
-            result.append(Advice("good", f"{name}: pretraining helps", f"AP {gain}.{lost}"))
-        elif row.verdict == "worse":
-            reason = f"AP {gain}. See whether its pretraining is healthy and long enough.{lost}"
-            result.append(Advice("bad", f"{name}: pretraining hurts", reason))
+        what = "pretraining" if row.over == REFERENCE else "self-training"
+        if row.verdict.startswith("better"):
+            result.append(Advice("good", f"{name}: {what} helps", f"AP {gain}.{lost}"))
+        elif row.verdict.startswith("worse"):
+            see = "" if row.over != REFERENCE else " See whether its pretraining is healthy and long enough."
+            result.append(Advice("bad", f"{name}: {what} hurts", f"AP {gain}.{see}{lost}"))
         elif math.isnan(row.interval):
             reason = f"AP {gain}, from one seed: chance may do as much. Give more seeds; finished cells are kept."
             result.append(Advice("warn", f"{name}: cannot tell", reason, "--seeds 3"))
@@ -132,7 +133,7 @@ def advise_comparison(comparison: Comparison) -> list[Advice]:
 
 def _lost_classes(comparison: Comparison, row: Row) -> str:
     """ " 3 of 10 classes lost AP: ..." where some did, means over seeds."""
-    own, other = (_per_class(comparison, replace(row, method=name)) for name in (row.method, REFERENCE))
+    own, other = (_per_class(comparison, replace(row, method=name)) for name in (row.method, row.over))
     both = [name for name in own if name in other]
     lost = sorted((name for name in both if own[name] < other[name]), key=lambda name: own[name] - other[name])
     if not lost:

@@ -13,7 +13,7 @@ from boxless.recipes.load import load, names
 from boxless.recipes.overrides import did_you_mean, override, renamed
 from boxless.recipes.schema import CompareRecipe, FinetuneRecipe, PretrainRecipe
 from boxless.runs.weights import efficientnet_of, local, weights_file, with_trunk_of
-from boxless.tasks.compare_table import REFERENCE
+from boxless.tasks.compare_table import REFERENCE, UNLABELLED
 
 DECIDED = {
     "finetune.seed": "--seeds counts them",
@@ -25,8 +25,6 @@ DECIDED = {
     "finetune.trunk": "it is the pretrained one, pretrain.trunk",
 }
 """Keys of a fine-tuning that a comparison sets by itself, and what sets them."""
-UNLABELLED = "+unlabelled"
-"""Ending of a start whose fine-tunings train themselves on the images without labels too."""
 
 
 def refuse_decided(keys: Iterable[str]) -> None:

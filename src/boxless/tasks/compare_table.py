@@ -22,6 +22,8 @@ REFERENCE = "none"
 """The word for random weights: the start from scratch, which gains are measured over."""
 SCRATCH = "from scratch"
 """Its name in tables and figures."""
+UNLABELLED = "+unlabelled"
+"""Ending of a start whose fine-tunings train themselves on the images without labels too."""
 
 
 _PLACE = re.compile(r"finetune/([^/]+/)?[^/]+/(labels-\d(\.\d+)?(e-\d+)?|shots-\d+)/seed-\d+")
@@ -129,6 +131,7 @@ class Row:
         mean: score name -> mean.
         spread: score name -> standard deviation over the seeds (nan for one seed).
         gain: in AP over the reference with the same detector and seeds' labels; None for the reference itself.
+        over: the reference: the start from scratch or, with +unlabelled behind the start, the start without it.
         interval: half width of the gain's 95 % interval (paired t; nan for one seed).
     """
 
@@ -141,6 +144,7 @@ class Row:
     spread: dict[str, float]
     gain: float | None
     interval: float
+    over: str = REFERENCE
 
     @property
     def verdict(self) -> str:
@@ -151,7 +155,8 @@ class Row:
             return "one seed: cannot tell"
         if abs(self.gain) <= self.interval:
             return "within noise"
-        return "better" if self.gain > 0 else "worse"
+        than = "" if self.over == REFERENCE else f" than {self.over}"
+        return ("better" if self.gain > 0 else "worse") + than
 
 
 def summarize(cells: Sequence[Cell]) -> list[Row]:
@@ -160,14 +165,17 @@ def summarize(cells: Sequence[Cell]) -> list[Row]:
     for detector in dict.fromkeys(cell.detector for cell in cells):
         for amount in sorted({cell.amount for cell in cells}):
             group = [cell for cell in cells if cell.detector == detector and cell.amount == amount]
-            reference = {cell.seed: cell.scores["AP"] for cell in group if cell.method == REFERENCE}
-            for method in dict.fromkeys(cell.method for cell in group):
-                rows.append(_row([cell for cell in group if cell.method == method], reference))
+            methods = list(dict.fromkeys(cell.method for cell in group))
+            for method in methods:
+                plain = method.removesuffix(UNLABELLED)
+                over = plain if plain != method and plain in methods else REFERENCE
+                reference = {cell.seed: cell.scores["AP"] for cell in group if cell.method == over}
+                rows.append(_row([cell for cell in group if cell.method == method], reference, over))
     return rows
 
 
-def _row(group: Sequence[Cell], reference: dict[int, float]) -> Row:
-    """Cells that differ in their seed alone; `reference`: seed -> AP from scratch with the same labels."""
+def _row(group: Sequence[Cell], reference: dict[int, float], over: str) -> Row:
+    """Cells that differ in their seed alone; `reference`: seed -> AP of the start `over` with the same labels."""
     first, n = group[0], len(group)
     gains = [cell.scores["AP"] - reference[cell.seed] for cell in group if cell.seed in reference]
     compared = bool(gains) and first.method != REFERENCE
@@ -185,6 +193,7 @@ def _row(group: Sequence[Cell], reference: dict[int, float]) -> Row:
         {name: float(np.std(values, ddof=1)) if n > 1 else math.nan for name, values in scores.items()},
         statistics.fmean(gains) if compared else None,
         interval,
+        over,
     )
 
 
@@ -210,7 +219,8 @@ def table(rows: Sequence[Row]) -> str:
 
 NOTE = (
     "± is the standard deviation over seeds; a seed sets the choice of labelled images, the new layers and the order "
-    "of images. The gain is paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, "
+    "of images. The gain is over training from scratch or, with +unlabelled, over the same start without it; it is "
+    "paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, "
     "so the spread does not hold the chance of pretraining itself."
 )
 
