@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from boxless.recipes.schema import PretrainOptim
+from boxless.tasks.pretrain import make_pretrain_optimizer
 from boxless.training.optim import (
     Lars,
     ema_momentum,
@@ -52,14 +54,21 @@ def test_lars_follows_the_equations() -> None:
 
 
 def test_lars_can_treat_biases_like_weights() -> None:
-    values, gradients = torch.tensor([3.0, 4.0]), torch.tensor([0.6, 0.8])
+    values, gradients = torch.tensor([3.0, 4.0]), torch.tensor([0.8, -0.6])
     bias, weight = (nn.Parameter(values.view(shape).clone()) for shape in ((2,), (1, 2)))
     optimizer = Lars([bias, weight], lr=0.5, weight_decay=0.1, adapt_biases=True)
     bias.grad, weight.grad = gradients, gradients.view(1, 2)
     optimizer.step()
     torch.testing.assert_close(bias.data, weight.data[0])
-    # a decayed gradient of 0.3 p has the ratio 0.001 / 0.3
-    torch.testing.assert_close(bias.data, values - 0.5 * 0.001 * values)
+    ratio = 0.001 * 5 / (1 + 0.1 * 5 + 1e-8)  # apex's LARC, as SwAV has it
+    torch.testing.assert_close(bias.data, values - 0.5 * ratio * (gradients + 0.1 * values))
+
+
+def test_biases_decay_where_a_recipe_treats_them_like_weights() -> None:
+    net = small_net()
+    for adapt, decays in ((False, {1e-6, 0.0}), (True, {1e-6})):
+        settings = PretrainOptim(name="lars", weight_decay=1e-6, adapt_biases=adapt)
+        assert {group["weight_decay"] for group in make_pretrain_optimizer(net, settings).param_groups} == decays
 
 
 def test_lars_ratio_is_one_where_a_norm_is_zero() -> None:

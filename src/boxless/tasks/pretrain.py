@@ -243,7 +243,10 @@ def make_pretrain_optimizer(module: nn.Module, settings: PretrainOptim) -> Optim
     """The optimiser of a pretraining, over everything that takes gradients."""
     groups = parameter_groups(module, settings.weight_decay)
     for group in groups:
-        group["lr_scale"] = settings.bias_lr_scale if group["params"][0].ndim <= 1 else 1.0
+        biases = group["params"][0].ndim <= 1
+        group["lr_scale"] = settings.bias_lr_scale if biases else 1.0
+        if biases and settings.adapt_biases and settings.name == "lars":
+            group["weight_decay"] = settings.weight_decay
     return make_optimizer(settings.name, groups, settings.base_lr, settings.momentum, settings.adapt_biases)
 
 

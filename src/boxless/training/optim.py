@@ -16,9 +16,10 @@ class Lars(Optimizer):
 
     Per tensor `p` with gradient `g`: `g += weight_decay * p`, `g *= trust_coefficient * |p| / |g|` (factor 1 where
     either norm is 0), `m = momentum * m + g`, `p -= lr * m`. Tensors of at most one dimension (biases, norms) take
-    plain momentum SGD at the full rate: no decay, no scaling; with `adapt_biases` they are treated like the others, as
-    in SwAV's LARC. The tensors of one group live on one device. Gradients
-    are left as they were, and nothing waits for the device.
+    plain momentum SGD at the full rate: no decay, no scaling. With `adapt_biases` all tensors are treated alike and the
+    factor is `trust_coefficient * |p| / (|g| + weight_decay * |p| + 1e-8)`, with g before the decay, as in SwAV's code
+    (apex's LARC). The tensors of one group live on one device. Gradients are left as they were, and nothing waits for
+    the device.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Lars(Optimizer):
         adapt_biases: bool = False,
     ) -> None:
         defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
-        self.adapted_from = 0 if adapt_biases else 2
+        self.adapt_biases = adapt_biases
         super().__init__(params, defaults)
 
     @overload
@@ -49,8 +50,9 @@ class Lars(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            self._descend([p for p in params if p.ndim >= self.adapted_from], group, adapted=True)
-            self._descend([p for p in params if p.ndim < self.adapted_from], group, adapted=False)
+            alike = [p for p in params if p.ndim > 1 or self.adapt_biases]
+            self._descend(alike, group, adapted=True)
+            self._descend([p for p in params if p.ndim <= 1 and not self.adapt_biases], group, adapted=False)
         return loss
 
     def _descend(self, params: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
@@ -58,7 +60,8 @@ class Lars(Optimizer):
             return
         updates = [p.grad for p in params if p.grad is not None]
         if adapted:
-            updates = _trusted(params, updates, group["weight_decay"], group["trust_coefficient"])
+            trust = group["weight_decay"], group["trust_coefficient"], self.adapt_biases
+            updates = _trusted(params, updates, *trust)
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -68,11 +71,18 @@ class Lars(Optimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
-def _trusted(params: list[Tensor], grads: list[Tensor], weight_decay: float, coefficient: float) -> list[Tensor]:
-    """Decayed gradients, each scaled by its trust ratio; the decay counts in the ratio's norm."""
+def _trusted(
+    params: list[Tensor], grads: list[Tensor], weight_decay: float, coefficient: float, apart: bool
+) -> list[Tensor]:
+    """Decayed gradients, each scaled by its trust ratio.
+
+    The decay counts in the ratio's norm or, if `apart`, beside it.
+    """
     updates = list(torch._foreach_add(grads, params, alpha=weight_decay))
     weight_norms = torch.stack(torch._foreach_norm(params))
-    update_norms = torch.stack(torch._foreach_norm(updates))
+    update_norms = torch.stack(torch._foreach_norm(grads if apart else updates))
+    if apart:
+        update_norms = torch.where(update_norms > 0, update_norms + weight_decay * weight_norms + 1e-8, 0.0)
     usable = (weight_norms > 0) & (update_norms > 0)
     ratios = torch.where(usable, coefficient * weight_norms / update_norms, 1.0)
     torch._foreach_mul_(updates, list(ratios.unbind()))
