@@ -34,7 +34,7 @@ def _largest(task: "PretrainTask", error: OutOfMemory) -> int | None:
     while images >= 2:
         try:
             with task.fabric.autocast():
-                loss = task.loss(task.module, _first(error.batch, images), error.step)["loss"]
+                loss = task.loss(task.module, first_images(error.batch, images), error.step)["loss"]
             task.fabric.backward(loss)
             return images
         except Exception as again:
@@ -46,7 +46,7 @@ def _largest(task: "PretrainTask", error: OutOfMemory) -> int | None:
     return None
 
 
-def _first(batch: Batch, images: int) -> Batch:
+def first_images(batch: Batch, images: int) -> Batch:
     """The first images of a batch."""
     views = tuple(v and View(v.image[:images], v.from_source[:images]) for v in batch.views)
     return replace(batch, views=views, boxes=batch.boxes[:images], valid=batch.valid[:images])

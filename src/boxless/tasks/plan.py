@@ -266,7 +266,7 @@ def with_unlabelled(cost: Cost, recipe: FinetuneRecipe) -> Cost:
 
 def _peak(fabric: Fabric, module: torch.nn.Module, samples: Sequence[DetectionSample]) -> int:
     """Memory at the peak of a forward and backward pass, bytes."""
-    _reset_peak(fabric.device)
+    reset_peak(fabric.device)
     try:
         loss = detector_losses(module, list(samples), fabric.device)["loss"]
         fabric.backward(loss)
@@ -275,17 +275,23 @@ def _peak(fabric: Fabric, module: torch.nn.Module, samples: Sequence[DetectionSa
             raise
         return 2**62
     module.zero_grad(set_to_none=True)
-    if fabric.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(fabric.device)
+    return peak_memory(fabric.device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory that was taken since `reset_peak`, bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM") or _status("VmRSS")
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of memory start from what is used now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from what is used now
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
     except OSError:
         return
 

@@ -18,7 +18,8 @@ from boxless.interop.imagenet import in_words
 from boxless.recipes.overrides import override
 from boxless.recipes.schema import PretrainRecipe
 from boxless.runs.run import Run
-from boxless.tasks.plan import FEWEST_STEPS, MOST_MINUTES, available_memory
+from boxless.tasks.batch_size import first_images
+from boxless.tasks.plan import FEWEST_STEPS, MOST_MINUTES, ROOM, Cost, available_memory, peak_memory, reset_peak
 from boxless.tasks.pretrain import PretrainTask
 from boxless.tasks.schedule import PretrainSchedule
 from boxless.training.device import make_fabric, resolve_precision
@@ -68,7 +69,8 @@ def planned_pretraining(
     if world_size() > 1 or recipe.method.needs_boxes or not (timed or not options.quiet):
         return recipe
     fabric = make_fabric(recipe.precision)
-    seconds = seconds_a_step(recipe, fabric, images)
+    cost = measure(recipe, fabric, images)
+    seconds = cost.seconds
     minutes = options.minutes
     if minutes is None and timed and fabric.device.type == "cpu":
         minutes = max(MOST_MINUTES, FEWEST * seconds / 60)
@@ -83,7 +85,7 @@ def planned_pretraining(
         if options.minutes is not None or fitting < steps:
             steps = fitting
             recipe = replace(recipe, epochs=epochs_of(steps, recipe.batch_size, len(images)))
-    say(describe_plan(recipe, images, seconds, weights, fabric), options.quiet)
+    say(describe_plan(recipe, images, cost, weights, fabric), options.quiet)
     return recipe
 
 
@@ -107,27 +109,37 @@ def epochs_of(steps: int, batch: int, images: int) -> float:
     return steps / (images // min(batch, images))
 
 
-def seconds_a_step(recipe: PretrainRecipe, fabric: Fabric, images: ImageIndex) -> float:
-    """Time of a step on the first images, views and all, without moving a weight; the second of two, s."""
+def measure(recipe: PretrainRecipe, fabric: Fabric, images: ImageIndex) -> Cost:
+    """Time and memory of a step, views and all, by one of a quarter of a batch and one of all; no weight moves.
+
+    Raises:
+        UserError: a batch does not fit into memory.
+    """
     task = PretrainTask(replace(recipe, workers=0), fabric, Path(), images, quiet=True)
     task.build()
     module = fabric.setup_module(task.module).train()
-    seconds = 0.0
-    began = time.perf_counter()
-    for batch in task.batches(0, 2):
-        loss = task.loss(module, batch, 0)["loss"]
-        fabric.backward(loss)
+    room, peak, seconds = available_memory(fabric.device), 0, 0.0
+    batches = task.batches(0, 2)
+    for share in (max(2, task.batch // 4), task.batch):
+        needed = peak * task.batch // max(2, task.batch // 4)
+        if needed > ROOM * room:
+            raise UserError(
+                f"memory: a step of {task.batch} images needs about {needed / 1e9:.1f} GB, {room / 1e9:.1f} GB are "
+                "free; give a smaller --batch-size or --method.size, or close other programs"
+            )
+        reset_peak(fabric.device)
+        began = time.perf_counter()
+        batch = first_images(next(batches), share)
+        fabric.backward(task.loss(module, batch, 0)["loss"])
         module.zero_grad(set_to_none=True)
-        seconds, began = time.perf_counter() - began, time.perf_counter()
+        seconds, peak = time.perf_counter() - began, peak_memory(fabric.device)
     del module, task
     release()
-    return seconds
+    return Cost(seconds, peak, room, len(batch.valid))
 
 
-def describe_plan(
-    recipe: PretrainRecipe, images: ImageIndex, seconds: float, weights: str | None, fabric: Fabric
-) -> str:
-    """The plan in four lines for people."""
+def describe_plan(recipe: PretrainRecipe, images: ImageIndex, cost: Cost, weights: str | None, fabric: Fabric) -> str:
+    """The plan in five lines for people."""
     schedule, method, device = PretrainSchedule.of(recipe, len(images)), recipe.method, fabric.device
     start = f"weights {in_words(weights)}" if weights else "from random weights"
     size = getattr(method, "size", None)
@@ -137,6 +149,7 @@ def describe_plan(
         f"  {len(images)} images, each seen {recipe.epochs:.3g} times{views}\n"
         f"  {schedule.steps} steps of {schedule.batch} images, {schedule.warmup} of them to warm up; "
         f"{recipe.optim.name}, peak rate {schedule.peak:.2g}\n"
-        f"  {device.type} ({resolve_precision(recipe.precision)}): {seconds:.2g} s a step, about "
-        f"{duration(seconds * schedule.steps)}; {available_memory(device) / 1e9:.1f} GB of memory are free"
+        f"  {device.type} ({resolve_precision(recipe.precision)}): {cost.seconds:.2g} s a step, about "
+        f"{duration(cost.seconds * schedule.steps)} to train\n"
+        f"  memory: {cost.memory / 1e9:.1f} of {cost.available / 1e9:.1f} GB"
     )
