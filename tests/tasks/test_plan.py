@@ -12,6 +12,7 @@ import boxless
 from boxless.data.annotations.read import LabelledData, LabelledImage
 from boxless.errors import UserError
 from boxless.recipes.faster_rcnn import FASTER_RCNN_AUTO
+from boxless.recipes.overrides import override
 from boxless.runs.run import Run
 from boxless.tasks import plan
 from boxless.tasks.plan import ANCHORS, FEWEST_BY_LABELS, choose_settings
@@ -91,6 +92,17 @@ def test_the_installed_imagenet_weights_are_the_start_unless_the_user_says_other
     monkeypatch.setattr("boxless.runs.weights.is_installed", lambda: False)
     finetune(scenes, tmp_path / "run", dry_run=True, **size)
     assert "on resnet18, from random weights" in capsys.readouterr().err
+
+
+@given(st.floats(1, 400), st.floats(10, 200))
+def test_images_are_smaller_where_few_steps_fit(steps: float, side: float) -> None:
+    recipe = override(FASTER_RCNN_AUTO, choose_settings(FASTER_RCNN_AUTO, labels(side), "cpu", ()))
+    shown = plan.smaller(recipe, steps, labels(side), "cpu", ())
+    before, after = recipe.min_size[-1], shown.min_size[-1]
+    assert after == before if steps >= plan.WORTHWHILE else plan.LEAST_SIDE <= after < before
+    assert shown.max_size - 1 <= recipe.max_size * after / before <= shown.max_size + 1
+    assert shown.detector.anchor_sizes <= recipe.detector.anchor_sizes  # type: ignore[union-attr]
+    assert plan.smaller(recipe, steps, labels(side), "cpu", ("min_size",)) == recipe
 
 
 @given(st.floats(0.01, 1000), st.integers(1, 5000), st.floats(1, 100))

@@ -47,6 +47,10 @@ MOST_MINUTES = 60.0
 """Time to train on a processor where the user gives neither steps nor minutes."""
 FEWEST_STEPS = 50
 """Steps below which nothing is learned that is worth measuring."""
+WORTHWHILE = 150
+"""Steps for which images are shown smaller where fewer fit into the time."""
+LEAST_SIDE = 160
+"""Smallest shorter side that this leads to, px."""
 TEACHING = 2 / 3
 """Time of the teacher's two looks at a batch, as a share of a step's."""
 ROOM = 0.8
@@ -89,21 +93,32 @@ def planned(
     """
     run, fabric = Run(out), make_fabric(recipe.precision)
     chosen = choose_labels(data, recipe)
+    inherited = _settings_of(weights, recipe, options.given) if options.settings else {}
     if options.settings:
         settings = choose_settings(recipe, chosen, fabric.device.type, options.given)
-        recipe = override(recipe, settings | _settings_of(weights, recipe, options.given))
+        recipe = override(recipe, settings | inherited)
     started = run.recipe_file.is_file() and (bool(run.checkpoints) or run.finished)
     if started:
         decided = options.minutes is not None or (options.settings and not _has_length(options.given))
+        resized = options.minutes is not None and options.settings
         kept = {"accumulate": recipe.accumulate == "auto", "iterations": decided}
+        kept |= {"min_size": resized, "max_size": resized}
+        kept["detector.anchor_sizes"] = resized and hasattr(recipe.detector, "anchor_sizes")
         return override(recipe, {key: run.settings[key] for key, taken in kept.items() if taken})
     if world_size() > 1 or (options.quiet and options.minutes is None and not options.settings):
         return recipe
     if recipe.detector.targets == "classes":
         return recipe
-    cost = measure(recipe, fabric, data, val)
-    if unlabelled:
-        cost = with_unlabelled(cost, recipe)
+
+    def measured(recipe: FinetuneRecipe) -> Cost:
+        cost = measure(recipe, fabric, data, val)
+        return with_unlabelled(cost, recipe) if unlabelled else cost
+
+    cost = measured(recipe)
+    if options.settings and options.minutes is not None:
+        fixed = {*options.given, *inherited}
+        shown = smaller(recipe, 60 * options.minutes / cost.seconds, chosen, fabric.device.type, fixed)
+        recipe, cost = (recipe, cost) if shown == recipe else (shown, measured(shown))
     if options.minutes is not None:
         steps = int(60 * options.minutes / cost.seconds)
         if steps < FEWEST_STEPS:
@@ -168,6 +183,19 @@ def choose_settings(recipe: FinetuneRecipe, data: LabelledData, device: str, giv
     if _has_length(given):
         del settings["iterations"]
     return {key: value for key, value in settings.items() if key not in given}
+
+
+def smaller(
+    recipe: FinetuneRecipe, steps: float, data: LabelledData, device: str, given: Collection[str]
+) -> FinetuneRecipe:
+    """The recipe with images so small that about `WORTHWHILE` steps fit into a time for `steps`, and their anchors."""
+    if steps >= WORTHWHILE or {"min_size", "max_size"} & set(given):
+        return recipe
+    side = recipe.min_size[-1]
+    size = min(side, max(LEAST_SIDE, 16 * int(side * np.sqrt(steps / WORTHWHILE) / 16)))
+    shown = replace(recipe, min_size=(size,), max_size=int(size * recipe.max_size / side) + 1)
+    kept = {*given, "min_size", "max_size", "iterations"}
+    return override(shown, choose_settings(shown, data, device, kept))
 
 
 def _has_length(given: Collection[str]) -> bool:
