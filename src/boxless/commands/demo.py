@@ -10,20 +10,24 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "demo"
 
 
-def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
-    """Run the whole workflow on built-in data, without any download, and show the gain of pretraining.
+def demo(out: str | Path = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
+    """Run the whole workflow on built-in data, without any download: a detector, and what unlabelled images add to it.
 
-    Draws scenes of real handwritten digits on real photographs, pretrains on those without labels, fine-tunes a
-    detector on few labelled ones, with and without it, and ends with the table, the figure and drawn detections.
+    Draws scenes of real handwritten digits on real photographs, trains detectors on few labelled ones from ImageNet
+    weights, with and without self-training on those without labels, and ends with the table, the figure and drawn
+    detections.
 
     Args:
         out: Folder for the scenes and the comparison. An unfinished demo in it is resumed.
         seeds: Fine-tunings per start.
         recipe: Name of a shipped recipe (see boxless recipes) or a YAML file.
-        **overrides: Keys of the recipe, such as pretrain.epochs.
+        **overrides: Keys of the recipe, such as finetune.iterations.
 
     Returns:
         The comparison; printed, it is the table.
+
+    Raises:
+        UserError: If the package of the ImageNet weights is not installed.
     """
     from boxless.commands.compare import compare
     from boxless.commands.evaluate import evaluate
@@ -31,23 +35,24 @@ def demo(out: str = "runs/demo", seeds: int = 5, recipe: str = DEFAULT_RECIPE, *
 
     folder = Path(out)
     scenes = folder / "scenes"
-    make_scenes(scenes, unlabelled=1000, train=200, val=150, size=64)
+    make_scenes(scenes, unlabelled=600, train=200, val=150, size=96)
     annotations = scenes / "annotations"
+    start = "imagenet+unlabelled"
     comparison = compare(
         data=str(scenes / "images" / "unlabelled"),
         labels=str(annotations / "train.json"),
         val=str(annotations / "val.json"),
         out=str(folder / "comparison"),
-        methods="none,joint",
-        label_fraction="0.2",
+        methods=f"imagenet,{start}",
+        label_fraction="0.5",
         seeds=seeds,
         recipe=recipe,
         jobs=min(4, os.cpu_count() or 1),
         **overrides,
     )
     detector = comparison.cells[0].detector  # --finetune.detector.kind may name another
-    run = comparison.path / "finetune" / detector / "joint" / "labels-0.2" / "seed-0"
+    run = comparison.path / "finetune" / detector / start / "labels-0.5" / "seed-0"
     drawn = evaluate(str(run), str(annotations / "val.json"), str(folder / "detections"), quiet=True)
-    print(f"detections, labels left and what the pretrained detector found right: {drawn.path}/examples.png")
+    print(f"detections, labels left and what the detector found right: {drawn.path}/examples.png")
     print(f"report: {folder / 'comparison' / 'report.html'}")
     return comparison
