@@ -178,5 +178,5 @@ def test_the_demo_draws_what_its_own_detector_found(tmp_path, monkeypatch, capsy
     demo(str(tmp_path), seeds=1, **TINY, **{"finetune.detector.kind": "retinanet"})
     assert f"{tmp_path}/detections/examples.png" in capsys.readouterr().out
     measured = json.loads((tmp_path / "detections" / "evaluation.json").read_text())
-    trained = tmp_path / "comparison" / "finetune" / "retinanet" / "joint" / "labels-0.2" / "seed-0"
+    trained = tmp_path / "comparison" / "finetune" / "retinanet" / "imagenet+unlabelled" / "labels-0.5" / "seed-0"
     assert Path(measured["run"]) == trained.resolve()

@@ -37,7 +37,7 @@ DEMO = CompareRecipe(
     pretrain=DENSECL_AUTO,
     finetune=replace(
         FASTER_RCNN_AUTO,
-        iterations=300,
+        iterations=200,
         min_size=(144,),
         max_size=144,
         checkpoint_every=100,
