@@ -195,6 +195,8 @@ def make_world(folder: Path) -> None:
     make_scenes(scenes, unlabelled=4, train=4, val=2, size=64)
     images = scenes / "images"
     shutil.copytree(images / "val", folder / "more_images")
+    for name, source in zip(("photo.jpg", "other.jpg"), sorted((images / "val").iterdir()), strict=True):
+        shutil.copy(source, folder / name)
     shutil.copytree(ROOT / "studies", folder / "studies")  # recipes of pages that are read from a checkout
     for part in ("train", "val"):
         labels = json.loads((scenes / "annotations" / f"{part}.json").read_text())

@@ -25,6 +25,7 @@ from boxless.commands.evaluate import evaluate
 from boxless.commands.export import export
 from boxless.commands.figures import figures
 from boxless.commands.finetune import finetune
+from boxless.commands.load import load
 from boxless.commands.pack import pack
 from boxless.commands.predict import predict
 from boxless.commands.pretrain import pretrain
@@ -45,6 +46,7 @@ __all__ = [
     "export",
     "figures",
     "finetune",
+    "load",
     "pack",
     "predict",
     "pretrain",

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, overload
 
 from boxless.errors import UserError
 
@@ -22,6 +22,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+Place = str | Path
+"""A file, a folder, an address or another word for one, as users name it."""
+Places = Place | Sequence[Place]
+"""One place, or several."""
 
 PARTIAL = ".partial"
 """Suffix of an incomplete file; a later try overwrites one that a kill has left."""
@@ -31,6 +36,25 @@ _NO_PLACE = (*_REFUSED, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, 
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 _held: set[IO[str]] = set()
+
+
+@overload
+def as_text(places: None) -> None: ...
+
+
+@overload
+def as_text(places: Place) -> str: ...  # type: ignore[overload-overlap]
+
+
+@overload
+def as_text(places: Sequence[Place]) -> list[str]: ...
+
+
+def as_text(places: Places | None) -> str | list[str] | None:
+    """Places as text: messages show them and runs note them down."""
+    if places is None or isinstance(places, str | Path):
+        return None if places is None else str(places)
+    return list(map(str, places))
 
 
 @contextlib.contextmanager

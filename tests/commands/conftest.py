@@ -41,8 +41,13 @@ def runs(digits: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> S
     """Runs of the real commands, two steps each: `pretrained` by SoCo, `boxes` (Faster R-CNN), `masks` (Mask R-CNN)."""
     out = tmp_path_factory.mktemp("runs")
     shared = {**TRUNK, "workers": 0, "quiet": True}
-    boxless.pretrain(digits.unlabelled, str(out / "pretrained"), "soco-small", **shared, **PRETRAIN)
+    boxless.pretrain(Path(digits.unlabelled), out / "pretrained", "soco-small", **shared, **PRETRAIN)
     for name, kind in (("boxes", "faster_rcnn"), ("masks", "mask_rcnn")):
-        labels = {"data": digits.train, "val": digits.val, "detector.kind": kind, "detector.mask_norm": True}
-        boxless.finetune(out=str(out / name), **labels, **shared, **FINETUNE)
+        labels = {
+            "data": Path(digits.train),
+            "val": [Path(digits.val)],
+            "detector.kind": kind,
+            "detector.mask_norm": True,
+        }
+        boxless.finetune(out=out / name, **labels, **shared, **FINETUNE)
     return SimpleNamespace(**{name: str(out / name) for name in ("pretrained", "boxes", "masks")})

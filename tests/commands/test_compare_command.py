@@ -73,10 +73,10 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
 
     def run(jobs, label_fraction="0.2,0.5", **settings):
         return compare(
-            data=str(tmp_path / "scenes" / "images" / "unlabelled"),
-            labels=str(annotations / "train.json"),
-            val=str(annotations / "val.json"),
-            out=str(out),
+            data=tmp_path / "scenes" / "images" / "unlabelled",
+            labels=annotations / "train.json",
+            val=annotations / "val.json",
+            out=out,
             label_fraction=label_fraction,
             seeds=1,
             jobs=jobs,
@@ -90,6 +90,8 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
         (method, images) for method in ("none", "densecl", "soco") for images in (2, 5)
     }
     assert all(0 <= cell.scores["AP"] <= 1 for cell in first.cells)
+    assert first.table()["method"] == [row.method for row in first.rows]
+    assert first.table()["AP"] == [row.mean["AP"] for row in first.rows]
     printed = capsys.readouterr().out
     assert "| from scratch | 2 (20%) |" in printed
     with (out / "comparison.csv").open() as file:
@@ -104,7 +106,7 @@ def test_compare_pretrains_finetunes_and_resumes_cell_by_cell(tmp_path, capsys):
     changed = [path for path, time in trained.items() if path.stat().st_mtime_ns != time]
     assert [path.parent.parent.parent.name for path in changed] == ["soco"]
     (c4 := tmp_path / "c4.yaml").write_text(C4)
-    several = run(jobs=1, label_fraction="0.5", methods="none,soco", detectors=f"retinanet,{c4}")
+    several = run(jobs=1, label_fraction="0.5", methods="none,soco", detectors=["retinanet", c4])
     assert [(cell.detector, cell.method) for cell in several.cells] == [
         (detector, method) for detector in ("retinanet", "c4") for method in ("none", "soco")
     ]

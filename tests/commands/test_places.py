@@ -1,9 +1,11 @@
 """Where --out cannot be: one line that names it, from every command that writes."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+import boxless
 from boxless.cli import main
 
 COMMANDS = {
@@ -38,3 +40,22 @@ def test_a_place_that_is_refused_is_one_line(command, name, reason, runs, digits
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"boxless: error: {tmp_path}/{name[:9]}\S*: cannot be used \(({reason})\); fix that", said)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_paths_may_be_those_of_pathlib(runs, digits, tmp_path):
+    run, val, images = Path(runs.boxes), Path(digits.val), digits.images
+    quiet = {"quiet": True}
+    boxless.statistics([images], workers=1, **quiet)
+    boxes = boxless.propose(images, tmp_path / "boxes.parquet", method="grid", recall=val, workers=1, **quiet)
+    boxless.pack(val, tmp_path / "packed", proposals=boxes.path, workers=1, **quiet)
+    boxless.predict(run, [images], tmp_path / "found", **quiet)
+    boxless.evaluate(run, val, tmp_path / "scores", **quiet)
+    boxless.figures([run], val, kinds="curves", **quiet)
+    boxless.report([run, Path(runs.masks)], tmp_path / "both.html", **quiet)
+    weights = boxless.export(run, tmp_path / "run.safetensors", to="safetensors", **quiet)
+    boxless.convert(weights, tmp_path / "converted.safetensors", **quiet)
+    boxless.publish(run, tmp_path / "published", **quiet)
+    boxless.recipes(run / "recipe.yaml")
+    small = {"kind": "correspondence", "size": 33, "backbone": "resnet18", "workers": 0}
+    boxless.probe(["none"], val, tmp_path / "probe", **small, **quiet)
+    assert boxless.report(run, **quiet).path == run / "report.html"

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.tasks.compare import Comparison
 
@@ -12,17 +14,17 @@ DEFAULT_METHODS = ("none", "densecl", "soco")
 
 
 def compare(
-    data: str | list[str],
-    labels: str,
-    val: str,
-    out: str,
-    methods: str | None = None,
-    detectors: str | None = None,
+    data: Places,
+    labels: Place,
+    val: Place,
+    out: Place,
+    methods: Places | None = None,
+    detectors: Places | None = None,
     label_fraction: str | None = None,
     shots: str | None = None,
     seeds: int = 3,
-    recipe: str = DEFAULT_RECIPE,
-    weights: str | None = None,
+    recipe: Place = DEFAULT_RECIPE,
+    weights: Place | None = None,
     jobs: int = 1,
     quiet: bool = False,
     **overrides: Any,
@@ -37,11 +39,11 @@ def compare(
         labels: Labels to learn from, in the forms of `boxless finetune`.
         val: Labels to measure AP with.
         out: Folder of the comparison, for comparison.csv, comparison.md, figures/ and report.html.
-        methods: Starts, separated by commas: none (from scratch), imagenet (see `boxless finetune`; all starts then
-            have its backbone), a method, a start of the recipe's own, a recipe, a run's folder or a weights file. With
-            +unlabelled behind it (imagenet+unlabelled) its fine-tunings also learn from the images of data, by
-            self-training. By default none and the recipe's own, or else none,densecl,soco.
-        detectors: Detectors that every start is put into, separated by commas: a kind such as retinanet, with the
+        methods: Starts, separated by commas or as a list: none (from scratch), imagenet (see `boxless finetune`; all
+            starts then have its backbone), a method, a start of the recipe's own, a recipe, a run's folder or a weights
+            file. With +unlabelled behind it (imagenet+unlabelled) its fine-tunings also learn from the images of data,
+            by self-training. By default none and the recipe's own, or else none,densecl,soco.
+        detectors: Detectors that every start is put into, in the same forms: a kind such as retinanet, with the
             recipe's settings, or a fine-tuning recipe or YAML file with its own. By default the recipe's.
         label_fraction: Shares of the labels to learn from, separated by commas; 0.1 by default.
         shots: Labelled boxes per class to learn from, separated by commas (1,5,10), instead of shares; see finetune.
@@ -76,10 +78,12 @@ def compare(
     from boxless.training.faults import one_line_faults
     from boxless.training.signals import stoppable
 
-    weights = local(renamed(overrides, "init", "weights", weights))
+    data, labels, val, out = as_text(data), as_text(labels), as_text(val), as_text(out)
+    recipe = as_text(recipe)
+    weights = local(as_text(renamed(overrides, "init", "weights", weights)))
     refuse_decided(overrides)
     common = load(recipe, CompareRecipe)
-    chosen = None if methods is None else [word.strip() for word in methods.split(",") if word.strip()]
+    chosen = None if methods is None else _words(methods)
     has_embedded = any(word.removesuffix(UNLABELLED) == WORD for word in chosen or ())
     body = local(WORD) if weights is None and has_embedded else weights  # all starts have the same
     common = replace(common, pretrain=with_trunk_of(common.pretrain, body))
@@ -87,7 +91,7 @@ def compare(
     words = ["none", *settings.starts] if settings.starts else DEFAULT_METHODS
     words = words if chosen is None else chosen
     starts = resolve_starts(words, settings, weights)
-    choices = resolve_detectors([word.strip() for word in (detectors or "").split(",") if word.strip()], settings)
+    choices = resolve_detectors(_words(detectors or ()), settings)
     amounts = amounts_of(label_fraction, shots)
     if not starts or min(seeds, jobs) < 1:
         raise UserError("expected at least one of methods, and seeds and jobs of 1 or more")
@@ -102,3 +106,9 @@ def compare(
     print(f"\n{comparison}\n\n{NOTE}\n\nwritten: {out}/comparison.md, comparison.csv, figures/")
     print(f"report: {write_report([out])}")
     return comparison
+
+
+def _words(given: Places) -> list[str]:
+    """Words that are separated by commas, in one text or several."""
+    places = [given] if isinstance(given, str | Path) else given
+    return [word.strip() for place in places for word in str(place).split(",") if word.strip()]

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from boxless.files import Place, as_text
 
-def convert(file: str, out: str, prefix: str = "", quiet: bool = False) -> Path:
+
+def convert(file: Place, out: Place, prefix: str = "", quiet: bool = False) -> Path:
     """Keep only the tensors of a checkpoint that also holds other objects, without running its code.
 
     Once is enough: pretrain, compare and finetune take what it writes. Names stay as they are, but for a prefix.
@@ -23,6 +25,7 @@ def convert(file: str, out: str, prefix: str = "", quiet: bool = False) -> Path:
     """
     from safetensors.torch import save
 
+    file, out = as_text(file), as_text(out)
     from boxless.errors import UserError
     from boxless.files import make_folder, written
     from boxless.interop.files import converted

@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxless.files import Place, as_text
+
 if TYPE_CHECKING:
     from boxless.tasks.compare import Comparison
 
 DEFAULT_RECIPE = "demo"
 
 
-def demo(out: str | Path = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
+def demo(out: Place = "runs/demo", seeds: int = 3, recipe: Place = DEFAULT_RECIPE, **overrides: Any) -> "Comparison":
     """Run the whole workflow on built-in data, without any download: a detector, and what unlabelled images add to it.
 
     Draws scenes of real handwritten digits on real photographs, trains detectors on few labelled ones from ImageNet
@@ -33,6 +35,7 @@ def demo(out: str | Path = "runs/demo", seeds: int = 3, recipe: str = DEFAULT_RE
     from boxless.commands.evaluate import evaluate
     from boxless.data.scenes import make_scenes
 
+    recipe = as_text(recipe)
     folder = Path(out)
     scenes = folder / "scenes"
     make_scenes(scenes, unlabelled=600, train=200, val=150, size=96)

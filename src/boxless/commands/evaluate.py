@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from boxless.files import Place, as_text
+
 if TYPE_CHECKING:
     from boxless.tasks.evaluate import EvaluationResult
 
 
-def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -> "EvaluationResult":
+def evaluate(run: Place, data: Place, out: Place | None = None, quiet: bool = False) -> "EvaluationResult":
     """Measure a fine-tuned detector against labels: AP by the metric of its recipe, or FCN's mIoU.
 
     Writes evaluation.json (the scores), detections.json (COCO results; not of FCN), examples.png and .svg (labels and
@@ -29,6 +31,7 @@ def evaluate(run: str, data: str, out: str | None = None, quiet: bool = False) -
     from boxless.report.build import write_report
     from boxless.tasks.evaluate import run_evaluation
 
+    run, data, out = as_text(run), as_text(data), as_text(out)
     result = run_evaluation(run, data, out, quiet)
     write_report([str(result.report.parent)], result.report)
     if not quiet:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from boxless.files import Place, as_text
+
 SUFFIXES = {
     "torchvision-backbone": ".safetensors",
     "torchvision-detector": ".safetensors",
@@ -16,8 +18,8 @@ SUFFIXES = {
 
 
 def export(
-    run: str,
-    out: str,
+    run: Place,
+    out: Place,
     to: Literal[
         "torchvision-backbone",
         "torchvision-detector",
@@ -55,6 +57,7 @@ def export(
     from boxless.errors import UserError
     from boxless.export.export import export_run
 
+    run, out = as_text(run), as_text(out)
     if to not in SUFFIXES:
         raise UserError(f"to: {to}; expected {', '.join(SUFFIXES)}")
     path, suffix = Path(out), SUFFIXES[to]

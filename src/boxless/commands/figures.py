@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxless.files import Places, as_text
+
 
 @dataclass(frozen=True)
 class FiguresResult:
@@ -28,8 +30,8 @@ class FiguresResult:
 
 
 def figures(
-    run: str | list[str],
-    data: str | list[str] | None = None,
+    run: Places,
+    data: Places | None = None,
     kinds: str | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -60,6 +62,7 @@ def figures(
     from boxless.errors import UserError
     from boxless.figures.kinds import FigureContext, draw_figures
 
+    run, data = as_text(run), as_text(data)
     if seed < 0:
         raise UserError(f"seed={seed}: expected 0 or more")
     runs = (run,) if isinstance(run, str) else tuple(run)

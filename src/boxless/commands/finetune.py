@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.runs.run import Run
 
@@ -10,12 +12,12 @@ DEFAULT_RECIPE = "faster-rcnn-auto"
 
 
 def finetune(
-    data: str | list[str],
-    val: str | list[str],
-    out: str,
-    weights: str | None = None,
-    unlabelled: str | list[str] | None = None,
-    recipe: str = DEFAULT_RECIPE,
+    data: Places,
+    val: Places,
+    out: Place,
+    weights: Place | None = None,
+    unlabelled: Places | None = None,
+    recipe: Place = DEFAULT_RECIPE,
     minutes: float | None = None,
     dry_run: bool = False,
     allow_changes: bool = False,
@@ -53,6 +55,8 @@ def finetune(
     """
     from dataclasses import replace
 
+    data, val, unlabelled = as_text(data), as_text(val), as_text(unlabelled)
+    out, recipe = as_text(out), as_text(recipe)
     from boxless.data.open import index_images
     from boxless.errors import UserError
     from boxless.recipes.load import describe, load
@@ -68,8 +72,8 @@ def finetune(
     from boxless.training.progress import say
     from boxless.training.signals import stoppable
 
-    weights = renamed(overrides, "init", "weights", weights)
-    weights = local(usual_start(recipe == DEFAULT_RECIPE, overrides) if weights is None else weights)
+    start = as_text(renamed(overrides, "init", "weights", weights))
+    weights = local(usual_start(recipe == DEFAULT_RECIPE, overrides) if start is None else start)
     settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck
     settings = with_trunk_of(settings, weights)
     trunk = built_as_in(settings.trunk, weights)

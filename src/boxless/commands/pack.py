@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
     from boxless.data.shards.write import Extras
@@ -43,9 +45,9 @@ class PackResult:
 
 
 def pack(
-    data: str | list[str],
-    out: str,
-    proposals: str | None = None,
+    data: Places,
+    out: Place,
+    proposals: Place | None = None,
     shard_mb: int = 500,
     workers: int | None = None,
     engine: Literal["local", "ray"] = "local",
@@ -80,6 +82,7 @@ def pack(
     from boxless.parallel import available_cores, chosen_engine
     from boxless.training.progress import progress
 
+    data, out, proposals = as_text(data), as_text(out), as_text(proposals)
     if shard_mb < 1 or (workers is not None and workers < 1):
         raise UserError(f"shard_mb={shard_mb}, workers={workers}: expected 1 or more")
     index = index_images(data)

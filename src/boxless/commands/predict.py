@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.tasks.predict import PredictResult
 
 
-def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet: bool = False) -> "PredictResult":
+def predict(run: Place, data: Places, out: Place, score: float = 0.5, quiet: bool = False) -> "PredictResult":
     """Find objects in images with a fine-tuned detector, or the class of every pixel with FCN.
 
     Writes predictions.json, a COCO dict with a score for each object that can be read back as labels, and every image
@@ -29,6 +31,7 @@ def predict(run: str, data: str | list[str], out: str, score: float = 0.5, quiet
     """
     from boxless.tasks.predict import run_prediction
 
+    run, data, out = as_text(run), as_text(data), as_text(out)
     result = run_prediction(run, data, out, score, quiet)
     if not quiet:
         print(result)

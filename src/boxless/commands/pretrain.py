@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
     from boxless.recipes.schema import PretrainRecipe
@@ -12,14 +14,14 @@ DEFAULT_RECIPE = "densecl-auto"
 
 
 def pretrain(
-    data: str | list[str] | None = None,
-    out: str | None = None,
-    recipe: str = DEFAULT_RECIPE,
-    weights: str | None = None,
+    data: Places | None = None,
+    out: Place | None = None,
+    recipe: Place = DEFAULT_RECIPE,
+    weights: Place | None = None,
     minutes: float | None = None,
     dry_run: bool = False,
     preview: bool = False,
-    replay: str | None = None,
+    replay: Place | None = None,
     allow_changes: bool = False,
     quiet: bool = False,
     **overrides: Any,
@@ -67,14 +69,15 @@ def pretrain(
     from boxless.training.distributed import on_rank_zero, rank, rank_zero_first
     from boxless.training.signals import stoppable
 
+    data, out, recipe = as_text(data), as_text(out), as_text(recipe)
     if replay is not None:
         return _replay(Path(replay))
     if data is None or out is None:
         missing = [flag for flag, value in (("--data", data), ("--out", out)) if value is None]
         raise UserError(f"pretrain needs {' and '.join(missing)}: see boxless pretrain --help")
-    weights = renamed(overrides, "init", "weights", weights)
+    named = as_text(renamed(overrides, "init", "weights", weights))
     planned = recipe == DEFAULT_RECIPE
-    weights = local(usual_start(planned, overrides) if weights is None else weights)
+    weights = local(usual_start(planned, overrides) if named is None else named)
     settings = override(with_trunk_of(load(recipe, PretrainRecipe), weights), overrides)
     start = weights_file(weights) if weights else None
     folder = Path(out)

@@ -4,15 +4,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.tasks.probe_result import ProbeResult
 
 
 def probe(
-    weights: str | list[str],
-    data: str | list[str],
-    out: str,
-    val: str | None = None,
+    weights: Places,
+    data: Places,
+    out: Place,
+    val: Place | None = None,
     kind: Literal["linear", "knn", "svm", "low_shot", "few_shot", "correspondence"] = "linear",
     size: int | None = None,
     preset: Literal["sweep", "moco", "barlow", "vicreg", "detco", "fair", "vissl"] | None = None,
@@ -69,6 +71,7 @@ def probe(
     from boxless.tasks.probe_result import NOTES, ProbeSettings
     from boxless.training.device import worker_count
 
+    weights, data, out, val = as_text(weights), as_text(data), as_text(out), as_text(val)
     known = (("kind", kind, NOTES), ("level", level or "C5", MAPS))
     for name, value, choices in known:
         if value not in choices:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from boxless.files import Place, Places, as_text
+
 if TYPE_CHECKING:
     from boxless.data.index import ImageIndex
     from boxless.proposals.generate import Method, Produced
@@ -52,13 +54,13 @@ class ProposeResult:
 
 
 def propose(
-    data: str | list[str],
-    out: str,
+    data: Places,
+    out: Place,
     method: Literal["selective_search", "grid", "random"] | None = None,
     preset: Literal["fast", "paper", "official-code"] | None = None,
     max_side: int | None = None,
-    boxes_from: str | None = None,
-    recall: str | None = None,
+    boxes_from: Place | None = None,
+    recall: Place | None = None,
     workers: int | None = None,
     engine: Literal["local", "ray"] | None = None,
     ray_address: str | None = None,
@@ -92,6 +94,7 @@ def propose(
     from boxless.data.open import index_images
     from boxless.errors import UserError
 
+    data, out, boxes_from, recall = as_text(data), as_text(out), as_text(boxes_from), as_text(recall)
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers}: expected 1 or more")
     if Path(out).is_dir() or Path(out).suffix != ".parquet":

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from boxless.files import Place, as_text
 
-def publish(run: str, to: str, quiet: bool = False) -> str:
+
+def publish(run: Place, to: Place, quiet: bool = False) -> str:
     """Publish a finished run with a model card, to a folder or the Hugging Face Hub.
 
     The card (README.md) has recipe, data, results with their spread over seeds, use and limits; read it and say where
@@ -22,6 +24,7 @@ def publish(run: str, to: str, quiet: bool = False) -> str:
     """
     import tempfile
 
+    run, to = as_text(run), as_text(to)
     from boxless.export.publish import prepare
     from boxless.interop.hub import is_address, upload
 

@@ -1,9 +1,11 @@
 """`boxless recipes`."""
 
+from boxless.files import Place, as_text
+
 PAPERS = "the papers' tables, row by row with the commands that make them: docs/recipes.md"
 
 
-def recipes(name: str | None = None, paper: str | None = None) -> None:
+def recipes(name: Place | None = None, paper: str | None = None) -> None:
     """List the shipped recipes, or show one of them.
 
     Args:
@@ -15,6 +17,7 @@ def recipes(name: str | None = None, paper: str | None = None) -> None:
     """
     from boxless.recipes.load import describe, docstrings, load
 
+    name = as_text(name)
     if paper is not None:
         print(PAPERS)
     elif name is not None:

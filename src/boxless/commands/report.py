@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from boxless.files import Place, Places, as_text
+
 
 @dataclass(frozen=True)
 class ReportResult:
@@ -19,8 +21,8 @@ class ReportResult:
 
 
 def report(
-    run: str | list[str],
-    out: str | None = None,
+    run: Places,
+    out: Place | None = None,
     watch: bool = False,
     port: int = 8765,
     quiet: bool = False,
@@ -45,6 +47,7 @@ def report(
     """
     from boxless.report.build import write_report
 
+    run = as_text(run)
     runs = [run] if isinstance(run, str) else list(run)
     path = write_report(runs, Path(out) if out else None)
     result = ReportResult(path)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from boxless.files import Places, as_text
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -29,7 +31,7 @@ class Statistics:
         return "\n".join([*lines, f"--trunk.mean {mean} --trunk.std {std}"])
 
 
-def statistics(data: str | list[str], workers: int | None = None, quiet: bool = False) -> Statistics:
+def statistics(data: Places, workers: int | None = None, quiet: bool = False) -> Statistics:
     """Measure the mean and standard deviation of an image set's colours, to normalise with.
 
     The last line printed holds the keys for `boxless pretrain`; fine-tuning takes them over with the weights. The
@@ -48,6 +50,7 @@ def statistics(data: str | list[str], workers: int | None = None, quiet: bool = 
     from boxless.data.statistics import colour_statistics
     from boxless.errors import UserError
 
+    data = as_text(data)
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers}: expected 1 or more")
     index = index_images(data)

@@ -136,7 +136,7 @@ def decode_reduced(path: str | Path, min_scale: float) -> tuple[np.ndarray, tupl
             shrink = _shrink(image.size, min_scale, orientation)
             image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
         image.load()
-        image = _eight_bit(image)
+        image = eight_bit(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return _array(image), full
@@ -234,7 +234,8 @@ def _shrink(size: tuple[int, int], min_scale: float, orientation: int) -> int:
     return 1
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB of 8 bits, as `decode` describes."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):

@@ -136,6 +136,7 @@ def parse(key: str, expected: Any, value: object) -> Any:
         UserError: when the value is not of that type.
     """
     parser = _reader(expected)
+    value = str(value) if isinstance(value, PurePath) else value
     try:
         if not isinstance(value, str):
             return _finite(parser.parse_object({"value": value}).value)

@@ -21,7 +21,7 @@ from boxless.recipes.schema import FinetuneRecipe
 from boxless.runs.run import Run
 from boxless.runs.weights import built_as_in, resolve_trunk
 from boxless.tasks.compare_starts import Finetuning, Start
-from boxless.tasks.compare_table import Amount, Cell, Row, summarize, table, write_table
+from boxless.tasks.compare_table import Amount, Cell, Row, columns, summarize, table, write_table
 from boxless.tasks.finetune import check_weights, run_finetuning
 from boxless.tasks.labels import choose_labels, missing_classes, missing_in_words
 from boxless.tasks.pretrain import check_start, run_pretraining
@@ -34,11 +34,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: `rows` and where they were written."""
+    """A finished comparison; printed, it is the table.
+
+    Attributes:
+        path: folder of the comparison.
+        cells: every fine-tuning: detector, method, fraction or shots, images, seed, scores (0..1), seconds.
+        rows: their means and gains over the seeds.
+    """
 
     path: Path
     cells: tuple[Cell, ...]
     rows: tuple[Row, ...]
+
+    def table(self) -> dict[str, list[Any]]:
+        """The rows as columns, name -> values, which pandas.DataFrame takes; scores are 0..1."""
+        return columns(self.rows)
 
     def __str__(self) -> str:
         return table(self.rows)

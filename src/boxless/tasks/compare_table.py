@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -215,6 +216,27 @@ def table(rows: Sequence[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(entries)} |")
     return "\n".join(lines).replace("± nan", "")
+
+
+def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as columns, name -> values; each score has its mean and, under NAME_std, its spread over the seeds."""
+    entries = [
+        {
+            "detector": row.detector,
+            "method": row.method,
+            "fraction": row.amount.fraction,
+            "shots": row.amount.shots,
+            "images": row.images,
+            "seeds": row.n,
+            **row.mean,
+            **{f"{name}_std": spread for name, spread in row.spread.items()},
+            "gain": row.gain,
+            "interval": row.interval,
+            "verdict": row.verdict,
+        }
+        for row in rows
+    ]
+    return {name: [entry[name] for entry in entries] for name in entries[0]} if entries else {}
 
 
 NOTE = (

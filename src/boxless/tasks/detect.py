@@ -107,9 +107,14 @@ class SourceImages(Dataset[DetectionSample]):
         except BadImage as error:
             grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
             return DetectionSample(grey, torch.eye(2, 3), {}, row, (32, 32), (path, error.reason))
-        size = (source.shape[1], source.shape[0])
-        image, from_source = resize(source, *sides(size, self.shorter, self.longest))
-        return DetectionSample(image, from_source, {}, row, size)
+        return source_sample(source, row, self.shorter, self.longest)
+
+
+def source_sample(source: NDArray[np.uint8], row: int, shorter: Sequence[int], longest: int) -> DetectionSample:
+    """An image (H, W, 3) uint8 RGB, in row `row`, as a detector takes it; sides as in `SourceImages`."""
+    size = (source.shape[1], source.shape[0])
+    image, from_source = resize(source, *sides(size, shorter, longest))
+    return DetectionSample(image, from_source, {}, row, size)
 
 
 def detect(

@@ -60,8 +60,7 @@ class PredictResult:
 
 def run_prediction(run: str, data: str | list[str], out: str, score: float, quiet: bool) -> PredictResult:
     """Predict with a run's detector; see `boxless.predict`."""
-    if not 0 <= score <= 1:
-        raise UserError(f"score: {score}; expected 0 to 1")
+    check_score(score, "score")
     detector, classes, recipe = load_detector(run)
     folder = _folder(out, data)
     index = find_images(data)
@@ -85,6 +84,12 @@ def run_prediction(run: str, data: str | list[str], out: str, score: float, quie
                 _save(drawn, _target(folder, index.key(sample.row), "images"))
         predictions.finish(skipped)
     return PredictResult(folder / FILE, len(predictions.images), predictions.objects, skipped)
+
+
+def check_score(score: float, name: str) -> None:
+    """Raise UserError if a score, an argument of that name, is not in 0..1."""
+    if not 0 <= score <= 1:
+        raise UserError(f"{name}: {score}; expected 0 to 1")
 
 
 def _predict_classes(
@@ -143,7 +148,7 @@ class PredictionFile:
         self.images.append(json.dumps({"id": number, **_image(file, size)}))
         for row in range(len(found.boxes)):
             self.objects += 1
-            annotation = {"id": self.objects, "image_id": number, **_annotation(found, row)}
+            annotation = {"id": self.objects, "image_id": number, **as_coco(found, row)}
             self._file.write((",\n" if self.objects > 1 else "\n") + json.dumps(annotation))
 
     def finish(self, skipped: dict[str, str]) -> None:
@@ -156,7 +161,8 @@ class PredictionFile:
         to_disk(self.path.parent)
 
 
-def _annotation(found: Detections, row: int) -> dict[str, Any]:
+def as_coco(found: Detections, row: int) -> dict[str, Any]:
+    """A detection as a COCO annotation without ids; the category of class k is k + 1."""
     x1, y1, x2, y2 = found.boxes[row].astype(float).tolist()
     annotation = {
         "category_id": int(found.labels[row]) + 1,
