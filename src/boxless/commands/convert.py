@@ -25,12 +25,12 @@ def convert(file: Place, out: Place, prefix: str = "", quiet: bool = False) -> P
     """
     from safetensors.torch import save
 
-    file, out = as_text(file), as_text(out)
     from boxless.errors import UserError
     from boxless.files import make_folder, written
     from boxless.interop.files import converted
     from boxless.interop.names import without
 
+    file, out = as_text(file), as_text(out)
     path = Path(out)
     if path.suffix != ".safetensors" or path.is_dir():
         raise UserError(f"out {out}: expected the name of a file that ends in .safetensors")

@@ -55,8 +55,6 @@ def finetune(
     """
     from dataclasses import replace
 
-    data, val, unlabelled = as_text(data), as_text(val), as_text(unlabelled)
-    out, recipe = as_text(out), as_text(recipe)
     from boxless.data.open import index_images
     from boxless.errors import UserError
     from boxless.recipes.load import describe, load
@@ -72,6 +70,8 @@ def finetune(
     from boxless.training.progress import say
     from boxless.training.signals import stoppable
 
+    data, val, unlabelled = as_text(data), as_text(val), as_text(unlabelled)
+    out, recipe = as_text(out), as_text(recipe)
     start = as_text(renamed(overrides, "init", "weights", weights))
     weights = local(usual_start(recipe == DEFAULT_RECIPE, overrides) if start is None else start)
     settings = choose(load(recipe, FinetuneRecipe), overrides)  # the detector, which decides the neck

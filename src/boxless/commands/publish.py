@@ -24,10 +24,10 @@ def publish(run: Place, to: Place, quiet: bool = False) -> str:
     """
     import tempfile
 
-    run, to = as_text(run), as_text(to)
     from boxless.export.publish import prepare
     from boxless.interop.hub import is_address, upload
 
+    run, to = as_text(run), as_text(to)
     if is_address(to):
         with tempfile.TemporaryDirectory() as folder:
             place = upload(prepare(run, Path(folder)), to)
