@@ -356,10 +356,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def table(options: argparse.Namespace) -> None:
-    results = [json.loads(file.read_text()) for file in sorted(Path(options.out).glob("*/result.json"))]
+    found = [json.loads(file.read_text()) for file in sorted(Path(options.out).glob("*/result.json"))]
+    results = [result for result in found if result]
     keys = sorted({(r["set"], r["split"], r["minutes"], r["arm"]) for r in results})
-    print("| images | split | CPU minutes | arm | n | AP | AP50 | steps | images a second |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| images | split | minutes | CPU seconds | arm | n | AP | AP50 | steps | images a second |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for key in keys:
         mine = [r for r in results if (r["set"], r["split"], r["minutes"], r["arm"]) == key]
 
@@ -371,7 +372,9 @@ def table(options: argparse.Namespace) -> None:
         steps = round(statistics.mean(r["steps"] for r in mine))
         name, split, minutes, arm = key
         size = mine[0]["size"][-1]
-        line = f"| {name}, {size} px | {split} | {minutes:g} | {arm} | {len(mine)} | {cell('ap')} | {cell('ap50')} "
+        seconds = round(statistics.mean(r["seconds"] for r in mine))
+        line = f"| {name}, {size} px | {split} | {minutes:g} | {seconds} | {arm} | {len(mine)} | {cell('ap')} "
+        line += f"| {cell('ap50')} "
         print(f"{line}| {steps} | {cell('images_a_second')} |")
 
 

@@ -37,9 +37,9 @@ DEMO = CompareRecipe(
     pretrain=DENSECL_AUTO,
     finetune=replace(
         FASTER_RCNN_AUTO,
-        iterations=200,
-        min_size=(144,),
-        max_size=144,
+        iterations=300,
+        min_size=(112,),
+        max_size=112,
         checkpoint_every=100,
         workers=0,  # a scene of 96 px is decoded sooner than a worker is told to
     ),
