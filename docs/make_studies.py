@@ -200,8 +200,8 @@ def ranked(name: str, rows: list[Row]) -> list[str]:
 
 def table(cells: list[Cell], rows: list[Row], methods: list[str], adjusted: dict[Tested, float]) -> str:
     """A line for each start, a column for each share of labels: AP, and the gain over scratch with its interval."""
-    shares = sorted({row.fraction for row in rows})
-    found = {(row.method, row.fraction): row for row in rows}
+    shares = sorted({row.amount.fraction for row in rows})
+    found = {(row.method, row.amount.fraction): row for row in rows}
     images = [found[REFERENCE, share].images for share in shares]
     head = [f"{share:.0%} ({count} images)" for share, count in zip(shares, images, strict=True)]
     lines = [f"| start | {' | '.join(head)} | cells won |", "|---" * (2 + len(shares)) + "|"]
@@ -211,7 +211,7 @@ def table(cells: list[Cell], rows: list[Row], methods: list[str], adjusted: dict
             row = found[method, share]
             ap = f"{100 * row.mean['AP']:.1f} ± {100 * row.spread['AP']:.1f}"
             if row.gain is not None:
-                gain = f"{100 * row.gain:+.1f} ± {100 * row.interval:.1f}"
+                gain = f"{100 * row.gain:+.1f} ± {100 * float(half_widths(np.array(row.gains))):.1f}"
                 ap += f", **{gain}**" if adjusted[method, REFERENCE, share] < 0.05 else f", {gain}"
             entries.append(ap)
         if method == REFERENCE:
@@ -248,8 +248,8 @@ def in_rows(axes: Axes) -> None:
 @styled()
 def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
     """Gains in AP over scratch: a panel for each share of labels, a row for each start, a dot for each seed."""
-    shares = sorted({row.fraction for row in rows})
-    found = {(row.method, row.fraction): row for row in rows if row.gain is not None}
+    shares = sorted({row.amount.fraction for row in rows})
+    found = {(row.method, row.amount.fraction): row for row in rows if row.gain is not None}
     methods = methods[::-1]  # the first on top
     seeds = {method: differences(cells, method, REFERENCE) for method in methods}
     figure = blank(max(7.5, 2.2 + 3.2 * len(shares)), 1.7 + 0.42 * len(methods))
@@ -258,13 +258,13 @@ def plot(rows: list[Row], cells: list[Cell], methods: list[str]) -> Figure:
         axes.axvline(0, color=MUTED, linewidth=1)
         for height, method in enumerate(methods):
             row = found[method, share]
-            gain, interval = 100 * (row.gain or 0.0), 100 * row.interval
-            hue = MUTED if row.verdict == "within noise" else PALETTE[0] if gain > 0 else PALETTE[1]
+            gain, interval = 100 * (row.gain or 0.0), 100 * float(half_widths(np.array(row.gains)))
+            hue = MUTED if abs(gain) <= interval else PALETTE[0] if gain > 0 else PALETTE[1]
             axes.plot([gain - interval, gain + interval], [height, height], color=hue, linewidth=2)
             axes.plot([gain], [height], "|", color=hue, markersize=15, markeredgewidth=4)
             own = seeds[method][place]
             axes.scatter(own, [height] * len(own), s=30, color=INK, alpha=0.5, linewidth=0, zorder=3)
-        count = next(row.images for row in rows if row.fraction == share)
+        count = next(row.images for row in rows if row.amount.fraction == share)
         axes.set_title(f"{share:.0%} of the labels: {count} images", fontsize=13)
         in_rows(axes)
         dots = [dot for of_method in seeds.values() for dot in of_method[place]]

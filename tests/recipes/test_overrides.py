@@ -147,11 +147,17 @@ def test_mistakes_are_one_line_that_helps(changes: dict[str, object], message: s
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_a_pretraining_of_no_epochs_is_refused(epochs: float) -> None:
+    with pytest.raises(UserError, match=r"^epochs: expected more than 0"):
+        override(catalogue.load("byol-small", object), {"epochs": epochs})
+
+
 @pytest.mark.parametrize(
     ("recipe", "key", "wrong", "least"),
     [
         ("byol-small", "seed", -1, 0),
-        ("byol-small", "epochs", -0.5, 0),
+        ("faster-rcnn-fpn", "epochs", -0.5, 0),
         ("byol-small", "workers", -1, 0),
         ("byol-small", "batch_size", 0, 1),
         ("byol-small", "checkpoint_every", 0, 1),

@@ -201,7 +201,8 @@ def compared(out: Path) -> Path:
 def test_a_comparison_gives_its_table_and_says_what_it_means(tmp_path: Path) -> None:
     seen = page(compared(tmp_path / "c"))
     assert "from scratch 40 20.5 ± 0.7" in seen.text and "soco 40 31.0 ± 1.4" in seen.text
-    assert "+10.5 ± 6.4" in seen.text  # 12.7062, Student's t for one degree of freedom, times 0.5 / sqrt(2) * sqrt(2)
+    # gains 10 and 11, 0.1 and -0.2: pooled variance 0.2725; 6.205 is Student's t of 2 degrees of freedom for two gains
+    assert "+10.5 ± 2.3" in seen.text
     assert "soco, 40 labels: pretraining helps" in seen.text and "byol, 40 labels: within noise" in seen.text
     assert "2 of 2 classes lost AP: dog -5.0, cat -0.1." in seen.text
     assert (

@@ -1,6 +1,8 @@
 """Gains are paired by seed and called more than noise only when they are."""
 
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,12 @@ from boxless.recipes.overrides import override
 from boxless.recipes.schema import CompareRecipe, PretrainRecipe
 from boxless.tasks.compare_starts import resolve_detectors, resolve_starts
 from boxless.tasks.compare_table import Cell, summarize, table
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("seeds")
 
 
 def cells(method, values, fraction=0.1):
@@ -50,6 +58,35 @@ def test_seeds_without_a_reference_widen_no_interval():
 def test_one_seed_says_nothing():
     rows = summarize(cells("none", [0.1]) + cells("soco", [0.9]))
     assert rows[1].verdict == "one seed: cannot tell"
+
+
+def test_few_seeds_are_judged_by_the_spread_of_all_gains():
+    """Alone, two seeds need a gain of nine spreads; other starts and amounts of labels say how large the spread is."""
+    first = cells("none", [0.1, 0.2]) + cells("soco", [0.32, 0.46])
+    alone = summarize(first)[1]
+    assert alone.gain == pytest.approx(0.24) and alone.verdict == "both seeds gained: too few to tell"
+    more = cells("byol", [0.10, 0.21]) + cells("none", [0.2, 0.3], 0.2) + cells("soco", [0.44, 0.53], 0.2)
+    rows = {(row.method, row.amount.fraction): row for row in summarize(first + more)}
+    # differences 22 and 26, 0 and 1, 24 and 23: variances 8, 0.5 and 0.5; on 10 % of the labels their mean is 4.25
+    t = 4.857  # of 3 degrees of freedom, at 1 - 0.025 / 3
+    assert rows["soco", 0.1].interval == pytest.approx(0.01 * t * (4.25 / 2) ** 0.5, rel=1e-3)
+    assert rows["soco", 0.2].interval == pytest.approx(0.01 * t * (3 / 2) ** 0.5, rel=1e-3)
+    assert rows["soco", 0.1].verdict == rows["soco", 0.2].verdict == "better"
+    assert rows["byol", 0.1].verdict == "within noise"
+    lost = summarize(cells("none", [0.2, 0.3]) + cells("soco", [0.1, 0.29]))[1]
+    assert lost.verdict == "both seeds lost: too few to tell"
+
+
+@pytest.mark.parametrize(("starts", "amounts", "scales"), [(1, 1, (1,)), (4, 1, (1,)), (2, 3, (1,)), (2, 3, (1, 3))])
+def test_nothing_is_better_where_nothing_differs_in_19_of_20_comparisons(simulated, starts, amounts, scales):
+    for seeds in (2, 3):
+        assert simulated.wrongly_better(starts, amounts, seeds, 250, scales) <= 0.05
+
+
+def test_more_seeds_and_more_cells_find_more(simulated):
+    two, three, five = (simulated.found(2, 1, seeds, 200) for seeds in (2, 3, 5))
+    assert two < three < five and five > 0.8
+    assert simulated.found(2, 3, 2, 100) > simulated.found(1, 1, 2, 400)
 
 
 def test_methods_bring_their_own_learning_rate_unless_one_is_given():

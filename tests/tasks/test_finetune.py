@@ -119,6 +119,8 @@ def test_corrected_second_try_works_after_a_wrong_first(scenes: Path, pretrained
         finetuning(scenes, out, str(pretrained.path) + "-typo", **SHORT)
     with pytest.raises(UserError, match="choose the trunk that the file is of"):
         finetuning(scenes, out, str(pretrained.weights), **{**SHORT, "trunk.backbone": "resnet34"})
+    with pytest.raises(UserError, match=r"label_count: 2; .*label_fraction 0\.5"):
+        finetuning(scenes, out, label_count=2, label_fraction=0.5, **SHORT)
     with pytest.raises(UserError, match=r"label_count: 9; expected 1 to 4"):
         finetuning(scenes, out, label_count=9, **SHORT)
     with pytest.raises(UserError, match=r"step \d: .*loss.* = (nan|inf).*Lower optim\.lr"):

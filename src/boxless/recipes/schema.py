@@ -125,7 +125,9 @@ class PretrainRecipe:
     nothing unless WANDB_MODE=online or MLFLOW_TRACKING_URI is set."""
 
     def __post_init__(self) -> None:
-        _check_least(self, 0, "epochs", "workers", "seed")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs: expected more than 0, got {self.epochs:g}")
+        _check_least(self, 0, "workers", "seed")
         _check_least(self, 1, "batch_size", "checkpoint_every", "health_every")
 
     @property

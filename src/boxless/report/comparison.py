@@ -119,6 +119,9 @@ def advise_comparison(comparison: Comparison) -> list[Advice]:
         elif math.isnan(row.interval):
             reason = f"AP {gain}, from one seed: chance may do as much. Give more seeds; finished cells are kept."
             result.append(Advice("warn", f"{name}: cannot tell", reason, "--seeds 3"))
+        elif row.verdict.startswith("both seeds"):
+            reason = f"AP {gain}: both seeds {row.agreed}, and two are too few to tell. Finished cells are kept.{lost}"
+            result.append(Advice("warn", f"{name}: both seeds {row.agreed}", reason, "--seeds 5"))
         else:
             needed = math.ceil(row.n * (row.interval / max(abs(row.gain), 1e-9)) ** 2)
             more = f"A gain of this size would show with about {needed} seeds. " if 0 < needed <= 50 else ""

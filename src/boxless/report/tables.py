@@ -47,7 +47,7 @@ def _table(rows: Sequence[Row], title: str, names: dict[str, str], note: str) ->
     ]
     ranges = [None if row.gain is None or math.isnan(row.interval) else (row.gain, row.interval) for row in rows]
     head = ("start", "labelled images", *scores, "gain in AP, 95 %", "seeds", "")
-    levels = tuple(LEVELS.get(row.verdict, "warn") for row in rows)
+    levels = tuple(LEVELS.get(row.verdict.partition(" than ")[0], "warn") for row in rows)
     return Table(title, head, tuple(entries), tuple(ranges), levels, note)
 
 
@@ -81,7 +81,7 @@ def table_of_runs(reports: Sequence[RunReport]) -> list[Table]:
         for pair, report in group.items()
     ]
     data = {cell.detector for cell in cells}
-    note = f"± is the standard deviation over seeds; gains are over {names[first]}, paired by seed, 95 % by t."
+    note = f"± is the standard deviation over seeds; gains are over {names[first]}, paired by seed, 95 % for all."
     if len(data) > 1:
         note += " These runs were measured on different labels: scores of different labels cannot be compared."
     if repeats:

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,9 @@ class Row:
         spread: score name -> standard deviation over the seeds (nan for one seed).
         gain: in AP over the reference with the same detector and seeds' labels; None for the reference itself.
         over: the reference: the start from scratch or, with +unlabelled behind the start, the start without it.
-        interval: half width of the gain's 95 % interval (paired t; nan for one seed).
+        gains: the gain of each seed; empty for the reference.
+        interval: half width of the gain's interval, at 95 % for all gains of a comparison together; nan where no gain
+            has two seeds.
     """
 
     detector: str
@@ -144,7 +146,8 @@ class Row:
     mean: dict[str, float]
     spread: dict[str, float]
     gain: float | None
-    interval: float
+    gains: tuple[float, ...] = ()
+    interval: float = math.nan
     over: str = REFERENCE
 
     @property
@@ -155,9 +158,17 @@ class Row:
         if math.isnan(self.interval):
             return "one seed: cannot tell"
         if abs(self.gain) <= self.interval:
+            if self.agreed and len(self.gains) == 2:
+                return f"both seeds {self.agreed}: too few to tell"
             return "within noise"
         than = "" if self.over == REFERENCE else f" than {self.over}"
         return ("better" if self.gain > 0 else "worse") + than
+
+    @property
+    def agreed(self) -> str:
+        """`gained` or `lost` if every seed did; empty if they differ."""
+        signs = {math.copysign(1, gain) for gain in self.gains if gain}
+        return "" if len(signs) != 1 or 0 in self.gains else "gained" if 1 in signs else "lost"
 
 
 def summarize(cells: Sequence[Cell]) -> list[Row]:
@@ -172,17 +183,14 @@ def summarize(cells: Sequence[Cell]) -> list[Row]:
                 over = plain if plain != method and plain in methods else REFERENCE
                 reference = {cell.seed: cell.scores["AP"] for cell in group if cell.method == over}
                 rows.append(_row([cell for cell in group if cell.method == method], reference, over))
-    return rows
+    return [replace(row, interval=_half_width(row, rows)) for row in rows]
 
 
 def _row(group: Sequence[Cell], reference: dict[int, float], over: str) -> Row:
     """Cells that differ in their seed alone; `reference`: seed -> AP of the start `over` with the same labels."""
     first, n = group[0], len(group)
     gains = [cell.scores["AP"] - reference[cell.seed] for cell in group if cell.seed in reference]
-    compared = bool(gains) and first.method != REFERENCE
-    interval = math.nan
-    if compared and len(gains) > 1:
-        interval = float(student_t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
+    gains = [] if first.method == REFERENCE else gains
     scores = {name: [cell.scores[name] for cell in group] for name in first.scores}
     return Row(
         first.detector,
@@ -192,10 +200,33 @@ def _row(group: Sequence[Cell], reference: dict[int, float], over: str) -> Row:
         n,
         {name: statistics.fmean(values) for name, values in scores.items()},
         {name: float(np.std(values, ddof=1)) if n > 1 else math.nan for name, values in scores.items()},
-        statistics.fmean(gains) if compared else None,
-        interval,
-        over,
+        statistics.fmean(gains) if gains else None,
+        tuple(gains),
+        over=over,
     )
+
+
+def _half_width(row: Row, rows: Sequence[Row]) -> float:
+    """Half width of the interval of a row's gain among those of all rows.
+
+    Few seeds say little of how much gains differ by chance, so the variance over seeds is pooled over all gains of the
+    detector, with their degrees of freedom; or, where it is larger, over those on as many labels, since few labels may
+    differ more. The level is Bonferroni's: 95 % for all gains of the comparison together.
+    """
+    several = [each for each in rows if each.detector == row.detector and len(each.gains) > 1]
+    if not row.gains or not several:
+        return math.nan
+    alike = [each for each in several if each.amount == row.amount]
+    variance = max(_pooled(several), _pooled(alike or several))
+    freedom = sum(len(each.gains) - 1 for each in several)
+    tests = sum(each.gain is not None for each in rows)
+    return float(student_t.ppf(1 - 0.025 / tests, freedom)) * math.sqrt(variance / len(row.gains))
+
+
+def _pooled(rows: Sequence[Row]) -> float:
+    """Variance of gains over seeds, pooled over rows with two seeds or more."""
+    squares = [statistics.variance(row.gains) * (len(row.gains) - 1) for row in rows]
+    return math.fsum(squares) / sum(len(row.gains) - 1 for row in rows)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -231,6 +262,7 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
             **row.mean,
             **{f"{name}_std": spread for name, spread in row.spread.items()},
             "gain": row.gain,
+            "over": row.over,
             "interval": row.interval,
             "verdict": row.verdict,
         }
@@ -242,8 +274,9 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
 NOTE = (
     "± is the standard deviation over seeds; a seed sets the choice of labelled images, the new layers and the order "
     "of images. The gain is over training from scratch or, with +unlabelled, over the same start without it; it is "
-    "paired by seed, with its 95 % interval (t distribution). Each method was pretrained once, "
-    "so the spread does not hold the chance of pretraining itself."
+    "paired by seed. Its interval holds at 95 % for all gains of the table together (t distribution, Bonferroni), by "
+    "the spread of all gains of a detector. Each method was pretrained once, so the spread does not hold the chance of "
+    "pretraining itself."
 )
 
 

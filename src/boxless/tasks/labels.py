@@ -53,6 +53,11 @@ def choose_labels(data: LabelledData, recipe: FinetuneRecipe) -> LabelledData:
     """
     data = data.with_difficult() if recipe.learn_difficult else data
     shared = recipe.label_fraction != 1 or recipe.label_count is not None
+    if recipe.label_fraction != 1 and recipe.label_count is not None:
+        raise UserError(
+            f"label_count: {recipe.label_count}; and label_fraction {recipe.label_fraction:g} both choose images; "
+            "leave one out"
+        )
     if recipe.shots is not None:
         if shared or recipe.label_list is not None or recipe.label_choice != "random":
             raise UserError(
