@@ -56,6 +56,8 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
 def test_minutes_decide_the_length_and_a_run_that_goes_on_keeps_it(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--minutes 0\.0001: room for \d+ steps"):
         pretrain(scenes, tmp_path / "run", minutes=0.0001)
+    with pytest.raises(UserError, match=r"--minutes: the time of soco is not measured; give --epochs"):
+        pretrain(scenes, tmp_path / "run", minutes=1, recipe="soco-small")
     run = pretrain(scenes, tmp_path / "run", epochs=2, quiet=True, **{"method.queue_length": 8})
     assert run.summary["steps"] == 4
     (run.path / "summary.json").unlink()

@@ -62,7 +62,8 @@ def pretrain(
     from boxless.recipes.schema import PretrainRecipe
     from boxless.runs.run import Run, check_place
     from boxless.runs.weights import local, usual_start, weights_file, with_trunk_of
-    from boxless.tasks.plan_pretraining import PretrainPlanOptions, planned_pretraining
+    from boxless.tasks.plan import PlanOptions
+    from boxless.tasks.plan_pretraining import planned_pretraining
     from boxless.tasks.pretrain import check_start, run_pretraining
     from boxless.tasks.proposals import prepare_boxes
     from boxless.training.device import training_fabric
@@ -98,7 +99,7 @@ def pretrain(
         if settings.decoder == "gpu" and not Run(folder).finished:
             require_gpu_decoder(fabric.device)  # before hours of proposals
         silent = (quiet and not dry_run) or rank() > 0
-        plan = PretrainPlanOptions(planned, frozenset(overrides), minutes, silent)
+        plan = PlanOptions(planned, frozenset(overrides), minutes, silent)
         settings = planned_pretraining(settings, plan, index, folder, weights)
         if dry_run:
             return Run(folder)

@@ -62,9 +62,9 @@ class PlanOptions:
     """Limits of a plan.
 
     Attributes:
-        settings: true if size, anchors and steps are chosen from the labels.
+        settings: true if settings are chosen from the data.
         given: keys that the user has set, which stay.
-        minutes: time to train, which decides the number of steps; None for none.
+        minutes: time to train, which decides the length; None for none.
         quiet: print nothing.
     """
 
@@ -89,7 +89,7 @@ def planned(
     itself on images without labels.
 
     Raises:
-        UserError: not even one image fits into memory, or the time is too short.
+        UserError: not even one image fits into memory, or the time is too short or cannot be planned for.
     """
     run, fabric = Run(out), make_fabric(recipe.precision)
     chosen = choose_labels(data, recipe)
@@ -105,9 +105,11 @@ def planned(
         kept |= {"min_size": resized, "max_size": resized}
         kept["detector.anchor_sizes"] = resized and hasattr(recipe.detector, "anchor_sizes")
         return override(recipe, {key: run.settings[key] for key, taken in kept.items() if taken})
-    if world_size() > 1 or (options.quiet and options.minutes is None and not options.settings):
-        return recipe
-    if recipe.detector.targets == "classes":
+    segments = recipe.detector.targets == "classes"
+    if options.minutes is not None and (segments or world_size() > 1):
+        unmeasured = "FCN" if segments else "several processes"
+        raise UserError(f"--minutes: the time of {unmeasured} is not measured; give --iterations")
+    if segments or world_size() > 1 or (options.quiet and options.minutes is None and not options.settings):
         return recipe
 
     def measured(recipe: FinetuneRecipe) -> Cost:
@@ -263,8 +265,10 @@ def measure(recipe: FinetuneRecipe, fabric: Fabric, data: LabelledData, val: Lab
         rows = np.linspace(0, len(sizes) - 1, max(fitting)).round().astype(int)
         part = [dataset[0, int(row)] for row in rows]
         began = time.perf_counter()
-        _peak(fabric, module, part)
+        peak = _peak(fabric, module, part)
         seconds = (time.perf_counter() - began) / len(part)
+        needed[len(part)] = max(needed[len(part)], peak + fixed)
+        fitting = [images for images in fitting if needed[images] <= ROOM * room]
     del module, detector, trunk
     release()
     if not fitting:

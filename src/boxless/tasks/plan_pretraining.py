@@ -5,7 +5,7 @@ epochs of 118,000 images) and on ImageNet (100 to 400 of 1,281,167).
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from boxless.recipes.overrides import override
 from boxless.recipes.schema import PretrainRecipe
 from boxless.runs.run import Run
 from boxless.tasks.batch_size import first_images
-from boxless.tasks.plan import FEWEST_STEPS, MOST_MINUTES, ROOM, Cost, available_memory, peak_memory, reset_peak
+from boxless.tasks.plan import (
+    FEWEST_STEPS,
+    MOST_MINUTES,
+    ROOM,
+    Cost,
+    PlanOptions,
+    available_memory,
+    peak_memory,
+    reset_peak,
+)
 from boxless.tasks.pretrain import PretrainTask
 from boxless.tasks.schedule import PretrainSchedule
 from boxless.training.device import make_fabric, resolve_precision
@@ -33,32 +42,15 @@ STEPS = 30.0
 """Steps for each image, at the square root of their number."""
 
 
-@dataclass(frozen=True)
-class PretrainPlanOptions:
-    """Limits of a plan.
-
-    Attributes:
-        settings: true if length, batch and queue are chosen from the images.
-        given: keys that the user has set, which stay.
-        minutes: time to train, which decides the number of epochs; None for none.
-        quiet: print nothing.
-    """
-
-    settings: bool
-    given: frozenset[str] = frozenset()
-    minutes: float | None = None
-    quiet: bool = True
-
-
 def planned_pretraining(
-    recipe: PretrainRecipe, options: PretrainPlanOptions, images: ImageIndex, out: Path, weights: str | None
+    recipe: PretrainRecipe, options: PlanOptions, images: ImageIndex, out: Path, weights: str | None
 ) -> PretrainRecipe:
     """A recipe with what the plan decides; prints it with the time, measured on real steps.
 
     A run that goes on keeps what was decided. Several processes measure nothing, and methods that need boxes neither.
 
     Raises:
-        UserError: the time is too short.
+        UserError: the time is too short, or cannot be planned for.
     """
     run = Run(out)
     if options.settings:
@@ -66,25 +58,25 @@ def planned_pretraining(
     timed = options.minutes is not None or (options.settings and "epochs" not in options.given)
     if run.recipe_file.is_file() and (bool(run.checkpoints) or run.finished):
         return replace(recipe, epochs=run.settings["epochs"]) if timed else recipe
-    if world_size() > 1 or recipe.method.needs_boxes or not (timed or not options.quiet):
+    unmeasured = "several processes" if world_size() > 1 else recipe.method.name if recipe.method.needs_boxes else None
+    if unmeasured is not None and options.minutes is not None:
+        raise UserError(f"--minutes: the time of {unmeasured} is not measured; give --epochs")
+    if unmeasured is not None or not (timed or not options.quiet):
         return recipe
     fabric = make_fabric(recipe.precision)
     cost = measure(recipe, fabric, images)
-    seconds = cost.seconds
-    minutes = options.minutes
+    seconds, minutes = cost.seconds, options.minutes
     if minutes is None and timed and fabric.device.type == "cpu":
         minutes = max(MOST_MINUTES, FEWEST * seconds / 60)
-    steps = PretrainSchedule.of(recipe, len(images)).steps
     if minutes is not None:
-        fitting = int(60 * minutes / seconds)
+        steps, fitting = PretrainSchedule.of(recipe, len(images)).steps, int(60 * minutes / seconds)
         if fitting < FEWEST_STEPS:
             raise UserError(
                 f"--minutes {minutes:g}: room for {fitting} steps of {seconds:.2g} s, too few; give "
                 f"{FEWEST_STEPS * seconds / 60:.0f} minutes or more, or a smaller --batch-size"
             )
         if options.minutes is not None or fitting < steps:
-            steps = fitting
-            recipe = replace(recipe, epochs=epochs_of(steps, recipe.batch_size, len(images)))
+            recipe = replace(recipe, epochs=epochs_of(fitting, recipe.batch_size, len(images)))
     say(describe_plan(recipe, images, cost, weights, fabric), options.quiet)
     return recipe
 
